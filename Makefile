@@ -1,0 +1,41 @@
+# The two commands: make demo, make test. Each makes the environment in .venv where it is not there yet.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+# PyPI's torch for Linux carries CUDA, several GB; this index has the one for CPUs. TORCH_INDEX= takes PyPI's, for GPUs.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+DEMO ?= demo-output
+
+.PHONY: demo test test-gpu lint bench notebooks clean
+
+$(VENV)/.ready: pyproject.toml
+	@test -x $(BIN)/python || { echo "Making the environment in $(VENV) (a few minutes, once) ..."; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { echo "Installing torch ..."; $(PIP) --no-deps --retries 1 'torch==2.13.0' \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)); }
+	@echo "Installing imgcurate and what it needs ..."
+	@$(PIP) --editable '.[small,dev,bench]'
+	@touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/imgcurate demo $(DEMO) --overwrite
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -q
+
+test-gpu: $(VENV)/.ready
+	$(BIN)/python -m pytest -q tests/gpu -rs
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready
+	$(BIN)/python benchmarks/end_to_end.py
+
+notebooks: $(VENV)/.ready
+	$(BIN)/python -m pytest -q tests/test_notebooks.py
+
+clean:
+	rm -rf $(VENV) $(DEMO)

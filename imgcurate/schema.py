@@ -1,0 +1,97 @@
+"""The columns of a row: their names, their Arrow types, and empty frames that carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+#: Every column imgcurate writes, with its Arrow type. Sources make the first nine, verbs add the rest.
+TYPES: dict[str, pa.DataType] = {
+    "image_id": pa.string(),
+    "url": pa.string(),
+    "member": pa.string(),
+    "offset": pa.int64(),
+    "size": pa.int64(),
+    "sample_offset": pa.int64(),
+    "sample_size": pa.int64(),
+    "caption": pa.string(),
+    "metadata": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "error": pa.string(),
+    "embedding": pa.list_(pa.float32()),
+    "aesthetic_score": pa.float32(),
+    "nsfw_score": pa.float32(),
+    "cluster": pa.int32(),
+    "centroid_distance": pa.float32(),
+    "duplicate_of": pa.string(),
+    "similarity": pa.float32(),
+    "kept": pa.bool_(),
+    "reason": pa.string(),
+}
+
+#: What a source gives each row.
+SOURCE_COLUMNS = (
+    "image_id",
+    "url",
+    "member",
+    "offset",
+    "size",
+    "sample_offset",
+    "sample_size",
+    "caption",
+    "metadata",
+    "error",
+)
+
+
+def table(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """Build a pandas partition with the Arrow types of `TYPES`.
+
+    Parameters
+    ----------
+    columns : mapping of str to sequence
+        Column name to values; None is null.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One Arrow-typed column a name.
+
+    Examples
+    --------
+    >>> table({"image_id": ["a"], "size": [3]}).dtypes["size"]
+    int64[pyarrow]
+    """
+    return pd.DataFrame({name: pd.array(values, dtype=pd.ArrowDtype(TYPES[name])) for name, values in columns.items()})
+
+
+def empty(names: Iterable[str]) -> pd.DataFrame:
+    """Return a partition of no rows with the named columns: the ``meta`` of a Dask dataframe."""
+    return table({name: [] for name in names})
+
+
+def require(frame: Any, columns: Iterable[str], verb: str) -> None:
+    """Raise a KeyError that names the columns `verb` needs and `frame` lacks.
+
+    Parameters
+    ----------
+    frame : Dask or pandas DataFrame
+    columns : iterable of str
+    verb : str
+        The function that asks, for the message.
+
+    Raises
+    ------
+    KeyError
+        Where a column is missing.
+    """
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        raise KeyError(
+            f"{verb} needs column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}; "
+            f"the frame has {', '.join(map(repr, frame.columns))}"
+        )

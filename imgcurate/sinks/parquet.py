@@ -1,0 +1,61 @@
+"""Rows as Parquet that any reader opens: pandas, pyarrow, Dask, cuDF, polars, DuckDB."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import dask
+import pyarrow.parquet as pq
+
+from imgcurate import storage, vectors
+
+
+def write_parquet(
+    frame: Any,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    storage_options: storage.Options = None,
+) -> list[str]:
+    """Compute a frame and write it as a folder of Parquet files, one a partition.
+
+    Parameters
+    ----------
+    frame : dask.dataframe.DataFrame
+    path : str or path
+        The folder. Files appear in it, as ``part.00000.parquet`` and so on, when all are whole.
+    overwrite : bool, default False
+        Replace the Parquet files that are there. `frame` may be read from them.
+    storage_options : dict, optional
+        For the fsspec filesystem.
+
+    Returns
+    -------
+    list of str
+        The files.
+
+    Raises
+    ------
+    FileExistsError
+        Where Parquet files are there and `overwrite` is false.
+
+    Examples
+    --------
+    >>> write_parquet(frame, "curated/images.parquet")  # doctest: +SKIP
+    """
+    with storage.staged_folder(path, ".parquet", overwrite=overwrite, storage_options=storage_options) as folder:
+        names = dask.compute(*write_parts(frame, folder, storage_options))
+    return [f"{storage.absolute(path, storage_options)}/{name}" for name in names]
+
+
+def write_parts(frame: Any, folder: str, storage_options: storage.Options = None) -> list[Any]:
+    """Return one delayed task a partition that writes it into `folder` and gives the file's name."""
+    write = dask.delayed(_write_part)
+    return [write(part, folder, f"part.{i:05d}.parquet", storage_options) for i, part in enumerate(frame.to_delayed())]
+
+
+def _write_part(part: Any, folder: str, name: str, storage_options: storage.Options) -> str:
+    with storage.open_output(f"{folder}/{name}", storage_options) as file:
+        pq.write_table(vectors.to_arrow(part), file, compression="zstd")
+    return name

@@ -1,0 +1,47 @@
+"""Parquet as rows: what `imgcurate.write_parquet` or anyone else wrote."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import dask
+import dask.dataframe as dd
+
+from imgcurate import storage
+from imgcurate.cluster import backend
+
+
+def read_parquet(
+    path: str | os.PathLike[str], *, columns: list[str] | None = None, storage_options: storage.Options = None
+) -> Any:
+    """Read Parquet files as a Dask dataframe.
+
+    Parameters
+    ----------
+    path : str or path
+        A file, a folder or a glob.
+    columns : list of str, optional
+        Those to read. Default: all.
+    storage_options : dict, optional
+        For the fsspec filesystem.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        Arrow-typed, so that embeddings stay lists of float32 without a copy.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no Parquet file.
+
+    Examples
+    --------
+    >>> frame = read_parquet("curated/images.parquet")  # doctest: +SKIP
+    """
+    storage.expand(path, (".parquet", ".pq"), storage_options)
+    # cuDF's columns are Arrow's already, and its reader knows no dtype_backend. Dask would turn Arrow strings into pandas' own.
+    options = {} if backend() == "cudf" else {"dtype_backend": "pyarrow"}
+    with dask.config.set({"dataframe.convert-string": False}):
+        return dd.read_parquet(os.fspath(path), columns=columns, storage_options=storage_options, **options)

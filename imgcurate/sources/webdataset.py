@@ -1,0 +1,186 @@
+"""WebDataset tar shards as rows: one row a sample, found from headers; only sidecars are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import dask.dataframe as dd
+import pandas as pd
+
+from imgcurate import schema, storage, tar
+from imgcurate.cluster import backend
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "avif")
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
+# Large enough that the headers of small members come with one request, small enough that those of large ones cost little.
+_REMOTE_BLOCK = 1 << 16
+
+Shard = tuple[str, str]  # url and the part of image_id that names it
+
+
+def read_webdataset(
+    urls: storage.Paths, *, shards_per_partition: int = 1, storage_options: storage.Options = None
+) -> Any:
+    """Read WebDataset tar shards as a Dask dataframe with one row a sample.
+
+    Parameters
+    ----------
+    urls : str, path, or list of these
+        A shard, a folder of shards, a glob, or braces such as ``"s3://bucket/{00000..00041}.tar"``: any fsspec URL.
+    shards_per_partition : int, default 1
+        Raise it for many small shards.
+    storage_options : dict, optional
+        For the fsspec filesystem.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        Columns image_id, url, member, offset, size, sample_offset, sample_size, caption, metadata, error; see
+        `imgcurate.schema`. ``image_id`` is the shard's path relative to the common folder of all shards, without its
+        extension, "/", and the sample's key. A sample that cannot be used (no image, several images, a member stored twice, an
+        unsafe name, a link, a shard that is cut off inside it) is a row with an ``error``.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where a pattern names nothing.
+    ValueError
+        Where a shard is compressed, is named twice, or two shards give the same image_id.
+    imgcurate.tar.ShardError
+        When rows are computed, where nothing can be read from a shard.
+
+    Notes
+    -----
+    Listing reads headers and the .txt and .json sidecars, never images. As in WebDataset, a key is a member's path up to the
+    first dot of the file name, and directories, hidden files, files without an extension and ``__names__`` are no samples. Members of
+    one key belong together wherever they stand in the shard. An image is a member whose extension is one of
+    jpg, jpeg, png, webp, gif, tif, tiff, bmp, avif in any case; where there is none, one that ends in such an extension.
+
+    Examples
+    --------
+    >>> frame = read_webdataset("shards/{00000..00041}.tar")  # doctest: +SKIP
+    >>> frame[["image_id", "caption"]].head()  # doctest: +SKIP
+    """
+    if shards_per_partition < 1:
+        raise ValueError(f"shards_per_partition={shards_per_partition}: must be at least 1")
+    found = list(storage.expand(urls, (".tar",), storage_options))
+    for url in found:
+        if url.lower().endswith(_COMPRESSED):
+            raise ValueError(
+                f"{url} is compressed: a sample's bytes cannot be found in it without reading all before; decompress it to .tar"
+            )
+    shards = _name_shards(found)
+    _check_nested(shards, storage_options)
+    groups = [shards[i : i + shards_per_partition] for i in range(0, len(shards), shards_per_partition)]
+    frame = dd.from_map(
+        list_shards,
+        groups,
+        storage_options=storage_options,
+        meta=schema.empty(schema.SOURCE_COLUMNS),
+        label="read-webdataset",
+    )
+    return frame.to_backend("cudf") if backend() == "cudf" else frame
+
+
+def list_shards(shards: Sequence[Shard], storage_options: storage.Options = None) -> pd.DataFrame:
+    """List shards as one partition of rows: what `read_webdataset` runs on the workers."""
+    rows: list[dict[str, Any]] = []
+    for url, name in shards:
+        with storage.open_input(url, storage_options, **_reading(url)) as file:
+            samples = tar.scan(file, storage.size_of(url, storage_options), url)
+            rows.extend(_row(sample, url, name, file) for sample in samples)
+    return schema.table({column: [row[column] for row in rows] for column in schema.SOURCE_COLUMNS})
+
+
+def _row(sample: tar.Sample, url: str, name: str, file: BinaryIO) -> dict[str, Any]:
+    images = _images(sample)
+    problem = _problem(sample, images)
+    image = images[0] if images else None
+    run = sample.run
+    return {
+        "image_id": f"{name}/{sample.key}",
+        "url": url,
+        "member": image.name if image else None,
+        "offset": image.offset if image else 0,
+        "size": image.size if image else 0,
+        "sample_offset": run[0] if run else None,
+        "sample_size": run[1] if run else None,
+        "caption": None if problem else _text(sample, "txt", file),
+        "metadata": None if problem else _text(sample, "json", file),
+        "error": problem,
+    }
+
+
+def _images(sample: tar.Sample) -> list[tar.Member]:
+    images = [member for member in sample.members if member.extension in IMAGE_EXTENSIONS]
+    return images or [member for member in sample.members if member.extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
+
+
+def _problem(sample: tar.Sample, images: list[tar.Member]) -> str | None:
+    """Say why a sample cannot be used, or None."""
+    names = Counter(member.name for member in sample.members)
+    twice = [name for name, count in names.items() if count > 1]
+    if sample.problem:
+        return sample.problem
+    for member in sample.members:
+        if member.problem:
+            return member.problem
+    if twice:
+        return f"member {twice[0]!r} is stored {names[twice[0]]} times"
+    if not images:
+        return "no image: the sample has " + ", ".join(member.name for member in sample.members)
+    if len(images) > 1:
+        return f"{len(images)} images in one sample: " + ", ".join(member.name for member in images)
+    return None
+
+
+def _text(sample: tar.Sample, extension: str, file: BinaryIO) -> str | None:
+    for member in sample.members:
+        if member.extension == extension:
+            file.seek(member.offset)
+            return file.read(member.size).decode("utf-8", "replace")
+    return None
+
+
+def _reading(url: str) -> dict[str, Any]:
+    """Return how to open a shard for hopping from header to header."""
+    is_local = "://" not in url and "::" not in url
+    return {} if is_local else {"block_size": _REMOTE_BLOCK, "cache_type": "readahead"}
+
+
+def _name_shards(urls: Sequence[str]) -> list[Shard]:
+    root = storage.common_folder([url.rpartition("/")[0] for url in urls])
+    named = [(url, storage.relative(url, root)) for url in urls]
+    shards = [(url, name[:-4] if name.lower().endswith(".tar") else name) for url, name in named]
+    first: dict[str, str] = {}
+    for url, name in shards:
+        if name in first:
+            raise ValueError(f"{first[name]} and {url} would give their images the same ids ({name}/...); rename one")
+        first[name] = url
+    return shards
+
+
+def _check_nested(shards: Sequence[Shard], storage_options: storage.Options) -> None:
+    """See that ``a.tar`` with a key ``b/c`` does not meet ``a/b.tar`` with a key ``c``: both would be image ``a/b/c``.
+
+    Only where one shard's name is a folder of another's can two shards give one id, so only such shards are listed here.
+    """
+    names = {name for _, name in shards}
+    inner = {name: [part for part in _ancestors(name) if part in names] for name in names}
+    involved = {name for name, outer in inner.items() if outer} | {part for outer in inner.values() for part in outer}
+    if not involved:
+        return
+    ids = list_shards([shard for shard in shards if shard[1] in involved], storage_options)["image_id"]
+    collisions = ids[ids.duplicated()].unique()
+    if len(collisions):
+        raise ValueError(
+            f"{len(collisions)} image ids stand for two images: {', '.join(collisions[:5])}; rename the shards or read them apart"
+        )
+
+
+def _ancestors(name: str) -> list[str]:
+    parts = name.split("/")
+    return ["/".join(parts[:i]) for i in range(1, len(parts))]

@@ -1,0 +1,280 @@
+"""The embedding column and the matrix it holds, on pandas/NumPy and on cuDF/CuPy, without copies where there are no nulls.
+
+Everything outside the four GPU-aware rooms works on what this one gives: arrays with the NumPy API, and columns that fit
+the partition they were asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imgcurate import schema
+
+_MAX_CHILD_ELEMENTS = 2**31 - 1
+
+
+def on_gpu(part: Any) -> bool:
+    """Tell whether a partition, column or array lives on a GPU (cuDF or CuPy)."""
+    return type(part).__module__.partition(".")[0] in ("cudf", "cupy")
+
+
+def namespace(array: Any) -> Any:
+    """Return the module (NumPy or CuPy) whose functions work on `array`."""
+    if on_gpu(array):
+        import cupy
+
+        return cupy
+    return np
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """Return `array` on the host."""
+    return array.get() if on_gpu(array) else np.asarray(array)
+
+
+def to_matrix(column: Any) -> Any:
+    """Return the vectors of an embedding column as one matrix.
+
+    Parameters
+    ----------
+    column : pandas or cuDF Series of shape (n,)
+        Lists of numbers: Arrow ``list``, ``large_list`` or ``fixed_size_list``, or an object column of arrays or lists, as
+        plain Parquet readers return.
+
+    Returns
+    -------
+    numpy.ndarray or cupy.ndarray of shape (n, d), float32
+        A null row is a row of NaN. With no null rows the matrix is a view of the column. ``d`` is 0 where every row is null.
+
+    Raises
+    ------
+    ValueError
+        Where the vectors are not of one length.
+    TypeError
+        Where the column does not hold lists of numbers.
+
+    Examples
+    --------
+    >>> to_matrix(pd.Series([[1.0, 2.0], None]))
+    array([[ 1.,  2.],
+           [nan, nan]], dtype=float32)
+    """
+    if on_gpu(column):
+        return _to_cupy(column)
+    lists = _as_arrow_lists(column)
+    valid = lists.is_valid().to_numpy(zero_copy_only=False)
+    dimension = _one_length(pc.list_value_length(lists.drop_null()).unique().to_pylist(), column.name)
+    flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    return _with_null_rows(flat.reshape(int(valid.sum()), dimension), valid)
+
+
+def to_column(matrix: Any, like: Any, valid: np.ndarray | None = None) -> Any:
+    """Return `matrix` as an embedding column that fits the partition `like`.
+
+    Parameters
+    ----------
+    matrix : array of shape (n, d), float32
+        NumPy, CuPy, or anything with DLPack (a torch tensor), on the device of `like`.
+    like : pandas or cuDF DataFrame or Series of n rows
+        Whose backend and index the column takes.
+    valid : numpy.ndarray of shape (n,), bool, optional
+        False where the row has no vector and becomes null. Default: every row has one.
+
+    Returns
+    -------
+    pandas or cuDF Series of shape (n,)
+        ``list<float32>``. With no null rows it is a view of `matrix` (NumPy, CuPy or torch memory).
+
+    Raises
+    ------
+    ValueError
+        Where the partition is larger than one list column can hold.
+    """
+    rows, dimension = matrix.shape
+    if rows * dimension > _MAX_CHILD_ELEMENTS:
+        raise ValueError(
+            f"a partition of {rows:,} vectors of dimension {dimension} is larger than one list column holds "
+            f"({_MAX_CHILD_ELEMENTS:,} numbers); use more, smaller partitions (frame.repartition)"
+        )
+    if valid is None:
+        valid = np.ones(rows, dtype=bool)
+    if on_gpu(like):
+        return _to_cudf_lists(matrix, valid, like.index)
+    matrix = np.ascontiguousarray(np.from_dlpack(matrix) if not isinstance(matrix, np.ndarray) else matrix)
+    if not valid.all():
+        matrix = matrix[valid]
+    offsets = np.concatenate([[0], np.cumsum(valid * dimension)]).astype(np.int32)
+    lists = pa.ListArray.from_arrays(
+        pa.array(offsets),
+        pa.array(matrix.reshape(-1)),
+        mask=None if valid.all() else pa.array(~valid),
+    )
+    return pd.Series(pd.arrays.ArrowExtensionArray(lists), index=like.index, name="embedding")
+
+
+def to_series(values: Any, name: str, like: Any) -> Any:
+    """Return `values` as column `name` (typed by `schema.TYPES`) that fits the partition `like`.
+
+    Parameters
+    ----------
+    values : sequence, numpy.ndarray or cupy.ndarray of length n
+        None, or NaN in an array of floats, is null.
+    name : str
+    like : pandas or cuDF DataFrame or Series of n rows
+
+    Returns
+    -------
+    pandas or cuDF Series of shape (n,)
+    """
+    if on_gpu(like):
+        import cudf
+
+        if on_gpu(values):
+            return cudf.Series(values, index=like.index, name=name, nan_as_null=True)
+        series = cudf.Series.from_arrow(pa.array(values, type=schema.TYPES[name], from_pandas=True))
+        series.index, series.name = like.index, name
+        return series
+    array = pa.array(values, type=schema.TYPES[name], from_pandas=True)
+    return pd.Series(pd.arrays.ArrowExtensionArray(array), index=like.index, name=name)
+
+
+def empty_like(meta: Any, names: list[str]) -> Any:
+    """Return a partition of no rows with columns `names`, on the backend of `meta`."""
+    part = schema.empty(names)
+    if on_gpu(meta):
+        import cudf
+
+        return cudf.DataFrame.from_arrow(pa.Table.from_pandas(part, preserve_index=False))
+    return part
+
+
+def to_arrow(part: Any) -> pa.Table:
+    """Return a partition as an Arrow table without its index and without pandas' metadata.
+
+    Pandas' own metadata names ``list<float>[pyarrow]`` for an embedding column, which plain pandas and Dask then cannot read.
+    """
+    if on_gpu(part):
+        return part.to_arrow(preserve_index=False).replace_schema_metadata(None)
+    return pa.Table.from_pandas(part, preserve_index=False).replace_schema_metadata(None)
+
+
+def to_pandas(part: Any) -> pd.DataFrame:
+    """Return a partition on the host, Arrow-typed; a pandas partition is returned as it is."""
+    if not on_gpu(part):
+        return part
+    host = part.to_arrow(preserve_index=False).to_pandas(types_mapper=pd.ArrowDtype)
+    host.index = part.index.to_pandas()
+    return host
+
+
+def from_pandas(part: pd.DataFrame, meta: Any) -> Any:
+    """Return a pandas partition on the backend of `meta`."""
+    if not on_gpu(meta):
+        return part
+    import cudf
+
+    return cudf.DataFrame.from_arrow(pa.Table.from_pandas(part, preserve_index=False))
+
+
+def unit_rows(matrix: Any) -> tuple[Any, np.ndarray]:
+    """Scale each row to unit length.
+
+    Parameters
+    ----------
+    matrix : numpy.ndarray or cupy.ndarray of shape (n, d)
+
+    Returns
+    -------
+    unit : array of shape (n, d), float32
+        Rows that cannot be scaled (NaN, infinite, all zero) are zeros.
+    valid : numpy.ndarray of shape (n,), bool
+        False for those rows.
+
+    Notes
+    -----
+    Norms are computed row by row in float64, so that a vector's unit form does not depend on the rows beside it.
+
+    Examples
+    --------
+    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32))
+    (array([[0.6, 0.8],
+           [0. , 0. ]], dtype=float32), array([ True, False]))
+    """
+    xp = namespace(matrix)
+    squares = xp.einsum("ij,ij->i", matrix, matrix, dtype=xp.float64)
+    valid = xp.isfinite(squares) & (squares > 0)
+    scale = xp.where(valid, 1 / xp.sqrt(xp.where(valid, squares, 1)), 0)
+    unit = xp.zeros(matrix.shape, dtype=xp.float32)
+    with np.errstate(invalid="ignore"):
+        xp.multiply(matrix, scale[:, None], out=unit, casting="same_kind")
+    unit[~valid] = 0
+    return unit, to_numpy(valid)
+
+
+def _one_length(lengths: list[int], name: Any) -> int:
+    if len(lengths) > 1:
+        raise ValueError(
+            f"column {name!r} holds vectors of several lengths: {sorted(lengths)[:5]}; one frame holds one encoder"
+        )
+    return lengths[0] if lengths else 0
+
+
+def _with_null_rows(present: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    if valid.all():
+        return present
+    matrix = np.full((len(valid), present.shape[1]), np.nan, dtype=np.float32)
+    matrix[valid] = present
+    return matrix
+
+
+def _as_arrow_lists(column: pd.Series) -> pa.Array:
+    try:
+        array = pa.array(column, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as problem:
+        raise TypeError(f"column {column.name!r} does not hold vectors: {problem}") from None
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    kind = array.type
+    if pa.types.is_null(kind):
+        return pa.nulls(len(array), pa.list_(pa.float32()))
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise TypeError(f"column {column.name!r} holds {kind}, not vectors (lists of numbers)")
+    return array
+
+
+def _to_cupy(column: Any) -> Any:
+    import cupy
+
+    valid = column.notnull().values
+    present = column.dropna()
+    dimension = _one_length(present.list.len().unique().to_arrow().to_pylist(), column.name)
+    flat = present.list.leaves.values.astype(cupy.float32, copy=False)
+    rows = flat.reshape(len(present), dimension)
+    if len(present) == len(column):
+        return rows
+    matrix = cupy.full((len(column), dimension), cupy.nan, dtype=cupy.float32)
+    matrix[valid] = rows
+    return matrix
+
+
+def _to_cudf_lists(matrix: Any, valid: np.ndarray, index: Any) -> Any:
+    import cudf
+    import cupy
+    import pylibcudf
+
+    array = matrix if isinstance(matrix, cupy.ndarray) else cupy.from_dlpack(matrix)
+    if not valid.all():
+        array = array[cupy.asarray(valid)]
+    series = cudf.Series.from_pylibcudf(pylibcudf.Column.from_array(cupy.ascontiguousarray(array)))
+    if not valid.all():
+        # Gathering by label turns the rows that are absent into null lists.
+        series.index = cudf.Index(np.flatnonzero(valid))
+        series = series.reindex(cudf.RangeIndex(len(valid)))
+    series.index, series.name = index, "embedding"
+    return series

@@ -1,0 +1,234 @@
+"""Shards, folders and Parquet as frames."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pandas as pd
+import pyarrow as pa
+import pytest
+from conftest import image_bytes, write_tar
+from distributed import Client
+
+from imgcurate import schema, tar
+from imgcurate.sources.files import read_files
+from imgcurate.sources.parquet import read_parquet
+from imgcurate.sources.webdataset import read_webdataset
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    for number in range(3):
+        members = []
+        for i in range(4):
+            members += [
+                (f"{i:04d}.jpg", image_bytes(10 * number + i)),
+                (f"{i:04d}.txt", f"caption {number} {i}".encode()),
+            ]
+        write_tar(tmp_path / "shards" / f"{number:05d}.tar", members)
+    return tmp_path / "shards"
+
+
+def test_a_row_names_the_bytes_of_its_image(shards: Path) -> None:
+    rows = read_webdataset(shards).compute()
+    assert rows["image_id"].tolist() == [f"{n:05d}/{i:04d}" for n in range(3) for i in range(4)]
+    for row, seed in zip(rows.itertuples(), [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23], strict=True):
+        assert Path(row.url).read_bytes()[row.offset : row.offset + row.size] == image_bytes(seed)
+    assert rows["caption"].tolist()[5] == "caption 1 1"
+    assert rows["error"].isna().all() and rows["metadata"].isna().all()
+
+
+def test_rows_have_the_types_of_the_schema(shards: Path, tmp_path: Path) -> None:
+    for frame in (read_webdataset(shards), read_files(_photos(tmp_path))):
+        for rows in (frame._meta, frame.compute()):
+            assert {name: kind.pyarrow_dtype for name, kind in rows.dtypes.items()} == {
+                name: schema.TYPES[name] for name in schema.SOURCE_COLUMNS
+            }
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{}", "{}/*.tar", "{}/{{00000..00002}}.tar", ["{}/00000.tar", "{}/00001.tar", "{}/00002.tar"]]
+)
+def test_folders_globs_braces_and_lists_name_shards(shards: Path, pattern: Any) -> None:
+    urls = pattern.format(shards) if isinstance(pattern, str) else [p.format(shards) for p in pattern]
+    frame = read_webdataset(urls)
+    assert (frame.npartitions, len(frame)) == (3, 12)
+    assert read_webdataset(urls, shards_per_partition=2).npartitions == 2
+
+
+def test_any_fsspec_filesystem_serves(shards: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(shards), "/bucket/shards", recursive=True)
+    try:
+        rows = read_webdataset("memory://bucket/shards/*.tar").compute(scheduler="threads")
+        assert rows["url"].iloc[0].startswith("memory://")
+        assert rows["image_id"].tolist() == read_webdataset(shards).compute()["image_id"].tolist()
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_listing_does_not_read_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    big = bytes(3_000_000)
+    path = write_tar(tmp_path / "x.tar", [(f"{i}.jpg", big) for i in range(5)])
+    read = 0
+    original = open(path, "rb")  # noqa: SIM115
+
+    class Counting:
+        def seek(self, *args: int) -> int:
+            return original.seek(*args)
+
+        def tell(self) -> int:
+            return original.tell()
+
+        def read(self, size: int = -1) -> bytes:
+            nonlocal read
+            content = original.read(size)
+            read += len(content)
+            return content
+
+    with original:
+        assert len(tar.scan(Counting(), path.stat().st_size, str(path))) == 5  # type: ignore[arg-type]
+    assert read < 20_000
+
+
+def test_odd_samples_are_rows_with_an_error(tmp_path: Path) -> None:
+    image = image_bytes()
+    path = write_tar(
+        tmp_path / "x.tar",
+        [
+            ("good.jpg", image),
+            ("only-text.txt", b"no image"),
+            ("two.jpg", image),
+            ("two.png", image),
+            ("../up.jpg", image),
+            ("again.jpg", image),
+            ("again.jpg", image),
+            ("apart.jpg", image),
+            ("between.jpg", image),
+            ("apart.txt", b"far away"),
+        ],
+    )
+    rows = read_webdataset(path).compute().set_index("image_id")
+    assert rows["error"].isna().to_dict() == {
+        "x/good": True,
+        "x/only-text": False,
+        "x/two": False,
+        "x/../up": False,
+        "x/again": False,
+        "x/apart": True,
+        "x/between": True,
+    }
+    assert rows.loc["x/apart", "caption"] == "far away" and rows.loc["x/apart", "sample_offset"] is pd.NA
+
+
+def test_the_image_is_found_beside_other_pictures_of_the_sample(tmp_path: Path) -> None:
+    path = write_tar(
+        tmp_path / "x.tar",
+        [("a.seg.png", b"mask"), ("a.JPeG", b"image"), ("b.left.jpg", b"l"), ("c.1.jpg", b""), ("c.2.jpg", b"")],
+    )
+    rows = read_webdataset(path).compute().set_index("image_id")
+    assert rows.loc["x/a", "member"] == "a.JPeG" and rows.loc["x/b", "member"] == "b.left.jpg"
+    assert "2 images" in rows.loc["x/c", "error"]
+
+
+def test_captions_that_are_not_utf8_do_not_stop_the_listing(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", [("a.jpg", b"i"), ("a.txt", b"caf\xe9"), ("a.json", b'{"a": 1}\n')])
+    (row,) = read_webdataset(path).compute().itertuples()
+    assert row.caption == "caf\ufffd" and row.metadata == '{"a": 1}\n'
+
+
+def test_a_truncated_shard_gives_its_whole_samples_and_an_error(shards: Path, client: Client) -> None:
+    first = shards / "00000.tar"
+    first.write_bytes(first.read_bytes()[:6000])
+    rows = read_webdataset(shards).compute()
+    assert rows["error"].notna().sum() == 1 and "truncated" in rows.loc[rows["error"].notna(), "error"].iloc[0]
+    assert len(rows) == 8 + 3
+
+
+def test_a_shard_with_nothing_in_it_is_named(shards: Path) -> None:
+    (shards / "00001.tar").write_bytes(b"")
+    with pytest.raises(tar.ShardError, match=r"00001\.tar is empty"):
+        read_webdataset(shards).compute()
+
+
+def test_compressed_shards_are_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "x.tar.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match="decompress"):
+        read_webdataset(tmp_path / "x.tar.gz")
+
+
+@pytest.mark.parametrize("urls", ["nowhere.tar", "nowhere/*.tar", ["nowhere/"]])
+def test_a_path_that_names_nothing_is_an_error(urls: Any) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_webdataset(urls)
+
+
+def test_a_shard_that_is_named_twice_is_an_error(shards: Path) -> None:
+    with pytest.raises(ValueError, match="twice"):
+        read_webdataset([shards / "00000.tar", shards])
+
+
+def test_ids_that_would_collide_across_nested_shards_are_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("b/c.jpg", b"1"), ("d.jpg", b"2")])
+    write_tar(tmp_path / "a" / "b.tar", [("c.jpg", b"3")])
+    with pytest.raises(ValueError, match="a/b/c"):
+        read_webdataset(tmp_path)
+    write_tar(tmp_path / "a.tar", [("d.jpg", b"2")])
+    assert sorted(read_webdataset(tmp_path).compute()["image_id"]) == ["a/b/c", "a/d"]
+
+
+def test_a_frame_behaves_as_a_dataframe(shards: Path, client: Client) -> None:
+    frame = read_webdataset(shards)
+    assert "image_id" in repr(frame)
+    assert len(frame.head(3)) == 3
+    sizes = frame.groupby("url")["size"].sum().compute()
+    assert len(sizes) == 3
+    other = frame[["image_id"]].assign(label=1)
+    merged = frame.merge(other, on="image_id").compute()
+    assert len(merged) == 12 and (merged["label"] == 1).all()
+
+
+def _photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for name in ("a.jpg", "sub/b.v1.PNG", "sub/c.webp"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"image " + name.encode())
+    (folder / "a.txt").write_text("an a")
+    (folder / "sub" / "b.v1.json").write_text('{"b": 1}')
+    (folder / "notes.md").write_text("no image")
+    return folder
+
+
+def test_a_folder_is_read_to_the_bottom(tmp_path: Path) -> None:
+    folder = _photos(tmp_path)
+    rows = read_files(folder).compute().set_index("image_id")
+    assert rows.index.tolist() == ["a.jpg", "sub/b.v1.PNG", "sub/c.webp"]
+    assert rows["caption"].to_dict()["a.jpg"] == "an a" and rows["caption"].isna().sum() == 2
+    assert rows.loc["sub/b.v1.PNG", "metadata"] == '{"b": 1}'
+    assert rows["size"].tolist() == [(folder / name).stat().st_size for name in rows.index]
+    assert rows[["member", "sample_offset", "error"]].isna().all(axis=None)
+
+
+def test_a_glob_keeps_the_path_after_its_fixed_part(tmp_path: Path) -> None:
+    folder = _photos(tmp_path)
+    assert read_files(f"{folder}/*/*.webp").compute()["image_id"].tolist() == ["sub/c.webp"]
+    assert read_files(folder / "a.jpg").compute()["image_id"].tolist() == ["a.jpg"]
+
+
+def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "x.md").write_text("")
+    with pytest.raises(FileNotFoundError, match="holds no"):
+        read_files(tmp_path)
+
+
+def test_parquet_of_other_writers_is_read_with_arrow_types(tmp_path: Path) -> None:
+    pd.DataFrame({"id": ["a", "b"], "vector": [[1.0, 2.0], [3.0, 4.0]]}).to_parquet(tmp_path / "x.parquet")
+    rows = read_parquet(tmp_path / "x.parquet").compute()
+    assert isinstance(rows["vector"].dtype, pd.ArrowDtype) and pa.types.is_list(rows["vector"].dtype.pyarrow_dtype)
+    assert rows["id"].tolist() == ["a", "b"]
+    shutil.rmtree(tmp_path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_parquet(tmp_path)
