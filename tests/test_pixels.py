@@ -1,0 +1,325 @@
+"""A row's bytes become RGB, or say in one line why not."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, features
+
+from imgcurate.pixels import PixelError, decode, read_images, resize_and_crop
+
+_ORIENTATION = 0x0112
+BICUBIC = Image.Resampling.BICUBIC
+
+
+def picture(width: int = 60, height: int = 40, seed: int = 0) -> Image.Image:
+    """A picture with no two alike, smooth as photos are."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+    return coarse.resize((width, height), BICUBIC)
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that declares a size and holds one byte of pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def error_of(data: bytes) -> str:
+    with pytest.raises(PixelError) as caught:
+        decode(data)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"])
+def test_every_listed_format_is_decoded(format: str) -> None:
+    if format in ("WEBP", "AVIF") and not features.check(format.lower()):
+        pytest.skip(f"Pillow was built without {format}")
+    image = picture()
+    decoded = decode(encoded(image, format))
+    assert (decoded.mode, decoded.size) == ("RGB", image.size)
+    assert np.abs(np.asarray(decoded, int) - np.asarray(image, int)).mean() < 12
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(format: str, orientation: int) -> None:
+    upright = picture()
+    # How a camera stores the upright picture under each orientation: the inverse of what a viewer does.
+    stored = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    image = upright.transpose(stored[orientation]) if orientation in stored else upright
+    exif = Image.Exif()
+    exif[_ORIENTATION] = orientation
+    decoded = decode(encoded(image, format, exif=exif, quality=95))
+    assert decoded.size == upright.size
+    assert np.abs(np.asarray(decoded, int) - np.asarray(upright, int)).mean() < 8
+
+
+def test_broken_exif_does_not_cost_the_picture() -> None:
+    data = encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert decode(data).size == (60, 40)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_over_white(mode: str) -> None:
+    image = Image.new(mode, (20, 10), (0,) * len(mode))
+    assert np.asarray(decode(encoded(image, "PNG"))).min() == 255
+
+
+def test_half_transparent_black_over_white_is_grey() -> None:
+    pixel = np.asarray(decode(encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 128)), "PNG")))[0, 0]
+    assert pixel.tolist() == [127, 127, 127]
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+def test_a_transparent_palette_colour_is_white(format: str) -> None:
+    image = Image.new("P", (8, 4))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((0, 0), 1)
+    pixels = np.asarray(decode(encoded(image, format, transparency=0)))
+    assert pixels[1, 1].tolist() == [255, 255, 255]
+    assert pixels[0, 0].tolist() == [200, 100, 50]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "YCbCr"])
+def test_other_modes_become_rgb(mode: str) -> None:
+    format = "TIFF" if mode == "YCbCr" else "PNG"
+    assert decode(encoded(picture().convert(mode), format)).mode == "RGB"
+
+
+def test_cmyk_jpeg_keeps_its_colours() -> None:
+    red = Image.new("RGB", (16, 16), (250, 10, 10)).convert("CMYK")
+    pixel = np.asarray(decode(encoded(red, "JPEG", quality=95)))[8, 8].astype(int)
+    assert np.abs(pixel - [250, 10, 10]).max() < 12
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_not_clipped(format: str) -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    decoded = np.asarray(decode(encoded(Image.fromarray(ramp), format)))[..., 0]
+    assert decoded.reshape(-1).tolist() == list(range(256))
+
+
+def test_32_bit_integer_tiff_that_exceeds_16_bits_is_stretched() -> None:
+    ramp = np.linspace(0, 2_000_000, 256).astype(np.int32).reshape(16, 16)
+    decoded = np.asarray(decode(encoded(Image.fromarray(ramp), "TIFF")))[..., 0]
+    assert decoded.reshape(-1).tolist() == list(range(256))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (-3, 7)])
+def test_float_tiff_is_scaled_by_its_range(low: float, high: float) -> None:
+    ramp = np.linspace(low, high, 256, dtype=np.float32).reshape(16, 16)
+    decoded = np.asarray(decode(encoded(Image.fromarray(ramp), "TIFF")))[..., 0]
+    assert decoded.reshape(-1).tolist() == list(range(256))
+
+
+def test_float_tiff_with_nan_and_infinity_is_decoded() -> None:
+    values = np.array([[0, 1], [np.nan, np.inf]], dtype=np.float32)
+    assert np.asarray(decode(encoded(Image.fromarray(values), "TIFF")))[..., 0].tolist() == [[0, 255], [0, 0]]
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_animation_gives_its_first_frame(format: str) -> None:
+    first, second = Image.new("RGB", (20, 20), "red"), Image.new("RGB", (20, 20), "blue")
+    data = encoded(first, format, save_all=True, append_images=[second])
+    pixel = np.asarray(decode(data))[10, 10]
+    assert pixel[0] > 240 and pixel[2] < 20
+
+
+def test_a_wrong_extension_does_not_matter_but_a_text_is_no_image() -> None:
+    assert error_of(b"<html>not found</html>") == "decode: not an image"
+
+
+def test_an_empty_file_is_named_so() -> None:
+    assert error_of(b"") == "decode: empty file"
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "TIFF", "BMP"])
+def test_a_truncated_image_is_named_so(format: str) -> None:
+    data = encoded(picture(), format)
+    assert error_of(data[: len(data) // 2]) == f"decode: truncated {format}"
+
+
+@pytest.mark.parametrize("format", ["WEBP", "AVIF"])
+def test_a_truncated_webp_or_avif_is_an_error(format: str) -> None:
+    data = encoded(picture(), format)
+    assert error_of(data[: len(data) // 2]).startswith("decode: ")
+
+
+def test_a_huge_image_is_refused_before_its_pixels_are_decoded() -> None:
+    text = error_of(png_header(60_000, 60_000))
+    assert text == "decode: 60000 x 60000 pixels is more than the limit of 89 megapixels"
+    assert error_of(png_header(9_000, 10_000)).startswith("decode: 9000 x 10000")
+
+
+def test_the_pixel_limit_can_be_set() -> None:
+    data = encoded(picture(), "PNG")
+    assert decode(data, max_pixels=2400).size == (60, 40)
+    with pytest.raises(PixelError, match="60 x 40 pixels"):
+        decode(data, max_pixels=2399)
+
+
+def test_formats_that_run_other_programs_are_not_opened() -> None:
+    assert error_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n") == "decode: not an image"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    format=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"]),
+    damage=st.lists(st.tuples(st.integers(0, 1999), st.integers(0, 255)), min_size=1, max_size=6),
+    length=st.integers(1, 4000),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_damage_of_any_kind_is_one_line_and_never_another_exception(
+    format: str, damage: list[tuple[int, int]], length: int
+) -> None:
+    data = bytearray(encoded(picture(24, 20), format))
+    for position, value in damage:
+        data[position % len(data)] = value
+    text = "decode: none"
+    try:
+        decode(bytes(data[:length]), max_pixels=1_000_000)
+    except PixelError as problem:
+        text = str(problem)
+    assert text.startswith("decode: ") and "\n" not in text
+
+
+def transformers_size(width: int, height: int, size: int) -> tuple[int, int]:
+    long = int(size * max(width, height) / min(width, height))
+    return (size, long) if width <= height else (long, size)
+
+
+def resize_then_crop(image: Image.Image, size: int, crop: int) -> np.ndarray:
+    """The plain way, with transformers' rounding and offsets, for crops that fit."""
+    resized = image.resize(transformers_size(*image.size, size), BICUBIC)
+    left, top = (resized.width - crop) // 2, (resized.height - crop) // 2
+    return np.asarray(resized.crop((left, top, left + crop, top + crop)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(width=st.integers(1, 700), height=st.integers(1, 700), size=st.integers(8, 80), less=st.integers(0, 7))
+def test_resizing_only_what_is_kept_is_resizing_and_then_cropping(
+    width: int, height: int, size: int, less: int
+) -> None:
+    image = picture(width, height, seed=width)
+    expected = resize_then_crop(image, size, size - less).astype(int)
+    difference = np.abs(resize_and_crop(image, size, (size - less, size - less)) - expected)
+    if max(width, height) <= 3 * min(width, height) and less == 0:
+        assert not difference.any()
+    assert difference.max() <= 6
+    assert difference.mean() < 0.5
+
+
+@settings(max_examples=30, deadline=None)
+@given(width=st.integers(1, 300), height=st.integers(1, 300), size=st.integers(9, 60), crop=st.integers(9, 60))
+@pytest.mark.filterwarnings("ignore")
+def test_pixels_are_those_of_transformers_processor(width: int, height: int, size: int, crop: int) -> None:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    image = picture(width, height, seed=height)
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size=crop, do_normalize=False, do_rescale=False
+    )
+    expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0).astype(int)
+    difference = np.abs(resize_and_crop(image, size, (crop, crop)) - expected)
+    if max(width, height) <= 3 * min(width, height) and size <= crop:
+        assert not difference.any()
+    assert difference.max() <= 6
+    assert difference.mean() < 0.5
+
+
+@pytest.mark.parametrize("size", [(333, 333), (640, 427), (101, 300), (1800, 601)])
+def test_ordinary_shapes_are_resized_bit_for_bit(size: tuple[int, int]) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    assert np.array_equal(resize_and_crop(noise, 224, (224, 224)), resize_then_crop(noise, 224, 224))
+
+
+def test_both_sides_given_squash_the_picture() -> None:
+    image = picture(90, 30)
+    assert np.array_equal(resize_and_crop(image, (20, 20), None), np.asarray(image.resize((20, 20), BICUBIC)))
+
+
+def test_without_resize_the_centre_is_cut() -> None:
+    image = picture(50, 40)
+    assert np.array_equal(resize_and_crop(image, None, (20, 20)), np.asarray(image)[10:30, 15:35])
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
+def test_a_strip_needs_no_giant_intermediate(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def watched(self: Image.Image, size: tuple[int, int], *args: object, **kwargs: object) -> Image.Image:
+        made.append(size)
+        return resize(self, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    assert resize_and_crop(Image.new("RGB", size, "red"), 224, (224, 224)).shape == (224, 224, 3)
+    assert made == [(224, 224)]
+
+
+def test_runs_of_rows_are_read_in_order(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.bin", tmp_path / "b.bin"
+    first.write_bytes(bytes(range(100)))
+    second.write_bytes(bytes(range(100, 200)))
+    rows = [(str(first), 10, 3), (str(first), 50, 2), (str(second), 0, 4), (str(first), 0, 1), (str(first), 99, 0)]
+    expected = [bytes([10, 11, 12]), bytes([50, 51]), bytes([100, 101, 102, 103]), b"\0", b""]
+    assert list(read_images(rows)) == expected
+
+
+def test_a_missing_file_is_an_error_of_its_rows_only(tmp_path: Path) -> None:
+    there, gone = tmp_path / "there.bin", tmp_path / "gone.bin"
+    there.write_bytes(b"abc")
+    rows = [(str(gone), 0, 1), (str(gone), 1, 1), (str(there), 1, 2)]
+    *lost, found = read_images(rows)
+    assert [str(problem) for problem in lost] == ["read: No such file or directory"] * 2
+    assert found == b"bc"
+
+
+def test_a_short_read_and_a_missing_offset_are_errors(tmp_path: Path) -> None:
+    file = tmp_path / "short.bin"
+    file.write_bytes(b"abc")
+    short, nowhere, negative, whole = read_images(
+        [(str(file), 1, 5), (str(file), None, None), (str(file), -4, 2), (str(file), 0, 3)]
+    )
+    assert str(short) == "read: 2 bytes where there should be 5; the file is shorter than when it was listed"
+    assert str(nowhere) == "read: the row has no offset and size"
+    assert str(negative) == "read: the row has no offset and size"
+    assert whole == b"abc"
+
+
+def test_storage_options_reach_the_store(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"abc")
+    rows = [("dir://a.bin", 0, 3)]
+    assert list(read_images(rows, {"path": str(tmp_path), "target_protocol": "file"})) == [b"abc"]
+
+
+def test_museum_photos_are_preprocessed_bit_for_bit_as_by_resize_then_crop(shared: Path) -> None:
+    for file in sorted((shared / "photos" / "met").glob("*.jpg"))[:10]:
+        image = decode(file.read_bytes())
+        assert np.array_equal(resize_and_crop(image, 224, (224, 224)), resize_then_crop(image, 224, 224))
