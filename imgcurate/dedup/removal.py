@@ -1,0 +1,167 @@
+"""remove(): the anti-join. Rows whose id is on a list go; the list is broadcast, nothing is shuffled."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import dask
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from dask.delayed import Delayed
+
+from imgcurate import schema, vectors
+from imgcurate.dedup.duplicates import Duplicates
+
+_NAMED = 5
+
+
+def remove(frame: Any, removals: Any, on: str = "image_id", *, missing: str = "warn") -> Any:
+    """Drop the rows whose id is on a removal list.
+
+    Parameters
+    ----------
+    frame : Dask DataFrame
+        With column `on`.
+    removals : Duplicates, Dask or pandas DataFrame or Series, or path
+        The ids: the result of `semantic_duplicates`, column `on` of a frame, a series, or column `on` of a Parquet file or
+        directory. Repeated and null ids count for nothing.
+    on : str
+    missing : {"warn", "raise", "ignore"}
+        What to do where `frame` lacks some of the ids: warn and say which, raise, or not look. Looking reads column `on` of
+        `frame` once, eagerly.
+
+    Returns
+    -------
+    Dask DataFrame
+        The other rows of `frame`, lazily; a consumer of some columns has only those and `on` computed.
+
+    Raises
+    ------
+    KeyError
+        Where `frame` or `removals` has no column `on`.
+    TypeError
+        Where one holds numbers and the other text, or `removals` is of no kind named above.
+    ValueError
+        Where ids are missing and ``missing="raise"``.
+
+    Examples
+    --------
+    >>> frame = dd.from_pandas(pd.DataFrame({"image_id": ["a", "b", "c"]}), npartitions=2)
+    >>> remove(frame, pd.Series(["b"]))["image_id"].compute().tolist()
+    ['a', 'c']
+    """
+    if missing not in ("warn", "raise", "ignore"):
+        raise ValueError(f"missing={missing!r} is unknown: give 'warn', 'raise' or 'ignore'")
+    schema.require(frame, [on], "remove")
+    column = _id_column(removals, on)
+    _check_kinds(frame, column, on)
+    # One task holds the list; every partition's task depends on it, so it stands in the graph once.
+    ids = dask.delayed(_unique)(column.to_delayed() if hasattr(column, "to_delayed") else [column], on)
+    if missing != "ignore":
+        ids = ids.persist()
+        _report_missing(frame, ids, on, missing)
+    meta = pd.Series([], dtype=bool) if not vectors.on_gpu(frame._meta) else frame._meta[on].isnull()
+    listed = frame[on].map_partitions(_is_listed, ids, meta=meta)
+    return frame[~listed]
+
+
+def _id_column(removals: Any, on: str) -> Any:
+    """Return the ids as a Dask or host Series."""
+    if isinstance(removals, Duplicates):
+        return removals.removals()[removals.id_field]
+    if isinstance(removals, str | os.PathLike):
+        removals = _read(os.fspath(removals))
+    if vectors.on_gpu(removals):
+        removals = vectors.to_pandas(removals.to_frame() if removals.ndim == 1 else removals)
+    if not isinstance(removals, pd.DataFrame | pd.Series) and not hasattr(removals, "to_delayed"):
+        raise TypeError(
+            f"remove takes ids as a frame, a series, a Duplicates or the path of a Parquet directory, not "
+            f"{type(removals).__name__}; pandas.Series(ids) makes a series"
+        )
+    if removals.ndim == 1:
+        return removals
+    schema.require(removals, [on], "remove (in the removal list)")
+    return removals[on]
+
+
+def _read(path: str) -> Any:
+    try:
+        return dd.read_parquet(path)
+    except (FileNotFoundError, ValueError) as problem:
+        raise FileNotFoundError(f"no Parquet files of ids to remove at {path!r}: {problem}") from problem
+
+
+def _check_kinds(frame: Any, column: Any, on: str) -> None:
+    lazy = hasattr(column, "to_delayed")
+    listed = column._meta if lazy else column.dropna()
+    if not lazy and listed.empty:
+        return
+    ours, theirs = _kind(frame._meta[on]), _kind(listed)
+    if {ours, theirs} == {"numbers", "text"}:
+        raise TypeError(
+            f"column {on!r} of the frame holds {ours}, the removal list holds {theirs}: nothing would be removed; convert one of "
+            f"them, for example removals.astype({{{on!r}: {frame._meta[on].dtype.name!r}}})"
+        )
+
+
+def _kind(column: Any) -> str | None:
+    """Return "numbers" or "text"; None where the type does not tell (an object column that is still to be read)."""
+    host = vectors.to_pandas(column.to_frame(name="id")) if vectors.on_gpu(column) else column
+    if pd.api.types.is_numeric_dtype(host.dtype):
+        return "numbers"
+    if isinstance(host.dtype, pd.CategoricalDtype):
+        return None
+    if host.dtype == object:
+        inferred = pd.api.types.infer_dtype(host, skipna=True)
+        return {"string": "text", "integer": "numbers", "floating": "numbers"}.get(inferred)
+    return "text" if pd.api.types.is_string_dtype(host.dtype) else None
+
+
+def _unique(columns: Sequence[Any], on: str) -> pd.Series:
+    """Return the distinct ids of all partitions, on the host, in order of appearance."""
+    hosts = [_plain(vectors.to_pandas(column.to_frame(name=on))[on]) for column in columns]
+    return pd.concat(hosts, ignore_index=True).dropna().drop_duplicates().reset_index(drop=True)
+
+
+def _plain(column: pd.Series) -> pd.Series:
+    """Return a column with its values in place of references to categories or to an Arrow dictionary."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.astype(column.cat.categories.dtype)
+    if isinstance(column.dtype, pd.ArrowDtype) and pa.types.is_dictionary(column.dtype.pyarrow_dtype):
+        return column.astype(pd.ArrowDtype(column.dtype.pyarrow_dtype.value_type))
+    return column
+
+
+def _is_listed(column: Any, ids: pd.Series) -> Any:
+    return (column if vectors.on_gpu(column) else _plain(column)).isin(_on_backend(ids, column))
+
+
+def _on_backend(ids: pd.Series, column: Any) -> Any:
+    return vectors.from_pandas(ids.to_frame(), column)[ids.name]
+
+
+def _found(part: Any, ids: pd.Series, on: str) -> Any:
+    present = _plain(vectors.to_pandas(part)[on])
+    return ids[ids.isin(present)].index.to_numpy()
+
+
+def _missing(ids: pd.Series, found: Sequence[Any]) -> tuple[int, int, list[Any]]:
+    absent = ids[~np.isin(np.arange(len(ids)), np.concatenate(found))]
+    return len(absent), len(ids), absent.iloc[:_NAMED].tolist()
+
+
+def _report_missing(frame: Any, ids: Delayed, on: str, missing: str) -> None:
+    found = [dask.delayed(_found)(part, ids, on) for part in frame[[on]].to_delayed()]
+    n_missing, n_ids, named = dask.delayed(_missing)(ids, found).compute()
+    if not n_missing:
+        return
+    dots = ", ..." if n_missing > len(named) else ""
+    sentence = f"{n_missing:,} of {n_ids:,} ids to remove are not in the frame: {', '.join(map(repr, named))}{dots}"
+    if missing == "raise":
+        raise ValueError(sentence)
+    warnings.warn(sentence, stacklevel=3)

@@ -1,0 +1,120 @@
+"""k-means, assignment, and the order of images inside a cluster."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from imgcurate.dedup import clusters, rank
+from imgcurate.vectors import unit_rows
+
+
+def blobs(n: int, k: int, d: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    label = rng.integers(k, size=n)
+    return unit_rows((rng.standard_normal((k, d))[label] * 3 + rng.standard_normal((n, d)) * 0.1).astype(np.float32))[
+        0
+    ], label
+
+
+def test_clusters_hold_what_is_near_each_other() -> None:
+    rows, label = blobs(600, 5)
+    centroids = clusters.fit(rows, 40, seed=1)
+    cluster, distance = clusters.nearest(rows, centroids)
+    assert np.linalg.norm(centroids, axis=1) == pytest.approx(np.ones(40), abs=1e-6)
+    assert all(len(np.unique(label[cluster == number])) == 1 for number in np.unique(cluster))
+    assert cluster.tolist() == (rows @ centroids.T).argmax(axis=1).tolist()
+    assert distance.dtype == np.float32 and distance.min() >= 0 and distance.max() < 0.05
+
+
+def test_the_same_seed_gives_the_same_centroids() -> None:
+    rows, _ = blobs(500, 9)
+    assert np.array_equal(clusters.fit(rows, 20, seed=3), clusters.fit(rows, 20, seed=3))
+
+
+def test_fewer_distinct_vectors_than_clusters_are_clustered_in_silence() -> None:
+    rows = np.repeat(np.eye(3, dtype=np.float32), 5, axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        centroids = clusters.fit(rows, 8, seed=0)
+    cluster, distance = clusters.nearest(rows, centroids)
+    assert len(np.unique(cluster)) == 3 and (distance < 1e-6).all()
+
+
+def test_equal_vectors_share_cluster_and_distance_wherever_they_lie() -> None:
+    rng = np.random.default_rng(0)
+    centroids = unit_rows(rng.standard_normal((37, 100)).astype(np.float32))[0]
+    between = unit_rows(centroids[3:4] + centroids[5:6])[0]
+    rows = unit_rows(rng.standard_normal((9001, 100)).astype(np.float32))[0]
+    places = [0, 1, 7, 4095, 4096, 8999, 9000]
+    rows[places] = between
+    alone = clusters.nearest(between, centroids)
+    whole = clusters.nearest(rows, centroids)
+    tail = clusters.nearest(rows[4095:], centroids)
+    for here, wanted in zip(whole, alone, strict=True):
+        assert (here[places] == wanted[0]).all()
+    for here, wanted in zip(tail, alone, strict=True):
+        assert (here[[0, 1, -2, -1]] == wanted[0]).all()
+
+
+def test_a_mean_does_not_depend_on_the_order_of_its_terms() -> None:
+    rows, _ = blobs(10_000, 3)
+    halves = clusters.vector_sum(rows[:777]) + clusters.vector_sum(rows[777:])
+    assert np.array_equal(clusters.vector_sum(rows[::-1]), halves)
+    assert halves / 2**32 == pytest.approx(rows.astype(np.float64).sum(axis=0), abs=1e-5)
+
+
+def test_a_mean_without_direction_becomes_an_axis() -> None:
+    assert clusters.unit_centroids(np.zeros((1, 3))).tolist() == [[1, 0, 0]]
+
+
+def test_the_number_of_clusters_follows_the_number_of_images() -> None:
+    assert [clusters.choose_n_clusters(n) for n in (0, 1, 50_000, 80_000, 1_000_000)] == [1, 1, 1, 200, 707]
+
+
+def test_packing_balances_the_work() -> None:
+    work = np.array([100, 1, 1, 50, 50, 0, 98])
+    bucket = clusters.pack(work, 3)
+    assert np.bincount(bucket, weights=work, minlength=3).tolist() == [100, 100, 100]
+
+
+TABLE = pa.table(
+    {
+        "id": ["a", "b", "c", "d", "e", "f"],
+        "cluster": [1, 0, 0, 0, 0, 0],
+        "distance": [0.9, 0.5, 0.1, 0.5, 0.7, 0.1],
+        "hash": pa.array([0, 2, 1, 9, 3, 7], pa.uint64()),
+        "key0": [1.0, None, 3.0, float("nan"), 2.0, 3.0],
+        "key1": [0, 5, 2, 1, 0, 1],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("keep", "ranked"),
+    [
+        ("hard", "edbfca"),
+        ("easy", "cfbdea"),
+        ("random", "cbefda"),
+        ([("x", "max"), ("y", "min")], "fcedba"),
+        ([("x", "min"), ("y", "max")], "ecfbda"),
+        ([("x", "max")], "cfebda"),
+    ],
+)
+def test_images_are_ranked_inside_their_cluster(keep: rank.Keep, ranked: str) -> None:
+    assert "".join(TABLE["id"].take(pa.array(rank.order(TABLE, keep))).to_pylist()) == ranked
+
+
+def test_an_ids_hash_depends_on_the_id_and_the_seed_alone() -> None:
+    ids = pa.array(["x", "y", "z"])
+    assert rank.hash_ids(ids, 1)[2] == rank.hash_ids(ids[2:], 1)[0] != rank.hash_ids(ids[2:], 2)[0]
+    assert rank.hash_ids(pa.array([12]), 1)[0] == rank.hash_ids(pa.array(["12"]), 1)[0]
+
+
+@pytest.mark.parametrize("keep", ["best", [], [("x", "up")], ["x"], None, [("x",)], [(1, "min")]])
+def test_an_unknown_order_is_refused(keep: object) -> None:
+    with pytest.raises(ValueError, match="is not an order"):
+        rank.keep_columns(keep)  # type: ignore[arg-type]

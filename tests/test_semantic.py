@@ -1,0 +1,294 @@
+"""semantic_duplicates on real Dask frames: figures that are published, odd rows, odd frames, and what must not depend on luck."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from distributed import Client
+
+from imgcurate.dedup import Duplicates, remove, semantic_duplicates
+from imgcurate.schema import table
+from imgcurate.vectors import to_column, unit_rows
+
+REFERENCE = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12], [1, 2, 3], [1, 2, 3]], dtype=np.float32)
+
+
+def frame_of(vectors: np.ndarray, ids: Any = None, npartitions: int = 3, **columns: Any) -> dd.DataFrame:
+    part = table({"image_id": [f"img{i:05}" for i in range(len(vectors))] if ids is None else ids})
+    part["embedding"] = to_column(np.ascontiguousarray(vectors, dtype=np.float32), part)
+    return dd.from_pandas(part.assign(**columns), npartitions=npartitions, sort=False)
+
+
+def planted(n: int = 400, d: int = 32, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((n, d))
+    copies = rng.permutation(n)[: n // 3]
+    rows[copies] = rows[rng.integers(n, size=len(copies))] + 0.02 * rng.standard_normal((len(copies), d))
+    return unit_rows(rows)[0]
+
+
+def removed(found: Duplicates, eps: float | None = None) -> list[Any]:
+    return sorted(found.removals(eps)[found.id_field].compute().tolist())
+
+
+@pytest.mark.parametrize(
+    ("keep", "ranks", "twins", "cosines", "gone"),
+    [
+        ("hard", [3, 2, 1, 5, 4, 0], [3, 3, 2, 1, 5, 5], [0, 0.99961, 0.99819, 0.974631, 1, 1], [0, 1, 2, 4]),
+        ("easy", [0, 4, 5, 1, 2, 3], [0, 0, 0, 0, 1, 2], [0, 1, 1, 0.97464, 0.99819, 0.999618], [2, 3, 4, 5]),
+    ],
+)
+def test_pointwise_reproduces_the_published_reference(
+    keep: Any, ranks: list[int], twins: list[int], cosines: list[float], gone: list[int]
+) -> None:
+    part = pd.DataFrame({"image_id": range(6), "embedding": to_column(REFERENCE, pd.DataFrame(index=range(6)))})
+    found = semantic_duplicates(
+        dd.from_pandas(part, npartitions=2), eps=0.01, keep=keep, rule="pointwise", centroids=REFERENCE[:1]
+    )
+    assert removed(found) == gone
+    assert found.assignments["image_id"].compute().tolist() == ranks
+    everything = semantic_duplicates(
+        dd.from_pandas(part, npartitions=2), eps=1.9, keep=keep, rule="pointwise", centroids=REFERENCE[:1]
+    ).pairs.compute()
+    assert everything["image_id"].tolist() == ranks[1:]
+    assert everything["duplicate_of"].tolist() == twins[1:]
+    assert everything["similarity"].tolist() == pytest.approx(cosines[1:], abs=2e-5)
+
+
+def test_a_users_path(client: Client) -> None:
+    vectors = planted()
+    frame = frame_of(vectors)
+    dups = semantic_duplicates(frame, eps=0.1)
+    assert list(dups.pairs.head(3).columns) == ["image_id", "duplicate_of", "similarity", "cluster"]
+    assert "400 images compared in 1 cluster" in repr(dups)
+    sweep = dups.sweep([0.1, 0.0001, 1.5])
+    assert sweep["removed"].tolist() == [len(dups.removals()), len(dups.removals(0.0001)), len(dups.removals(1.5))]
+    assert sweep["fraction"].tolist() == pytest.approx((sweep["removed"] / 400).tolist())
+    assert sweep["removed"][1] < sweep["removed"][0] < sweep["removed"][2]
+    kept = remove(frame, dups)
+    assert len(kept) == 400 - len(dups.removals())
+    with_cluster = frame[["image_id"]].merge(dups.assignments, on="image_id").compute()
+    assert len(with_cluster) == 400 and with_cluster["cluster"].dtype == pd.ArrowDtype(pa.int32())
+
+
+@pytest.mark.parametrize("n_clusters", [1, 12])
+def test_every_removed_image_has_a_kept_twin_and_no_two_kept_ones_are_near(client: Client, n_clusters: int) -> None:
+    vectors = planted(seed=1)
+    found = semantic_duplicates(frame_of(vectors), eps=0.05, n_clusters=n_clusters)
+    pairs, places = found.pairs.compute(), found.assignments.compute().set_index("image_id")
+    cosines = pd.DataFrame(vectors @ vectors.T, index=places.index.sort_values(), columns=places.index.sort_values())
+    gone = set(pairs["image_id"])
+    assert len(places) == 400 and len(gone) > 50
+    assert not gone & set(pairs["duplicate_of"])
+    for pair in pairs.itertuples():
+        assert cosines.loc[pair.image_id, pair.duplicate_of] == pytest.approx(pair.similarity, abs=1e-6)
+        assert pair.similarity >= 0.95
+        assert places.loc[pair.image_id, "cluster"] == places.loc[pair.duplicate_of, "cluster"] == pair.cluster
+    for _, cluster in places.drop(index=list(gone)).groupby("cluster"):
+        inside = cosines.loc[cluster.index, cluster.index].to_numpy()
+        assert (inside[np.triu_indices(len(inside), 1)] < 0.95 + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("keep", "rule", "n_clusters"),
+    [("hard", "cover", None), ("hard", "cover", 9), ("random", "pointwise", 9), ([("score", "max")], "cover", 9)],
+)
+def test_the_answer_does_not_depend_on_partitioning(client: Client, keep: Any, rule: Any, n_clusters: Any) -> None:
+    vectors = planted(seed=2)
+    score = np.random.default_rng(0).integers(5, size=len(vectors))
+    answers = []
+    for npartitions in (1, 3, 19):
+        frame = frame_of(vectors, npartitions=npartitions, score=score)
+        found = semantic_duplicates(frame, eps=0.05, keep=keep, rule=rule, n_clusters=n_clusters)
+        answers.append(found.pairs.compute().sort_values("image_id", ignore_index=True))
+    pd.testing.assert_frame_equal(answers[0], answers[1])
+    pd.testing.assert_frame_equal(answers[0], answers[2])
+
+
+def test_it_runs_without_a_client_and_agrees(client: Client) -> None:
+    vectors = planted(seed=3)
+    with_client = removed(semantic_duplicates(frame_of(vectors), eps=0.05, n_clusters=5))
+    with client.as_current(), dask.config.set(scheduler="threads"):
+        without = removed(semantic_duplicates(frame_of(vectors), eps=0.05, n_clusters=5))
+    assert with_client == without
+
+
+def test_the_best_by_columns_stays() -> None:
+    same = np.tile(REFERENCE[:1], (5, 1))
+    frame = frame_of(same, npartitions=2, score=pd.array([1, 3, 3, None, 2], dtype="Int64"), width=[9, 5, 7, 99, 9])
+    kept = {
+        str(keep): remove(frame, semantic_duplicates(frame, keep=keep))["image_id"].compute().tolist()
+        for keep in ([("score", "max"), ("width", "max")], [("score", "max")], [("score", "min")], [("width", "max")])
+    }
+    assert [name for [name] in kept.values()] == ["img00002", "img00001", "img00000", "img00003"]
+
+
+def test_rows_that_cannot_be_compared_are_counted_and_never_removed() -> None:
+    part = table({"image_id": list("abcdefgh"), "error": [None, None, "decode: broken", None, None, None, None, None]})
+    part["embedding"] = pd.array(
+        [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], None, [0.0, 0.0], [float("nan"), 1.0], [float("inf"), 1.0], [-1.0, 0.0]],
+        dtype=pd.ArrowDtype(pa.list_(pa.float32())),
+    )
+    for npartitions in (1, 4, 8):
+        found = semantic_duplicates(dd.from_pandas(part, npartitions=npartitions), eps=1.5, keep="easy")
+        assert (found.n_rows, found.n_compared, found.n_excluded) == (8, 3, 5)
+        assert removed(found) == ["b"]
+        assert sorted(found.assignments["image_id"].compute()) == ["a", "b", "h"]
+
+
+@pytest.mark.parametrize("rule", ["cover", "pointwise"])
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_hardly_any_rows(rows: int, rule: Any) -> None:
+    found = semantic_duplicates(frame_of(np.ones((rows, 4)), npartitions=1), rule=rule, n_clusters=3)
+    assert (found.n_rows, found.n_compared, found.n_clusters) == (rows, rows, rows)
+    assert len(found.pairs) == len(found.removals(0.5)) == found.sweep([0.1])["removed"][0] == max(rows - 1, 0)
+    assert dict(found.pairs.compute().dtypes) == dict(found.pairs._meta.dtypes)
+
+
+def test_nothing_to_compare_gives_empty_frames_with_the_right_types() -> None:
+    part = table({"image_id": ["a", "b"], "embedding": [None, None]})
+    found = semantic_duplicates(dd.from_pandas(part, npartitions=2))
+    assert (found.n_compared, found.n_excluded) == (0, 2)
+    for answer in (found.pairs, found.assignments, found.removals(0.5)):
+        computed = answer.compute()
+        assert len(computed) == 0 and dict(computed.dtypes) == dict(answer._meta.dtypes)
+        assert computed["image_id"].dtype == pd.ArrowDtype(pa.string())
+    assert len(remove(dd.from_pandas(part, npartitions=2), found)) == 2
+    assert found.sweep([0.1, 0.2])["removed"].tolist() == [0, 0]
+
+
+def test_a_chain_keeps_its_tail_by_cover_and_loses_it_pointwise() -> None:
+    angles = np.array([0.0, 0.2, 0.4])
+    frame = frame_of(np.stack([np.cos(angles), np.sin(angles)], axis=1), rank=[0, 1, 2])
+    order = [("rank", "min")]
+    assert removed(semantic_duplicates(frame, eps=0.05, keep=order)) == ["img00001"]
+    assert removed(semantic_duplicates(frame, eps=0.05, keep=order, rule="pointwise")) == ["img00001", "img00002"]
+
+
+@pytest.mark.parametrize("rule", ["cover", "pointwise"])
+def test_another_eps_gives_what_a_new_run_gives(rule: Any) -> None:
+    vectors = planted(seed=4)
+    found = semantic_duplicates(frame_of(vectors), eps=0.01, rule=rule, n_clusters=4)
+    for eps in (0.0005, 0.3):
+        again = semantic_duplicates(frame_of(vectors), eps=eps, rule=rule, n_clusters=4)
+        assert removed(found, eps) == removed(again)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids"),
+    [
+        ("arrays", "int64"),
+        ("lists", "int32[pyarrow]"),
+        ("fixed", "str"),
+        ("large", "string[pyarrow]"),
+        ("float64", "object"),
+        ("fixed", "category"),
+        ("fixed", "dictionary"),
+    ],
+)
+def test_frames_of_other_tools_with_their_own_names(tmp_path: Path, kind: str, ids: str) -> None:
+    vectors = np.repeat(np.eye(3, dtype=np.float32), 2, axis=0)
+    names = pd.Series([10, 11, 12, 13, 14, 15], dtype=ids if "int" in ids else "int64")
+    if ids == "dictionary":
+        names = names.astype(str).astype(pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string())))
+    elif "int" not in ids:
+        names = names.astype(str).astype(ids)
+    column: Any = list(vectors) if kind == "arrays" else vectors.tolist()
+    if kind in ("fixed", "large", "float64"):
+        of = {
+            "fixed": pa.list_(pa.float32(), 3),
+            "large": pa.large_list(pa.float32()),
+            "float64": pa.list_(pa.float64()),
+        }[kind]
+        column = pd.array(vectors.tolist(), dtype=pd.ArrowDtype(of))
+    part = pd.DataFrame({"key": names, "vector": pd.Series(column)})
+    # Dask would turn object columns of arrays and lists into text.
+    with dask.config.set({"dataframe.convert-string": False}):
+        frame = dd.from_map(lambda at: part.iloc[at : at + 3], [0, 3], meta=part.iloc[:0])
+        found = semantic_duplicates(frame, id_field="key", embedding_field="vector", keep="easy")
+        pairs = found.pairs.compute()
+        left = remove(frame, found, on="key")["key"].compute().astype(str).tolist()
+    assert pairs["key"].astype(str).tolist() == ["11", "13", "15"]
+    assert pairs["duplicate_of"].astype(str).tolist() == ["10", "12", "14"]
+    assert pairs["key"].dtype == pairs["duplicate_of"].dtype
+    if ids not in ("category", "dictionary"):
+        assert pairs["key"].dtype == part["key"].dtype
+    assert left == ["10", "12", "14"]
+
+
+def test_fifty_thousand_copies_of_one_image_leave_one(client: Client) -> None:
+    found = semantic_duplicates(frame_of(np.tile(REFERENCE[:1], (50_000, 1))), n_clusters=3)
+    assert len(found.removals()) == 49_999
+
+
+def test_the_frame_is_computed_once(client: Client, tmp_path: Path) -> None:
+    vectors = planted(60)
+
+    def model(part: pd.DataFrame) -> pd.DataFrame:
+        (tmp_path / f"{part['image_id'].iloc[0]}-{np.random.default_rng().integers(2**60)}").touch()
+        return part[["embedding"]]
+
+    frame = frame_of(vectors)
+    embedded = frame[["image_id"]].assign(
+        embedding=frame.map_partitions(model, meta=frame._meta[["embedding"]])["embedding"]
+    )
+    found = semantic_duplicates(embedded, eps=0.05, n_clusters=3)
+    found.pairs.compute(), found.assignments.compute(), found.removals(0.1).compute(), found.sweep([0.1, 0.2])
+    assert len(list(tmp_path.iterdir())) == frame.npartitions
+
+
+def test_ids_that_repeat_or_are_null_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 ids of column 'image_id' name more than one row: 'a', 'b'"):
+        semantic_duplicates(frame_of(np.ones((5, 2)), ids=list("abcab")))
+    with pytest.raises(ValueError, match="have no 'image_id'"):
+        semantic_duplicates(frame_of(np.ones((2, 2)), ids=["a", None]))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"eps": 0}, "use 1e-6 for vectors equal up to rounding"),
+        ({"eps": 2}, "above 0 and below 2"),
+        ({"eps": "0.1"}, "above 0 and below 2"),
+        ({"n_clusters": 0}, "whole number of at least 1"),
+        ({"n_clusters": 2.5}, "whole number of at least 1"),
+        ({"rule": "component"}, "rule='component' is unknown"),
+        ({"keep": "best"}, "keep='best' is not an order"),
+        ({"seed": None}, "seed=None must be a whole number"),
+        ({"centroids": np.zeros((1, 4))}, "has no direction"),
+        ({"centroids": np.ones(4)}, "must be a matrix"),
+        ({"centroids": np.ones((1, 4)), "n_clusters": 2}, "leave n_clusters out"),
+        ({"centroids": np.ones((1, 5))}, "centroids have dimension 5"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        semantic_duplicates(frame_of(np.ones((2, 4))), **options)
+
+
+def test_missing_and_unfit_columns_are_refused() -> None:
+    frame = frame_of(np.ones((2, 4)), number=[0.5, 1.5])
+    with pytest.raises(KeyError, match="semantic_duplicates needs column 'vector'"):
+        semantic_duplicates(frame, embedding_field="vector")
+    with pytest.raises(KeyError, match="semantic_duplicates needs column 'aesthetic_score'"):
+        semantic_duplicates(frame, keep=[("aesthetic_score", "max")])
+    with pytest.raises(TypeError, match="ids are strings or whole numbers"):
+        semantic_duplicates(frame, id_field="number")
+    with pytest.raises(TypeError, match="which has no order"):
+        semantic_duplicates(frame, keep=[("embedding", "max")])
+    text = dd.from_pandas(
+        pd.DataFrame({"image_id": ["a"], "embedding": [np.ones(3)]}).astype({"embedding": str}), npartitions=1
+    )
+    with pytest.raises(TypeError, match=r"holds text, not vectors; .*dataframe\.convert-string"):
+        semantic_duplicates(text)
+    with pytest.raises(TypeError, match="takes a Dask dataframe"):
+        semantic_duplicates(frame.compute())
+    with pytest.raises(ValueError, match="vectors of several lengths"):
+        semantic_duplicates(dd.concat([frame_of(np.ones((2, 4))), frame_of(np.ones((2, 5)), ids=["x", "y"])]))
