@@ -1,5 +1,41 @@
-"""Curate image and image-text datasets as Dask dataframes."""
+"""Curate image and image-text datasets as Dask dataframes, on GPUs or on CPU cores.
 
-from imgcurate.cluster import prefer_task_shuffle
+One image is one row. Read shards, add columns, keep rows with predicates, drop near-duplicates, write shards whose bytes are
+the originals.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from imgcurate.cluster import connect, prefer_task_shuffle
+from imgcurate.dedup.removal import remove
+from imgcurate.dedup.semantic import Duplicates, semantic_duplicates
+from imgcurate.encoders.embed import embed
+from imgcurate.scores.aesthetic import score_aesthetic
+from imgcurate.scores.nsfw import score_nsfw
+from imgcurate.sinks.parquet import write_parquet
+from imgcurate.sinks.webdataset import write_webdataset
+from imgcurate.sources.files import read_files
+from imgcurate.sources.parquet import read_parquet
+from imgcurate.sources.webdataset import read_webdataset
+
+__all__ = [
+    "Duplicates",
+    "connect",
+    "embed",
+    "read_files",
+    "read_parquet",
+    "read_webdataset",
+    "remove",
+    "score_aesthetic",
+    "score_nsfw",
+    "semantic_duplicates",
+    "write_parquet",
+    "write_webdataset",
+]
+
+try:
+    __version__ = version("imgcurate")
+except PackageNotFoundError:  # run from a folder that was not installed
+    __version__ = "unknown"
 
 prefer_task_shuffle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,20 @@ _MEMORY_PER_WORKER = 3 * 2**30
 
 
 class Client(distributed.Client):
-    """A Dask client that closes the local cluster it was made with."""
+    """A Dask client that closes the local cluster it was made with.
+
+    As a context manager it closes for the one who made it, not for those who were handed it by a later `connect()`.
+    """
+
+    uses = 1
+
+    def __enter__(self) -> Client:
+        self._makers = [*getattr(self, "_makers", ()), self.uses == 1]
+        return super().__enter__() if self._makers[-1] else self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._makers.pop():
+            super().__exit__(*exception)
 
     def close(self, *args: Any, **kwargs: Any) -> Any:
         closed = super().close(*args, **kwargs)
@@ -58,7 +72,8 @@ def connect(
     Returns
     -------
     distributed.Client
-        Also a context manager, which closes what was started. A second call without `address` returns the client that is there.
+        Also a context manager, which closes what was started. A second call returns the client that is there, and leaves closing
+        it to the first.
 
     Raises
     ------
@@ -82,9 +97,11 @@ def connect(
                 stacklevel=2,
             )
         _set_backend(_workers_have_gpus(current))
+        if isinstance(current, Client):
+            current.uses += 1
         return current
     if address is not None:
-        client = distributed.Client(address)
+        client = Client(address)
         _set_backend(_workers_have_gpus(client))
         return client
     gpu = gpu_available() if devices is None else len(devices) > 0
@@ -96,7 +113,26 @@ def connect(
     dashboard = dashboard_address or f"{_LOOPBACK}:0"
     cluster = _gpu_cluster(devices, memory_limit, dashboard) if gpu else _cpu_cluster(workers, memory_limit, dashboard)
     _set_backend(gpu)
-    return Client(cluster)
+    client = Client(cluster)
+    client.register_plugin(_QuietClose())
+    return client
+
+
+class _QuietClose(distributed.WorkerPlugin):
+    """Keeps a worker from printing a traceback where the scheduler closed while it was sending a heartbeat.
+
+    That happens now and then when a cluster is closed, and looks like a failure at the end of a job that went well. A worker that
+    really loses its scheduler says so in other words, too.
+    """
+
+    name = "imgcurate-quiet-close"
+
+    def setup(self, worker: distributed.Worker) -> None:
+        logging.getLogger("distributed.worker").addFilter(_is_not_heartbeat)
+
+
+def _is_not_heartbeat(record: logging.LogRecord) -> bool:
+    return "during heartbeat" not in record.getMessage()
 
 
 def gpu_available() -> bool:

@@ -18,6 +18,13 @@ def test_a_second_call_gives_the_same_client(client: Client) -> None:
         assert connect(workers=1) is client
 
 
+def test_who_was_handed_a_client_does_not_close_it(client: Client) -> None:
+    with connect() as same:
+        assert same is client
+    assert client.status == "running"
+    assert client.submit(sum, [1, 2]).result() == 3
+
+
 def test_the_cluster_listens_on_loopback_only(client: Client) -> None:
     info = client.scheduler_info()
     assert client.scheduler.address.startswith("tcp://127.0.0.1:") and "127.0.0.1" in client.dashboard_link

@@ -45,17 +45,17 @@ def write_parquet(
     >>> write_parquet(frame, "curated/images.parquet")  # doctest: +SKIP
     """
     with storage.staged_folder(path, ".parquet", overwrite=overwrite, storage_options=storage_options) as folder:
-        names = dask.compute(*write_parts(frame, folder, storage_options))
-    return [f"{storage.absolute(path, storage_options)}/{name}" for name in names]
+        written = dask.compute(*write_parts(frame, folder, storage_options))
+    return [f"{storage.absolute(path, storage_options)}/{name}" for name, _ in written]
 
 
 def write_parts(frame: Any, folder: str, storage_options: storage.Options = None) -> list[Any]:
-    """Return one delayed task a partition that writes it into `folder` and gives the file's name."""
+    """Return one delayed task a partition, which writes it into `folder` and gives the file's name and its number of rows."""
     write = dask.delayed(_write_part)
     return [write(part, folder, f"part.{i:05d}.parquet", storage_options) for i, part in enumerate(frame.to_delayed())]
 
 
-def _write_part(part: Any, folder: str, name: str, storage_options: storage.Options) -> str:
+def _write_part(part: Any, folder: str, name: str, storage_options: storage.Options) -> tuple[str, int]:
     with storage.open_output(f"{folder}/{name}", storage_options) as file:
         pq.write_table(vectors.to_arrow(part), file, compression="zstd")
-    return name
+    return name, len(part)

@@ -67,8 +67,29 @@ def write_webdataset(
     --------
     >>> write_webdataset(frame, "curated/shards", samples_per_shard=1000).compute()  # doctest: +SKIP
     """
+    check_samples_per_shard(samples_per_shard)
+    with storage.staged_folder(path, ".tar", overwrite=overwrite, storage_options=storage_options) as folder:
+        tasks, _rows = write_shards(frame, folder, samples_per_shard, storage_options)
+        shards = list(dask.compute(*tasks))
+    table = pd.DataFrame(shards, columns=["url", "samples", "bytes", "renamed"])
+    table["url"] = [f"{storage.absolute(path, storage_options)}/{url.rpartition('/')[2]}" for url in table["url"]]
+    return dd.from_pandas(table, npartitions=1)
+
+
+def check_samples_per_shard(samples_per_shard: int) -> None:
+    """Raise a ValueError where a shard would hold nothing."""
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard={samples_per_shard}: must be at least 1")
+
+
+def write_shards(
+    frame: Any, folder: str, samples_per_shard: int, storage_options: storage.Options = None
+) -> tuple[list[Any], Any]:
+    """Return one delayed task a shard, which writes it into `folder` and gives (url, samples, bytes, renamed).
+
+    Computes `frame` as far as its rows go: how many there are decides what goes into which shard. The second value is those rows
+    in the workers' memory; the tasks read them, and Dask drops them when nobody holds the value any more.
+    """
     schema.require(frame, _COLUMNS, "write_webdataset")
     has_errors = "error" in frame.columns
     # Rows are small without their vectors: kept in memory, so that what made them (a model, perhaps) runs once.
@@ -76,25 +97,17 @@ def write_webdataset(
     if has_errors:
         bad = int(rows["error"].notnull().sum().compute())
         if bad:
-            warnings.warn(f"{bad:,} rows have an error and are not written", stacklevel=2)
+            warnings.warn(f"{bad:,} rows have an error and are not written", stacklevel=3)
         rows = rows[rows["error"].isnull()]
     rows = rows[_COLUMNS].map_partitions(vectors.to_pandas, meta=schema.empty(_COLUMNS)).persist()
     counts = list(rows.map_partitions(len).compute())
     parts = rows.to_delayed()
     write = dask.delayed(_write_shard)
-    with storage.staged_folder(path, ".tar", overwrite=overwrite, storage_options=storage_options) as folder:
-        tasks = [
-            write(
-                [parts[i] for i, _, _ in cuts],
-                [(start, stop) for _, start, stop in cuts],
-                f"{folder}/{number:05d}.tar",
-                storage_options,
-            )
-            for number, cuts in enumerate(cut_into_shards(counts, samples_per_shard))
-        ]
-        shards = pd.DataFrame(dask.compute(*tasks), columns=["url", "samples", "bytes", "renamed"])
-    shards["url"] = [f"{storage.absolute(path, storage_options)}/{url.rpartition('/')[2]}" for url in shards["url"]]
-    return dd.from_pandas(shards, npartitions=1)
+    tasks = []
+    for number, cuts in enumerate(cut_into_shards(counts, samples_per_shard)):
+        rows_of_shard = [(parts[partition], start, stop) for partition, start, stop in cuts]
+        tasks.append(write(rows_of_shard, f"{folder}/{number:05d}.tar", storage_options))
+    return tasks, rows
 
 
 def cut_into_shards(counts: Sequence[int], samples_per_shard: int) -> Iterator[list[tuple[int, int, int]]]:
@@ -126,11 +139,9 @@ def cut_into_shards(counts: Sequence[int], samples_per_shard: int) -> Iterator[l
 
 
 def _write_shard(
-    parts: Sequence[pd.DataFrame], cuts: Sequence[tuple[int, int]], url: str, storage_options: storage.Options
+    cuts: Sequence[tuple[pd.DataFrame, int, int]], url: str, storage_options: storage.Options
 ) -> tuple[str, int, int, int]:
-    rows = pd.concat(
-        [part.iloc[start:stop] for part, (start, stop) in zip(parts, cuts, strict=True)], ignore_index=True
-    )
+    rows = pd.concat([part.iloc[start:stop] for part, start, stop in cuts], ignore_index=True)
     keys = _keys(rows)
     renamed = sum(new is not None for _, new in keys)
     with storage.open_output(url, storage_options) as file, _Sources(storage_options) as sources:
