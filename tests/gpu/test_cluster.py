@@ -1,0 +1,57 @@
+"""connect() where there are GPUs: one worker a GPU, one allocator for all libraries, frames of cuDF."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask
+import pytest
+from distributed import Client
+
+from imgcurate.cluster import backend, connect
+
+
+def _seen_by_worker() -> dict[str, Any]:
+    import cudf
+    import cupy
+    import rmm
+    import torch
+
+    torch.zeros(1, device="cuda")
+    return {
+        "resource": type(rmm.mr.get_current_device_resource()).__name__,
+        "cupy": cupy.cuda.get_allocator().__name__,
+        "torch": torch.cuda.memory.get_allocator_backend(),
+        "spill": cudf.get_option("spill"),
+    }
+
+
+def test_connect_starts_one_worker_a_gpu_on_loopback(gpu_client: Client) -> None:
+    import cupy
+    from dask_cuda import LocalCUDACluster
+
+    assert isinstance(gpu_client.cluster, LocalCUDACluster)
+    workers = gpu_client.scheduler_info(n_workers=-1)["workers"]
+    assert len(workers) == cupy.cuda.runtime.getDeviceCount()
+    assert all(address.startswith("tcp://127.0.0.1:") for address in [gpu_client.scheduler.address, *workers])
+    assert "127.0.0.1" in gpu_client.dashboard_link
+
+
+def test_connect_chooses_the_cudf_backend(gpu_client: Client) -> None:
+    assert connect() is gpu_client
+    assert backend() == dask.config.get("dataframe.backend") == "cudf"
+
+
+def test_a_second_call_for_other_devices_is_told_that_the_client_is_reused(gpu_client: Client) -> None:
+    with pytest.warns(UserWarning, match="already connected"):
+        assert connect(devices=[]) is gpu_client
+
+
+def test_cudf_cupy_and_torch_share_one_allocator_and_cudf_spills(gpu_client: Client) -> None:
+    for seen in gpu_client.run(_seen_by_worker).values():
+        assert seen == {
+            "resource": "CudaAsyncMemoryResource",
+            "cupy": "rmm_cupy_allocator",
+            "torch": "pluggable",
+            "spill": True,
+        }
