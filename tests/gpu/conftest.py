@@ -83,7 +83,7 @@ def gpu_client(request: pytest.FixtureRequest) -> Iterator[distributed.Client]:
             name for name in ("cupy", "cudf", "dask_cudf", "dask_cuda") if importlib.util.find_spec(name) is None
         ]
         pytest.skip(f"no GPU: {', '.join(missing)} not installed" if missing else "no GPU: CUDA finds none")
-    if not all(_HERE in item.path.parents for item in request.session.items):
+    if not in_own_session(request):
         pytest.skip("needs a session of its own, so that the other tests get workers without GPUs: make test-gpu")
     try:
         running = distributed.default_client()
@@ -93,6 +93,11 @@ def gpu_client(request: pytest.FixtureRequest) -> Iterator[distributed.Client]:
         pytest.skip("a Dask client is running in this session already, and connect() would reuse it: make test-gpu")
     with connect() as client:
         yield client
+
+
+def in_own_session(request: pytest.FixtureRequest) -> bool:
+    """Tell whether nothing but the tests of this folder runs in this session."""
+    return all(_HERE in item.path.parents for item in request.session.items)
 
 
 @pytest.fixture(params=["pandas", "cudf"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import dask
@@ -55,3 +57,21 @@ def test_cudf_cupy_and_torch_share_one_allocator_and_cudf_spills(gpu_client: Cli
             "torch": "pluggable",
             "spill": True,
         }
+
+
+CPU_SCRIPT = """
+import imgcurate as ic
+from imgcurate.cluster import backend
+
+if __name__ == "__main__":
+    with ic.connect(devices=[], workers=1) as client:
+        assert backend() == "pandas"
+        assert ic.connect() is client and backend() == "pandas"
+    print("done")
+"""
+
+
+@pytest.mark.usefixtures("gpu_client")
+def test_a_client_without_devices_stays_one_of_pandas_when_it_is_reused() -> None:
+    run = subprocess.run([sys.executable, "-c", CPU_SCRIPT], capture_output=True, text=True, check=False)
+    assert run.stdout.strip().endswith("done"), run.stderr
