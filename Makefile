@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
-# PyPI's torch for Linux carries CUDA, several GB; this index has the one for CPUs. TORCH_INDEX= takes PyPI's, for GPUs.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# PyPI's torch for Linux carries CUDA, several GB; this index has the one for CPUs. Where there is an NVIDIA driver PyPI's is taken,
+# with RAPIDS beside it.
+GPU := $(shell command -v nvidia-smi)
+TORCH_INDEX ?= $(if $(GPU),,https://download.pytorch.org/whl/cpu)
+EXTRAS ?= small,dev,bench$(if $(GPU),$(,)cu13)
+, := ,
 DEMO ?= demo-output
 
 .PHONY: demo test test-gpu lint bench notebooks clean
@@ -14,7 +18,7 @@ $(VENV)/.ready: pyproject.toml
 	@$(BIN)/python -c 'import torch' 2>/dev/null || { echo "Installing torch ..."; $(PIP) --no-deps --retries 1 'torch==2.13.0' \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)); }
 	@echo "Installing imgcurate and what it needs ..."
-	@$(PIP) --editable '.[small,dev,bench]'
+	@$(PIP) --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(VENV)/.ready

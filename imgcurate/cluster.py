@@ -27,6 +27,8 @@ class Client(distributed.Client):
     """
 
     uses = 1
+    #: Whether its workers have GPUs; None where nobody knows but they.
+    has_gpus: bool | None = None
 
     def __enter__(self) -> Client:
         self._makers = [*getattr(self, "_makers", ()), self.uses == 1]
@@ -96,7 +98,9 @@ def connect(
                 "reusing the Dask client that is already connected; close it first (client.close()) for other workers or devices",
                 stacklevel=2,
             )
-        _set_backend(_workers_have_gpus(current))
+        # Workers that were started for the CPU see the machine's GPUs too, so they are asked only where nobody else knows.
+        known = getattr(current, "has_gpus", None)
+        _set_backend(_workers_have_gpus(current) if known is None else known)
         if isinstance(current, Client):
             current.uses += 1
         return current
@@ -114,25 +118,28 @@ def connect(
     cluster = _gpu_cluster(devices, memory_limit, dashboard) if gpu else _cpu_cluster(workers, memory_limit, dashboard)
     _set_backend(gpu)
     client = Client(cluster)
-    client.register_plugin(_QuietClose())
+    client.has_gpus = gpu
+    client.register_plugin(_QuietWorker())
     return client
 
 
-class _QuietClose(distributed.WorkerPlugin):
-    """Keeps a worker from printing a traceback where the scheduler closed while it was sending a heartbeat.
+class _QuietWorker(distributed.WorkerPlugin):
+    """Keeps the workers of a local cluster from printing what the client is told, or what is no failure.
 
-    That happens now and then when a cluster is closed, and looks like a failure at the end of a job that went well. A worker that
-    really loses its scheduler says so in other words, too.
+    A task's exception reaches the user where its result is asked for; printed by the worker as well, with a traceback for each
+    partition, it buries that. And when a cluster closes a heartbeat may still be on its way, which looks like a failure at the end
+    of a job that went well.
     """
 
-    name = "imgcurate-quiet-close"
+    name = "imgcurate-quiet-worker"
 
     def setup(self, worker: distributed.Worker) -> None:
-        logging.getLogger("distributed.worker").addFilter(_is_not_heartbeat)
+        logging.getLogger("distributed.worker").addFilter(_is_news)
 
 
-def _is_not_heartbeat(record: logging.LogRecord) -> bool:
-    return "during heartbeat" not in record.getMessage()
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not message.startswith("Compute Failed") and "during heartbeat" not in message
 
 
 def gpu_available() -> bool:

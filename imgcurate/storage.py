@@ -90,12 +90,21 @@ def relative(url: str, root: str) -> str:
 
 
 def open_input(url: str, storage_options: Options = None, **kwargs: Any) -> contextlib.AbstractContextManager[BinaryIO]:
-    """Open a file for reading bytes."""
+    """Open a file for reading bytes; `kwargs` are fsspec's, for files that are not local."""
+    if is_local(url):
+        return open(url, "rb")  # fsspec's own wrapper costs a fifth of the time of listing a shard
     return fsspec.open(url, "rb", **{**(storage_options or {}), **kwargs})
+
+
+def is_local(url: str) -> bool:
+    """Tell whether a URL of a row is a path on this machine, as `expand` writes them."""
+    return "://" not in url and "::" not in url
 
 
 def size_of(url: str, storage_options: Options = None) -> int:
     """Return a file's size in bytes."""
+    if is_local(url):
+        return os.path.getsize(url)
     fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
     return int(fs.size(path))
 

@@ -11,7 +11,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 BLOCK = tarfile.BLOCKSIZE
 #: What ends an archive.
@@ -25,16 +25,15 @@ class ShardError(ValueError):
     """A shard from which nothing can be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A file in a tar.
 
     Attributes
     ----------
     name : str
         As stored; bytes that are not UTF-8 are shown as backslash escapes.
-    extension : str
-        What follows the first dot of the file name, in lower case and without the dot.
+    key, extension : str
+        As `split_name` gives them; empty where the file is part of no sample.
     start, stop : int
         The member as a run of bytes: its headers, with extended ones, its content, and the padding after it.
     offset, size : int
@@ -44,6 +43,7 @@ class Member:
     """
 
     name: str
+    key: str
     extension: str
     start: int
     stop: int
@@ -132,9 +132,8 @@ def scan(file: BinaryIO, size: int, url: str) -> list[Sample]:
     while damage is None and place is not None:
         archive = _Archive(file, place, size, url)
         for member in archive.members():
-            named = split_name(member.name)
-            if named is not None:
-                last = samples.setdefault(named[0], Sample(named[0]))
+            if member.key:
+                last = samples.setdefault(member.key, Sample(member.key))
                 last.members.append(member)
         damage = archive.damage
         # tars joined with cat hold archives after the first one's end; tar itself would stop there without a word
@@ -223,9 +222,12 @@ class _Archive:
             if info.isdir():
                 continue
             stop = self.tar.offset  # where tarfile looks for the next header
+            name = _printable(info.name)
+            key, extension = split_name(name) or ("", "")
             yield Member(
-                name=(name := _printable(info.name)),
-                extension=(split_name(name) or ("", ""))[1],
+                name=name,
+                key=key,
+                extension=extension,
                 start=info.offset,
                 stop=stop,
                 offset=info.offset_data,
@@ -269,6 +271,8 @@ class _Archive:
 
 def _printable(name: str) -> str:
     """Make a name valid Unicode, which Arrow strings must be."""
+    if name.isascii():
+        return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

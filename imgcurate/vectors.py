@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from imgcurate import schema
 
 _MAX_CHILD_ELEMENTS = 2**31 - 1
+_NORM_BLOCK = 1 << 14
 
 
 def on_gpu(part: Any) -> bool:
@@ -135,7 +136,8 @@ def to_series(values: Any, name: str, like: Any) -> Any:
         import cudf
 
         if on_gpu(values):
-            return cudf.Series(values, index=like.index, name=name, nan_as_null=True)
+            kind = schema.TYPES[name].to_pandas_dtype()
+            return cudf.Series(values, index=like.index, dtype=kind, name=name, nan_as_null=True)
         series = cudf.Series.from_arrow(pa.array(values, type=schema.TYPES[name], from_pandas=True))
         series.index, series.name = like.index, name
         return series
@@ -145,12 +147,7 @@ def to_series(values: Any, name: str, like: Any) -> Any:
 
 def empty_like(meta: Any, names: list[str]) -> Any:
     """Return a partition of no rows with columns `names`, on the backend of `meta`."""
-    part = schema.empty(names)
-    if on_gpu(meta):
-        import cudf
-
-        return cudf.DataFrame.from_arrow(pa.Table.from_pandas(part, preserve_index=False))
-    return part
+    return from_pandas(schema.empty(names), meta)
 
 
 def to_arrow(part: Any) -> pa.Table:
@@ -159,7 +156,12 @@ def to_arrow(part: Any) -> pa.Table:
     Pandas' own metadata names ``list<float>[pyarrow]`` for an embedding column, which plain pandas and Dask then cannot read.
     """
     if on_gpu(part):
-        return part.to_arrow(preserve_index=False).replace_schema_metadata(None)
+        table = part.to_arrow(preserve_index=False).replace_schema_metadata(None)
+        # cuDF gives its strings as large_string, so that files written from a GPU would differ from those written without.
+        narrow = [
+            field.with_type(pa.string()) if pa.types.is_large_string(field.type) else field for field in table.schema
+        ]
+        return table.cast(pa.schema(narrow))
     return pa.Table.from_pandas(part, preserve_index=False).replace_schema_metadata(None)
 
 
@@ -167,7 +169,7 @@ def to_pandas(part: Any) -> pd.DataFrame:
     """Return a partition on the host, Arrow-typed; a pandas partition is returned as it is."""
     if not on_gpu(part):
         return part
-    host = part.to_arrow(preserve_index=False).to_pandas(types_mapper=pd.ArrowDtype)
+    host = to_arrow(part).to_pandas(types_mapper=pd.ArrowDtype)
     host.index = part.index.to_pandas()
     return host
 
@@ -178,7 +180,18 @@ def from_pandas(part: pd.DataFrame, meta: Any) -> Any:
         return part
     import cudf
 
-    return cudf.DataFrame.from_arrow(pa.Table.from_pandas(part, preserve_index=False))
+    return cudf.DataFrame.from_arrow(to_arrow(part))
+
+
+def to_backend(frame: Any, backend: str) -> Any:
+    """Return a Dask dataframe of pandas partitions on `backend`, with the types that the backend's own readers give.
+
+    Dask's ``to_backend`` alone keeps pandas' ArrowDtype in cuDF, where such columns do not concatenate with cuDF's own.
+    """
+    if backend == "pandas":
+        return frame
+    moved = frame.to_backend(backend)
+    return moved.astype(dict(from_pandas(frame._meta, moved._meta).dtypes))
 
 
 def unit_rows(matrix: Any) -> tuple[Any, np.ndarray]:
@@ -206,7 +219,11 @@ def unit_rows(matrix: Any) -> tuple[Any, np.ndarray]:
            [0. , 0. ]], dtype=float32), array([ True, False]))
     """
     xp = namespace(matrix)
-    squares = xp.einsum("ij,ij->i", matrix, matrix, dtype=xp.float64)
+    squares = xp.empty(len(matrix), dtype=xp.float64)
+    for start in range(0, len(matrix), _NORM_BLOCK):
+        # In blocks, because CuPy's einsum makes float64 copies of its operands.
+        block = matrix[start : start + _NORM_BLOCK]
+        squares[start : start + _NORM_BLOCK] = xp.einsum("ij,ij->i", block, block, dtype=xp.float64)
     valid = xp.isfinite(squares) & (squares > 0)
     scale = xp.where(valid, 1 / xp.sqrt(xp.where(valid, squares, 1)), 0)
     unit = xp.zeros(matrix.shape, dtype=xp.float32)
@@ -251,15 +268,20 @@ def _as_arrow_lists(column: pd.Series) -> pa.Array:
 def _to_cupy(column: Any) -> Any:
     import cupy
 
-    valid = column.notnull().values
-    present = column.dropna()
-    dimension = _one_length(present.list.len().unique().to_arrow().to_pylist(), column.name)
-    flat = present.list.leaves.values.astype(cupy.float32, copy=False)
-    rows = flat.reshape(len(present), dimension)
+    # dropna copies even where there is nothing to drop.
+    present = column.dropna() if column.has_nulls else column
+    if not len(present):
+        return cupy.full((len(column), 0), cupy.nan, dtype=cupy.float32)
+    try:
+        lengths, numbers = present.list.len(), present.list.leaves.values
+    except (AttributeError, TypeError):
+        raise TypeError(f"column {column.name!r} holds {column.dtype}, not vectors (lists of numbers)") from None
+    dimension = _one_length(lengths.unique().to_arrow().to_pylist(), column.name)
+    rows = numbers.astype(cupy.float32, copy=False).reshape(len(present), dimension)
     if len(present) == len(column):
         return rows
     matrix = cupy.full((len(column), dimension), cupy.nan, dtype=cupy.float32)
-    matrix[valid] = rows
+    matrix[column.notnull().values] = rows
     return matrix
 
 
@@ -268,13 +290,12 @@ def _to_cudf_lists(matrix: Any, valid: np.ndarray, index: Any) -> Any:
     import cupy
     import pylibcudf
 
-    array = matrix if isinstance(matrix, cupy.ndarray) else cupy.from_dlpack(matrix)
+    # asarray shares the memory of CuPy's arrays and of torch's on the device, and copies those of the host to it.
+    lists = pylibcudf.Column.from_array(cupy.ascontiguousarray(cupy.asarray(matrix, dtype=cupy.float32)))
     if not valid.all():
-        array = array[cupy.asarray(valid)]
-    series = cudf.Series.from_pylibcudf(pylibcudf.Column.from_array(cupy.ascontiguousarray(array)))
-    if not valid.all():
-        # Gathering by label turns the rows that are absent into null lists.
-        series.index = cudf.Index(np.flatnonzero(valid))
-        series = series.reindex(cudf.RangeIndex(len(valid)))
-    series.index, series.name = index, "embedding"
-    return series
+        # A row gathered from outside the column is null.
+        rows = np.where(valid, np.arange(len(valid)), len(valid)).astype(np.int32)
+        nullify = pylibcudf.copying.OutOfBoundsPolicy.NULLIFY
+        gathered = pylibcudf.copying.gather(pylibcudf.Table([lists]), pylibcudf.Column.from_array(rows), nullify)
+        (lists,) = gathered.columns()
+    return cudf.Series.from_pylibcudf(lists, metadata={"name": "embedding", "index": index})

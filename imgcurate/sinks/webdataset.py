@@ -91,23 +91,20 @@ def write_shards(
     in the workers' memory; the tasks read them, and Dask drops them when nobody holds the value any more.
     """
     schema.require(frame, _COLUMNS, "write_webdataset")
-    has_errors = "error" in frame.columns
+    columns = _COLUMNS + ["error"] * ("error" in frame.columns)
+    pick = dask.delayed(_pick_rows, nout=3)
     # Rows are small without their vectors: kept in memory, so that what made them (a model, perhaps) runs once.
-    rows = frame[_COLUMNS + ["error"] * has_errors].persist()
-    if has_errors:
-        bad = int(rows["error"].notnull().sum().compute())
-        if bad:
-            warnings.warn(f"{bad:,} rows have an error and are not written", stacklevel=3)
-        rows = rows[rows["error"].isnull()]
-    rows = rows[_COLUMNS].map_partitions(vectors.to_pandas, meta=schema.empty(_COLUMNS)).persist()
-    counts = list(rows.map_partitions(len).compute())
-    parts = rows.to_delayed()
+    picked = dask.persist(*[output for part in frame[columns].to_delayed() for output in pick(part)])
+    parts = picked[0::3]
+    counts, bad = dask.compute(list(picked[1::3]), list(picked[2::3]))
+    if sum(bad):
+        warnings.warn(f"{sum(bad):,} rows have an error and are not written", stacklevel=3)
     write = dask.delayed(_write_shard)
     tasks = []
     for number, cuts in enumerate(cut_into_shards(counts, samples_per_shard)):
         rows_of_shard = [(parts[partition], start, stop) for partition, start, stop in cuts]
         tasks.append(write(rows_of_shard, f"{folder}/{number:05d}.tar", storage_options))
-    return tasks, rows
+    return tasks, parts
 
 
 def cut_into_shards(counts: Sequence[int], samples_per_shard: int) -> Iterator[list[tuple[int, int, int]]]:
@@ -136,6 +133,13 @@ def cut_into_shards(counts: Sequence[int], samples_per_shard: int) -> Iterator[l
                 shard, room = [], samples_per_shard
     if shard:
         yield shard
+
+
+def _pick_rows(part: Any) -> tuple[pd.DataFrame, int, int]:
+    """Return the rows of a partition that can be written, their number, and the number of the others."""
+    rows = vectors.to_pandas(part)
+    usable = rows[rows["error"].isna()] if "error" in rows else rows
+    return usable[_COLUMNS], len(usable), len(rows) - len(usable)
 
 
 def _write_shard(

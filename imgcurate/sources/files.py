@@ -8,7 +8,7 @@ from typing import Any
 import dask.dataframe as dd
 import pandas as pd
 
-from imgcurate import schema, storage
+from imgcurate import schema, storage, vectors
 from imgcurate.cluster import backend
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif")
@@ -61,7 +61,7 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
         meta=schema.empty(schema.SOURCE_COLUMNS),
         label="read-files",
     )
-    return frame.to_backend("cudf") if backend() == "cudf" else frame
+    return vectors.to_backend(frame, backend())
 
 
 def list_files(files: Sequence[File], storage_options: storage.Options = None) -> pd.DataFrame:

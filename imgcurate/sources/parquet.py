@@ -7,6 +7,7 @@ from typing import Any
 
 import dask
 import dask.dataframe as dd
+import pandas as pd
 
 from imgcurate import storage
 from imgcurate.cluster import backend
@@ -41,7 +42,7 @@ def read_parquet(
     >>> frame = read_parquet("curated/images.parquet")  # doctest: +SKIP
     """
     storage.expand(path, (".parquet", ".pq"), storage_options)
-    # cuDF's columns are Arrow's already, and its reader knows no dtype_backend. Dask would turn Arrow strings into pandas' own.
-    options = {} if backend() == "cudf" else {"dtype_backend": "pyarrow"}
+    # cuDF's columns are Arrow's already. Dask would turn Arrow strings into pandas' own, with dtype_backend="pyarrow" too.
+    options = {} if backend() == "cudf" else {"arrow_to_pandas": {"types_mapper": pd.ArrowDtype}}
     with dask.config.set({"dataframe.convert-string": False}):
         return dd.read_parquet(os.fspath(path), columns=columns, storage_options=storage_options, **options)

@@ -9,14 +9,15 @@ from typing import Any, BinaryIO
 import dask.dataframe as dd
 import pandas as pd
 
-from imgcurate import schema, storage, tar
+from imgcurate import schema, storage, tar, vectors
 from imgcurate.cluster import backend
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "avif")
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
-# Large enough that the headers of small members come with one request, small enough that those of large ones cost little.
-_REMOTE_BLOCK = 1 << 16
+# How to open a remote shard for hopping from header to header: blocks large enough that the headers of small members come with
+# one request, small enough that those of large ones cost little.
+_HOPPING = {"block_size": 1 << 16, "cache_type": "readahead"}
 
 Shard = tuple[str, str]  # url and the part of image_id that names it
 
@@ -82,14 +83,14 @@ def read_webdataset(
         meta=schema.empty(schema.SOURCE_COLUMNS),
         label="read-webdataset",
     )
-    return frame.to_backend("cudf") if backend() == "cudf" else frame
+    return vectors.to_backend(frame, backend())
 
 
 def list_shards(shards: Sequence[Shard], storage_options: storage.Options = None) -> pd.DataFrame:
     """List shards as one partition of rows: what `read_webdataset` runs on the workers."""
     rows: list[dict[str, Any]] = []
     for url, name in shards:
-        with storage.open_input(url, storage_options, **_reading(url)) as file:
+        with storage.open_input(url, storage_options, **_HOPPING) as file:
             samples = tar.scan(file, storage.size_of(url, storage_options), url)
             rows.extend(_row(sample, url, name, file) for sample in samples)
     return schema.table({column: [row[column] for row in rows] for column in schema.SOURCE_COLUMNS})
@@ -143,12 +144,6 @@ def _text(sample: tar.Sample, extension: str, file: BinaryIO) -> str | None:
             file.seek(member.offset)
             return file.read(member.size).decode("utf-8", "replace")
     return None
-
-
-def _reading(url: str) -> dict[str, Any]:
-    """Return how to open a shard for hopping from header to header."""
-    is_local = "://" not in url and "::" not in url
-    return {} if is_local else {"block_size": _REMOTE_BLOCK, "cache_type": "readahead"}
 
 
 def _name_shards(urls: Sequence[str]) -> list[Shard]:
