@@ -136,7 +136,8 @@ def _predict(block: Any, layers: Layers) -> Any:
     for number, (weight, bias) in enumerate(layers):
         if number:
             xp.maximum(block, 0, out=block)
-        block = block @ xp.asarray(weight).T + xp.asarray(bias)
+        block = block @ xp.asarray(weight).T
+        block += xp.asarray(bias)
     # The sigmoid, in a form that cannot overflow.
     return (1 + xp.tanh(block[:, 0] / 2)) / 2
 
