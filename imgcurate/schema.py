@@ -75,20 +75,32 @@ def empty(names: Iterable[str]) -> pd.DataFrame:
 
 
 def require(frame: Any, columns: Iterable[str], verb: str) -> None:
-    """Raise a KeyError that names the columns `verb` needs and `frame` lacks.
+    """Raise where `frame` is not a Dask dataframe with the columns that `verb` needs.
 
     Parameters
     ----------
-    frame : Dask or pandas DataFrame
+    frame : Dask DataFrame
     columns : iterable of str
     verb : str
         The function that asks, for the message.
 
     Raises
     ------
+    TypeError
+        Where `frame` is something else.
     KeyError
-        Where a column is missing.
+        Where columns are missing; names them, and those that are there.
     """
+    if not hasattr(frame, "to_delayed") or not hasattr(frame, "columns"):
+        raise TypeError(
+            f"{verb} takes a Dask dataframe, not {type(frame).__name__}; "
+            "dask.dataframe.from_pandas(frame, npartitions=1) makes one"
+        )
+    require_columns(frame, columns, verb)
+
+
+def require_columns(frame: Any, columns: Iterable[str], verb: str) -> None:
+    """Raise a KeyError where `frame`, of any kind, lacks some of `columns`."""
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise KeyError(

@@ -115,4 +115,9 @@ def test_arrow_tables_carry_no_pandas_metadata() -> None:
 
 def test_a_missing_column_is_named_with_those_that_are_there() -> None:
     with pytest.raises(KeyError, match=r"embed needs column 'url'; the frame has 'image_id'"):
-        schema.require(schema.empty(["image_id"]), ["image_id", "url"], "embed")
+        schema.require(dd.from_pandas(schema.empty(["image_id"]), npartitions=1), ["image_id", "url"], "embed")
+
+
+def test_a_frame_that_is_not_dasks_is_refused_with_the_remedy() -> None:
+    with pytest.raises(TypeError, match=r"embed takes a Dask dataframe, not DataFrame; .*from_pandas"):
+        schema.require(schema.empty(["url"]), ["url"], "embed")

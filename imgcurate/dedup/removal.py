@@ -85,7 +85,7 @@ def _id_column(removals: Any, on: str) -> Any:
         )
     if removals.ndim == 1:
         return removals
-    schema.require(removals, [on], "remove (in the removal list)")
+    schema.require_columns(removals, [on], "remove (in the removal list)")
     return removals[on]
 
 

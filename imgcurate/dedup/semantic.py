@@ -144,11 +144,6 @@ def check(
 
 
 def _check_frame(frame: Any, id_field: str, embedding_field: str, key_fields: list[str]) -> None:
-    if not hasattr(frame, "to_delayed") or not hasattr(frame, "columns"):
-        raise TypeError(
-            f"semantic_duplicates takes a Dask dataframe, not {type(frame).__name__}; "
-            "dask.dataframe.from_pandas(frame, npartitions=1) makes one"
-        )
     schema.require(frame, [id_field, embedding_field, *key_fields], "semantic_duplicates")
     known = vectors.to_arrow(frame._meta[list(dict.fromkeys([id_field, *key_fields]))]).schema
     if not pa.types.is_null(known.field(id_field).type):  # of an object column nothing is known before it is read

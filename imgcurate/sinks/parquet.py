@@ -8,7 +8,7 @@ from typing import Any
 import dask
 import pyarrow.parquet as pq
 
-from imgcurate import storage, vectors
+from imgcurate import schema, storage, vectors
 
 
 def write_parquet(
@@ -44,6 +44,7 @@ def write_parquet(
     --------
     >>> write_parquet(frame, "curated/images.parquet")  # doctest: +SKIP
     """
+    schema.require(frame, [], "write_parquet")
     with storage.staged_folder(path, ".parquet", overwrite=overwrite, storage_options=storage_options) as folder:
         written = dask.compute(*write_parts(frame, folder, storage_options))
     return [f"{storage.absolute(path, storage_options)}/{name}" for name, _ in written]
