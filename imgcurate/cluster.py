@@ -86,7 +86,7 @@ def connect(
     Examples
     --------
     >>> import imgcurate as ic
-    >>> with ic.connect(workers=1) as client:
+    >>> with ic.connect() as client:
     ...     client.submit(sum, [1, 2]).result()
     3
     """

