@@ -30,7 +30,6 @@ import itertools
 import json
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -393,7 +392,9 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory of this process. Not getrusage's: that one remembers the process that started this one."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 CHILDREN = {"imgcurate": imgcurate_job, "plain": plain_loop, "bare": bare_model}

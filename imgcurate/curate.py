@@ -219,7 +219,10 @@ def count(images: Any) -> dict[str, int]:
 def _decide_part(part: Any, pairs: Any, min_aesthetic: float | None, max_nsfw: float | None) -> Any:
     inputs = [name for name in ("image_id", "error", "aesthetic_score", "nsfw_score") if name in part.columns]
     rows = vectors.to_pandas(part[inputs])
-    found = vectors.to_pandas(pairs).set_index("image_id").reindex(rows["image_id"].to_numpy())
+    pairs = vectors.to_pandas(pairs)
+    # All pairs come to each partition; an index of all of them in each would take longer than anything else here.
+    pairs = pairs[pairs["image_id"].isin(rows["image_id"])]
+    found = pairs.set_index("image_id").reindex(rows["image_id"].to_numpy())
     originals = [None if pd.isna(original) else str(original) for original in found["duplicate_of"]]
     similarities = found["similarity"].to_numpy(dtype="float32", na_value=float("nan"))
     reasons = [
@@ -239,9 +242,9 @@ def _reason(
 ) -> str | None:
     if not pd.isna(row.error):
         return f"error: {row.error}"
-    if min_aesthetic is not None and not row.aesthetic_score >= min_aesthetic:
+    if min_aesthetic is not None and row.aesthetic_score < min_aesthetic:
         return f"aesthetic_score {_apart(row.aesthetic_score, min_aesthetic)} < {min_aesthetic:g}"
-    if max_nsfw is not None and not row.nsfw_score < max_nsfw:
+    if max_nsfw is not None and row.nsfw_score >= max_nsfw:
         return f"nsfw_score {_apart(row.nsfw_score, max_nsfw)} >= {max_nsfw:g}"
     if original is not None:
         return f"duplicate of {original} ({similarity:.3f})"

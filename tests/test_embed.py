@@ -133,6 +133,15 @@ def test_a_partition_of_bad_images_only_is_all_null(tmp_path: Path, model: str) 
     assert done.dtypes["embedding"].pyarrow_dtype == schema.TYPES["embedding"]
 
 
+def test_vectors_that_are_not_finite_are_errors_and_never_embeddings(tmp_path: Path) -> None:
+    broken = tiny_clip()
+    broken.visual_projection.weight.data[0, 0] = float("nan")
+    broken.save_pretrained(tmp_path / "clip")
+    done = embed_part(pack(tmp_path / "a.bin", [*jpegs(2), b"x"]), str(tmp_path / "clip"))
+    assert done["embedding"].isna().all()
+    assert done["error"].tolist() == ["embed: the model's vector is not finite"] * 2 + ["decode: not an image"]
+
+
 def test_an_empty_partition_gives_an_empty_one_of_the_same_types(tmp_path: Path, model: str) -> None:
     part = pack(tmp_path / "a.bin", jpegs(2))
     frame = embed(frame_of(part, 2).query("size < 0"), model)

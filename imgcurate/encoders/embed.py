@@ -135,6 +135,10 @@ def embed_part(
     for rows, batch in _batches(usable(), batch_size):
         matrix[torch.tensor(rows, device=encoder.device)] = encoder.encode(batch)
         valid[rows] = True
+    finite = torch.isfinite(matrix).all(dim=1).cpu().numpy()
+    for row in np.flatnonzero(valid & ~finite):
+        errors[row] = "embed: the model's vector is not finite"
+    valid &= finite
     added = {
         "embedding": vectors.to_column(matrix, like=part, valid=valid),
         "width": vectors.to_series(widths, "width", like=part),
