@@ -12,6 +12,8 @@ from typing import Any
 
 from imgcurate import __version__
 
+_DEMO_MARK = ".imgcurate-demo"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
@@ -171,17 +173,19 @@ def _demo(options: argparse.Namespace) -> None:
     out = Path(options.out)
     source, curated = out / "source", out / "curated"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not options.overwrite:
+        # "source" is what many folders are called: only one that a demo made is removed.
+        if not (options.overwrite and (out / _DEMO_MARK).is_file()):
             raise FileExistsError(
                 f"{out} is not empty; name another folder, or replace an earlier demo with --overwrite"
             )
         for folder in (source, curated):
             shutil.rmtree(folder, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _DEMO_MARK).write_text("made by imgcurate demo, which may replace what lies beside this file\n")
     planted = demo.make_shards(source)
-    packages = sorted({photo.package for photo in demo.photos()})
-    print(
-        f"{len(demo.photos())} photos from {', '.join(packages)}, {len(planted)} planted copies: {source}", flush=True
-    )
+    photos = demo.photos()
+    packages = ", ".join(sorted({photo.package for photo in photos}))
+    print(f"{len(photos)} photos from {packages}, {len(planted)} planted copies: {source}", flush=True)
     with connect(options.scheduler):
         # This encoder's cosines of copies are lower than CLIP's: 0.2 is what separates copies from different photos.
         manifest = curate(

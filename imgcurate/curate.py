@@ -308,9 +308,13 @@ def _claim(out: str | os.PathLike[str], shards: storage.Paths, overwrite: bool, 
         raise FileExistsError(
             f"{out} is not empty; name another folder, or overwrite the run that is there (--overwrite)"
         )
-    for name in (*_OUTPUTS, _WORK):
-        if fs.exists(f"{path}/{name}"):
-            fs.rm(f"{path}/{name}", recursive=True)
+    ours = [name for name in (*_OUTPUTS, _WORK) if fs.exists(f"{path}/{name}")]
+    if ours == ["shards"]:  # a run writes images.parquet first, and may end before it writes the manifest
+        raise FileExistsError(
+            f"{out}/shards is not of an earlier run: no images.parquet lies beside it; name another folder"
+        )
+    for name in ours:
+        fs.rm(f"{path}/{name}", recursive=True)
     fs.makedirs(path, exist_ok=True)
     return url
 

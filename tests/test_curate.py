@@ -202,6 +202,31 @@ def test_an_output_that_is_there_is_refused_or_replaced(
     assert (out / "notes.txt").read_text() == "mine"
 
 
+def test_shards_that_no_run_wrote_are_never_removed(
+    client: Client, shards: Path, tmp_path: Path, model_dir: Path
+) -> None:
+    mine = write_tar(tmp_path / "out" / "shards" / "00000.tar", sample("mine", image_bytes(1), "mine"))
+    before = mine.read_bytes()
+    with pytest.raises(FileExistsError, match="not of an earlier run"):
+        run(shards, tmp_path / "out", model_dir, overwrite=True)
+    assert mine.read_bytes() == before
+
+
+def test_the_demo_removes_only_what_a_demo_made(
+    client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "project" / "source" / "main.py"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert cli.main(["demo", str(tmp_path / "project"), "--overwrite"]) == 1
+    assert "is not empty" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+    for _ in range(2):
+        assert cli.main(["demo", str(tmp_path / "demo"), "--overwrite"]) == 0
+        assert "found 29 of 29 planted copies" in capsys.readouterr().out
+    assert cli.main(["demo", str(tmp_path / "demo")]) == 1
+
+
 def test_the_shards_of_an_earlier_run_are_not_removed_as_its_output(
     client: Client, shards: Path, tmp_path: Path, model_dir: Path
 ) -> None:
