@@ -27,16 +27,21 @@ class Client(distributed.Client):
     As a context manager it closes for the one who made it, not for those who were handed it by a later `connect()`.
     """
 
+    #: How many times `connect()` has given it out.
     uses = 1
+    _makers: tuple[bool, ...] = ()
     #: Whether its workers have GPUs; None where nobody knows but they.
     has_gpus: bool | None = None
 
     def __enter__(self) -> Client:
-        self._makers = [*getattr(self, "_makers", ()), self.uses == 1]
-        return super().__enter__() if self._makers[-1] else self
+        made_it = self.uses == 1
+        self._makers = (*self._makers, made_it)
+        return super().__enter__() if made_it else self
 
     def __exit__(self, *exception: Any) -> None:
-        if self._makers.pop():
+        *outer, made_it = self._makers
+        self._makers = tuple(outer)
+        if made_it:
             super().__exit__(*exception)
 
     def close(self, *args: Any, **kwargs: Any) -> Any:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from operator import itemgetter
 from typing import Any
 
-import fsspec
 import numpy as np
 from PIL import Image
+
+from imgcurate import storage
 
 #: The most pixels an image may have: what Pillow itself warns at, a quarter of a gigabyte as RGB.
 MAX_PIXELS = 89_478_485
@@ -68,19 +69,20 @@ def read_images(
 
     Examples
     --------
+    >>> import fsspec
     >>> fs = fsspec.filesystem("memory")
     >>> fs.pipe("/a.bin", b"0123456789")
     >>> list(read_images([("memory://a.bin", 2, 3), ("memory://a.bin", 8, 4)]))
     [b'234', PixelError('read: 2 bytes where there should be 4; the file is shorter than when it was listed')]
     """
     for url, run in itertools.groupby(rows, key=itemgetter(0)):
-        try:
-            file = fsspec.open(url, "rb", **(storage_options or {})).open()
-        except Exception as problem:
-            # The whole run shares the verdict: asking a dead server once a row would take hours.
-            yield from (_read_error(problem) for _ in run)
-            continue
-        with file:
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(storage.open_input(url, storage_options))
+            except Exception as problem:
+                # The whole run shares the verdict: asking a dead server once a row would take hours.
+                yield from (_read_error(problem) for _ in run)
+                continue
             for _, offset, size in run:
                 yield _read_range(file, offset, size)
 
