@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 from fsspec.implementations.local import LocalFileSystem
 
@@ -189,6 +191,18 @@ def staged_folder(
 def open_output(url: str, storage_options: Options = None) -> contextlib.AbstractContextManager[BinaryIO]:
     """Open a file for writing bytes."""
     return fsspec.open(url, "wb", **(storage_options or {}))
+
+
+def write_parquet_table(table: pa.Table, url: str, storage_options: Options = None) -> None:
+    """Write an Arrow table as one Parquet file."""
+    with open_output(url, storage_options) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def read_parquet_table(url: str, columns: list[str] | None = None, storage_options: Options = None) -> pa.Table:
+    """Read one Parquet file, or some of its columns, as an Arrow table."""
+    with open_input(url, storage_options) as file:
+        return pq.read_table(file, columns=columns)
 
 
 def _as_url(fs: Any, path: str) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tracemalloc
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgcurate.dedup import join
+from imgcurate.dedup import join, screen
 from imgcurate.vectors import unit_rows
 
 
@@ -24,106 +22,88 @@ def with_copies(n: int, d: int, seed: int, noise: float = 0.1) -> np.ndarray:
     return unit_rows(rows)[0]
 
 
-def brute_cover(rows: np.ndarray, eps: float) -> tuple[list[int], set[int]]:
-    cosines = rows.astype(np.float64) @ rows.astype(np.float64).T
-    kept: list[int] = []
-    nearest = {}
-    for row in range(len(rows)):
-        near = [other for other in kept if cosines[row, other] >= 1 - eps]
-        if near:
-            nearest[row] = max(near, key=lambda other: cosines[row, other])
-        else:
-            kept.append(row)
-    return kept, set(nearest)
+def brute_force(rows: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
+    others_wide = (rows if others is None else others).astype(np.float64)
+    cosines = rows.astype(np.float64) @ others_wide.T
+    return np.where(np.triu(np.ones_like(cosines), 1) > 0, cosines, -2) if others is None else cosines
 
 
-def far_from_threshold(rows: np.ndarray, eps: float) -> bool:
-    cosines = rows.astype(np.float64) @ rows.astype(np.float64).T
-    return bool((np.abs(cosines - (1 - eps)) > 1e-6).all())
+def check(pairs: join.Pairs, cosines: np.ndarray, least: float) -> None:
+    """The pairs are those of brute force wherever the cosine is further than 1e-6 from the threshold."""
+    found = np.zeros(cosines.shape, dtype=bool)
+    found[pairs.left, pairs.right] = True
+    assert found.sum() == len(pairs.left)
+    clear = np.abs(cosines - least) > 1e-6
+    assert np.array_equal(found & clear, (cosines >= least) & clear)
+    assert pairs.similarity == pytest.approx(cosines[pairs.left, pairs.right], abs=1e-6)
+    assert (pairs.similarity <= 1).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80)
 @given(
-    n=st.integers(0, 90), d=st.sampled_from([1, 2, 3, 16, 300]), seed=st.integers(0, 10**6),
-    eps=st.sampled_from([1e-5, 0.013, 0.11, 0.7, 1.3]), tile=st.sampled_from([1, 7, 32, 512]),
+    n=st.integers(0, 300), d=st.sampled_from([1, 2, 3, 16, 300]), seed=st.integers(0, 10**6),
+    least=st.sampled_from([1 - 1e-5, 0.987, 0.9, 0.3, 0.0, -0.3]), low=st.sampled_from([True, False]),
+    noise=st.sampled_from([0.0, 0.1, 0.5]),
 )  # fmt: skip
-def test_cover_keeps_what_brute_force_keeps(n: int, d: int, seed: int, eps: float, tile: int) -> None:
-    rows = with_copies(n, d, seed)
-    if not far_from_threshold(rows, eps):
-        return
-    match, similarity = join.cover(rows, eps, tile=tile)
-    kept, removed = brute_cover(rows, eps)
-    assert np.flatnonzero(match < 0).tolist() == kept
-    assert (similarity[match < 0] == 0).all()
-    cosines = rows.astype(np.float64) @ rows.astype(np.float64).T
-    for row in removed:
-        earlier = [other for other in kept if other < row]
-        assert match[row] in earlier
-        assert similarity[row] == pytest.approx(cosines[row, match[row]], abs=1e-6)
-        assert cosines[row, match[row]] >= cosines[row, earlier].max() - 3e-6
+def test_all_pairs_of_brute_force_are_found(n: int, d: int, seed: int, least: float, low: bool, noise: float) -> None:
+    rows = with_copies(n, d, seed, noise)
+    check(join.pairs_within(rows, least, low_precision=low), brute_force(rows), least)
+    others = with_copies(n // 2 + 1, d, seed + 1, noise)
+    others[: n // 3] = rows[: n // 3][: len(others)]
+    check(join.pairs_between(rows, others, least, low_precision=low), brute_force(rows, others), least)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    n=st.integers(0, 90), d=st.sampled_from([1, 2, 3, 16, 300]), seed=st.integers(0, 10**6),
-    tile=st.sampled_from([1, 7, 32, 512]),
-)  # fmt: skip
-def test_best_earlier_finds_what_brute_force_finds(n: int, d: int, seed: int, tile: int) -> None:
-    rows = with_copies(n, d, seed)
-    match, similarity = join.best_earlier(rows, tile=tile)
-    cosines = rows.astype(np.float64) @ rows.astype(np.float64).T
-    assert match[:1].tolist() == [-1] * min(n, 1)
-    for row in range(1, n):
-        best = cosines[row, :row].max()
-        assert 0 <= match[row] < row
-        assert similarity[row] == pytest.approx(best, abs=1e-6)
-        assert cosines[row, match[row]] >= best - 3e-6
-
-
-def test_of_equal_copies_the_earliest_is_named() -> None:
+@pytest.mark.parametrize("low", [True, False])
+@pytest.mark.parametrize("directions", [32, 128])
+def test_no_pair_is_lost_by_shortening_however_bad_the_basis(directions: int, low: bool) -> None:
     rng = np.random.default_rng(0)
-    once = unit_rows(rng.standard_normal((700, 768)).astype(np.float32))[0]
-    match, similarity = join.best_earlier(np.concatenate([once, once, once]))
-    assert match[700:].tolist() == [*range(700), *range(700)]
-    assert (similarity[700:] > 1 - 1e-6).all() and similarity.max() <= 1
+    dtype = "bfloat16" if low else "float32"
+    for spread in (0.02, 1.0):
+        rows = unit_rows((1 + spread * rng.standard_normal((1500, 256))).astype(np.float32))[0]
+        rows[::3] = unit_rows(rows[::3] + 0.2 * spread * rng.standard_normal(rows[::3].shape))[0]
+        basis = np.linalg.qr(rng.standard_normal((256, directions)))[0]
+        for least in (0.5, 0.97, 0.9995):
+            check(join.compare(rows, None, screen.Screen(dtype, basis), least), brute_force(rows), least)
 
 
-def test_a_chain_loses_only_its_middle_by_cover_and_its_tail_by_best_earlier() -> None:
-    angles = np.array([0.0, 0.2, 0.4])
-    chain = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    assert join.cover(chain, 0.05)[0].tolist() == [-1, 0, -1]
-    match, similarity = join.best_earlier(chain)
-    assert match.tolist() == [-1, 0, 1] and (similarity >= join.threshold(0.05)).tolist() == [False, True, True]
+def test_screened_products_fall_below_the_cosine_by_less_than_the_margin() -> None:
+    import torch
+
+    rng = np.random.default_rng(1)
+    for d in (64, 768, 4096):
+        rows = unit_rows((rng.random((400, d)) ** 8).astype(np.float32))[0]
+        rows[:200] = unit_rows(rows[200:] + 1e-3)[0]
+        rows[0] = d**-0.5
+        for basis in (None, np.linalg.qr(rng.standard_normal((d, 32)))[0]):
+            for dtype in ("bfloat16", "float16", "float32"):
+                chosen = screen.Screen(dtype, basis)
+                short = screen.apply(rows, chosen)
+                products = torch.mm(short, short.T).double().numpy()
+                assert (products >= rows.astype(np.float64) @ rows.T - chosen.margin(d)).all()
 
 
-def test_a_removed_image_is_matched_with_its_nearest_kept_one_even_inside_its_own_tile() -> None:
-    angles = np.array([0.0, 0.5, 0.3])
-    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    for tile in (1, 2, 3):
-        match, similarity = join.cover(rows, 0.05, tile=tile)
-        assert match.tolist() == [-1, -1, 1]
-        assert similarity[2] == pytest.approx(np.cos(0.2), abs=1e-6)
+def test_a_threshold_is_met_at_its_very_value() -> None:
+    rows = np.array([[1, 0, 0], [0.6, 0.8, 0], [0.8, 0.6, 0]], dtype=np.float32)
+    similarity = float(np.float32(0.8))
+    assert join.pairs_within(rows, similarity).right.tolist() == [2, 2]
+    assert join.pairs_within(rows, float(np.nextafter(np.float32(0.8), np.float32(1)))).right.tolist() == [2]
 
 
-def test_opposite_vectors_are_no_duplicates() -> None:
-    rows = np.array([[1, 0], [-1, 0]], dtype=np.float32)
-    assert join.cover(rows, 1.9)[0].tolist() == [-1, -1]
-    assert join.best_earlier(rows)[1].tolist() == [0, -1]
+def test_a_basis_is_chosen_where_it_pays_and_not_where_it_does_not() -> None:
+    rng = np.random.default_rng(2)
+    flat = unit_rows(rng.standard_normal((4000, 256)).astype(np.float32))[0]
+    steep = unit_rows((rng.standard_normal((4000, 256)) * np.arange(1, 257) ** -1.0).astype(np.float32))[0]
+    assert screen.plan(steep, 10**6, 0.95, "bfloat16").width(256) < 80
+    assert screen.plan(flat, 10**6, 0.2, "bfloat16").basis is None
+    assert screen.plan(steep, 1000, 0.95, "bfloat16").basis is None
 
 
-def test_many_equal_vectors_take_little_memory() -> None:
-    rows = np.tile(np.array([[0.6, 0.8, 0, 0, 0, 0, 0, 0]], dtype=np.float32), (20_000, 1))
-    tracemalloc.start()
-    match, _ = join.cover(rows, 1e-6)
-    earlier, _ = join.best_earlier(rows)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert match[0] == -1 and (match[1:] == 0).all() and (earlier[1:] == 0).all()
-    assert peak < 64 * 2**20
+def test_orthogonal_and_opposite_vectors_have_no_pairs() -> None:
+    assert len(join.pairs_within(np.eye(4096, dtype=np.float32)[:1000], 0.01).left) == 0
+    assert len(join.pairs_within(np.array([[1, 0], [-1, 0]], dtype=np.float32), -0.9).left) == 0
 
 
-@pytest.mark.parametrize("eps", [1e-6, 0.01, 0.1, 0.3, 1.0, 1.7])
-def test_the_threshold_compares_as_float64_does(eps: float) -> None:
-    least = join.threshold(eps)
-    below = np.nextafter(least, np.float32(-2))
-    assert float(least) >= 1 - eps > float(below)
+def test_a_dense_cluster_is_compared_in_full() -> None:
+    rng = np.random.default_rng(3)
+    rows = unit_rows((1 + 0.01 * rng.standard_normal((3000, 64))).astype(np.float32))[0]
+    check(join.pairs_within(rows, 0.999), brute_force(rows), 0.999)

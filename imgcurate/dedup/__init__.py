@@ -1,7 +1,8 @@
-"""Near-duplicates: finding them by embedding, and dropping rows by id."""
+"""Duplicates: finding them by embedding, by look and by content, and dropping rows by id."""
 
+from imgcurate.dedup.corpus import decontaminate, save_embeddings
 from imgcurate.dedup.duplicates import Duplicates
 from imgcurate.dedup.removal import remove
 from imgcurate.dedup.semantic import semantic_duplicates
 
-__all__ = ["Duplicates", "remove", "semantic_duplicates"]
+__all__ = ["Duplicates", "decontaminate", "remove", "save_embeddings", "semantic_duplicates"]

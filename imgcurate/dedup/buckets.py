@@ -1,247 +1,307 @@
-"""What semantic deduplication runs inside a task: a partition's rows, their split by cluster, and the matches of a bucket.
+"""What semantic deduplication runs inside a task: rows on their way to the clusters where they are compared, and what is found there.
 
-A bucket is some whole clusters. Rows travel as an Arrow table on the host and a matrix on the partition's device, never as
-a dataframe with an embedding column: no dataframe is shuffled.
+A bucket is some whole small clusters, or a part of a large one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from imgcurate import schema, vectors
-from imgcurate.dedup import clusters, join, rank
+from imgcurate import vectors
+from imgcurate.dedup import clusters, join, screen
+from imgcurate.dedup.blocks import Rows
 
-Rule = Literal["cover", "pointwise"]
-
-
-class Rows(NamedTuple):
-    """Images that are compared: ``id``, ``hash``, ``key0``... (later ``cluster`` and ``distance``), and their unit vectors."""
-
-    table: pa.Table
-    vectors: Any
+#: Rows of a tile of a large cluster, and how many tasks of similar cost a thread gets.
+_SMALLEST_TILE, _LARGEST_TILE = 4096, 8192
+_TASKS_PER_THREAD = 4
+_BUCKET_BYTES = 256 * 2**20
+_HASH_BLOCK = 1024
+_NO_ROWS = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 
-class Summary(NamedTuple):
-    """What the client has to know of a partition."""
+class Members(NamedTuple):
+    """Rows in the clusters where they are compared; a row stands once for every cluster it goes to.
 
-    hashes: np.ndarray
-    compared: np.ndarray
-    dimension: int
-
-
-def prepare(
-    part: Any, id_field: str, embedding_field: str, key_fields: Sequence[str], seed: int
-) -> tuple[Rows, Summary, pa.Array]:
-    """Return a partition's comparable rows, its summary (of all rows) and the ids of all rows.
-
-    Parameters
+    Attributes
     ----------
-    part : pandas or cuDF DataFrame
-    id_field, embedding_field : str
-    key_fields : sequence of str
-        The columns to rank by.
-    seed : int
-        Of the ids' hash.
-
-    Raises
-    ------
-    ValueError
-        Where an id is null, or the vectors are not of one length.
-    TypeError
-        Where ids are neither strings nor integers, or the embedding column does not hold vectors.
+    vectors : array of shape (n, d), float32
+    row : numpy.ndarray of shape (n,)
+        The rows' numbers, unique over all blocks.
+    key : numpy.ndarray of shape (n,), uint64
+        A hash of the vector.
+    cluster : numpy.ndarray of shape (n,), int32
+    labels : numpy.ndarray of shape (n, p), int32
+        The nearest clusters of the row, nearest first; -1 is none.
+    short : numpy.ndarray or None
+        The screened vectors where they are known.
     """
-    wanted = [id_field, *key_fields, *(["error"] if "error" in part.columns else [])]
-    host = vectors.to_arrow(part[list(dict.fromkeys(wanted))])
-    ids = _ids(host[id_field], id_field)
-    hashes = rank.hash_ids(ids, seed)
-    unit, usable = vectors.unit_rows(vectors.to_matrix(part[embedding_field]))
-    if "error" in host.column_names:
-        usable = usable & pc.is_null(host["error"]).to_numpy()
-    keys = {f"key{number}": host[name] for number, name in enumerate(key_fields)}
-    table = pa.table({"id": ids, "hash": hashes, **keys})
-    summary = Summary(hashes, usable, unit.shape[1])
-    if not usable.all():
-        table, unit = table.filter(pa.array(usable)), unit[vectors.namespace(unit).asarray(usable)]
-    return Rows(table, unit), summary, ids
+
+    vectors: Any
+    row: np.ndarray
+    key: np.ndarray
+    cluster: np.ndarray
+    labels: np.ndarray
+    short: Any = None
 
 
-def sample(rows: Rows, limit: np.uint64) -> Rows:
-    """Return the rows whose hash is at most `limit`."""
-    chosen = np.flatnonzero(rows.table["hash"].to_numpy() <= limit)
-    return _take(rows, chosen)
+class Found(NamedTuple):
+    """Similar pairs, and copies, by the rows' numbers.
+
+    Attributes
+    ----------
+    left, right : numpy.ndarray
+    similarity : numpy.ndarray of float32
+    copy, original : numpy.ndarray
+        Rows whose vector is that of another, bit by bit; they are in no pair.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+    similarity: np.ndarray
+    copy: np.ndarray
+    original: np.ndarray
 
 
-def fit(samples: Sequence[Rows], n_clusters: int, seed: int) -> np.ndarray:
-    """Fit centroids to the samples of all partitions, put in the order of their hashes."""
-    hashes = np.concatenate([rows.table["hash"].to_numpy() for rows in samples])
-    matrix = np.concatenate([rows.vectors for rows in samples])
-    return clusters.fit(matrix[np.argsort(hashes, kind="stable")], n_clusters, seed)
+class Layout(NamedTuple):
+    """Which clusters are compared where: a large cluster is spread over several buckets, small ones share one.
+
+    Attributes
+    ----------
+    first : numpy.ndarray of shape (k,)
+        The first bucket of each cluster.
+    parts : numpy.ndarray of shape (k,)
+        Over how many buckets, from the first on, a cluster's rows are spread.
+    n_buckets : int
+    """
+
+    first: np.ndarray
+    parts: np.ndarray
+    n_buckets: int
+
+    def groups(self) -> list[range]:
+        """Return the buckets that are compared with one another: all of one large cluster, or one by itself."""
+        runs = {int(first): int(parts) for first, parts in zip(self.first, self.parts, strict=True) if first >= 0}
+        return [range(first, first + parts) for first, parts in sorted(runs.items())]
 
 
-def vector_sum(rows: Rows) -> np.ndarray:
-    """Return the exact sum of the rows' vectors."""
-    return clusters.vector_sum(rows.vectors)
-
-
-def mean(sums: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the mean direction, as a matrix of one centroid."""
-    return clusters.unit_centroids(np.sum(sums, axis=0)[None].astype(np.float64))
-
-
-def place(rows: Rows, centroids: np.ndarray) -> tuple[Rows, np.ndarray]:
-    """Return the rows with their cluster and distance, and the number of rows in each cluster."""
-    cluster, distance = clusters.nearest(rows.vectors, vectors.namespace(rows.vectors).asarray(centroids))
-    table = rows.table.append_column("cluster", pa.array(cluster)).append_column("distance", pa.array(distance))
-    return Rows(table, rows.vectors), np.bincount(cluster, minlength=len(centroids))
-
-
-def split(group: Sequence[Rows], bucket_of_cluster: np.ndarray, n_buckets: int) -> tuple[Rows, ...]:
-    """Split the rows of some partitions by the bucket of their cluster."""
-    buckets = [bucket_of_cluster[rows.table["cluster"].to_numpy()] for rows in group]
-    return tuple(
-        _concatenate([_take(rows, np.flatnonzero(of == number)) for rows, of in zip(group, buckets, strict=True)])
-        for number in range(n_buckets)
-    )
-
-
-def merge(pieces: Sequence[Rows], keep: rank.Keep) -> Rows:
-    """Put one bucket's pieces together, cluster by cluster, best-ranked first."""
-    table = _one_table(pieces)
-    order = rank.order(table, keep)
-    xp = vectors.namespace(pieces[0].vectors)
-    position = np.empty(len(order), dtype=np.int64)
-    position[order] = np.arange(len(order))
-    matrix = xp.empty((len(order), pieces[0].vectors.shape[1]), dtype=xp.float32)
-    start = 0
-    for piece in pieces:
-        stop = start + len(piece.vectors)
-        matrix[xp.asarray(position[start:stop])] = piece.vectors
-        start = stop
-    return Rows(table.take(pa.array(order)).combine_chunks(), matrix)
-
-
-def match(bucket: Rows, eps: float, rule: Rule) -> pd.DataFrame:
-    """Find each image's match inside its cluster.
+def lay_out(sizes: np.ndarray, threads: int, dimension: int, whole: bool = False) -> Layout:
+    """Plan tasks of similar cost: the comparisons inside small clusters together, those of a large one split into tiles.
 
     Parameters
     ----------
-    bucket : Rows
-        In rank order, cluster by cluster.
-    eps : float
-    rule : {"cover", "pointwise"}
-        ``pointwise`` gives every image its nearest earlier one however far it is, so that the answer serves every eps.
+    sizes : numpy.ndarray of shape (k,)
+        Rows of each cluster.
+    threads : int
+        How many tasks run at a time.
+    dimension : int
+    whole : bool
+        Keep large clusters whole too.
+    """
+    sizes = sizes.astype(np.float64)
+    work = sizes**2 / 2
+    share = max(work.sum() / (_TASKS_PER_THREAD * threads), _SMALLEST_TILE**2 / 2)
+    # A tile of more rows would be a task that holds too many pairs; of fewer, one of too many tasks.
+    rows = np.clip((2 * share) ** 0.5, _SMALLEST_TILE, np.maximum(_LARGEST_TILE, sizes / 100))
+    parts = np.where((work > share) & (not whole), np.ceil(sizes / rows), 1).astype(np.int64)
+    first = np.full(len(sizes), -1, dtype=np.int64)
+    large, small = np.flatnonzero(parts > 1), np.flatnonzero((parts == 1) & (sizes > 0))
+    first[large] = np.cumsum(parts[large]) - parts[large]
+    before = int(parts[large].sum())
+    n_small = 0
+    if len(small):
+        by_work, by_memory = work[small].sum() / share, sizes[small].sum() * dimension * 4 / _BUCKET_BYTES
+        n_small = min(len(small), int(np.ceil(max(by_work, by_memory, 1))))
+        # Moving a row costs as much as comparing it with some thousand others.
+        first[small] = before + clusters.pack(work[small] + 1000 * sizes[small], n_small)
+    return Layout(first, parts, before + n_small)
+
+
+def everywhere(rows: Rows) -> clusters.Placed:
+    """Place all rows in one cluster: everything is compared."""
+    n = len(rows.vectors)
+    nothing = np.zeros(0, dtype=np.int64)
+    return clusters.Placed(np.zeros((n, 1), np.int32), np.zeros(n, np.float32), (nothing, nothing.astype(np.int32)))
+
+
+def split(
+    group: Sequence[Rows],
+    placed: Sequence[clusters.Placed],
+    offsets: Sequence[int],
+    layout: Layout,
+    copies: bool = False,
+) -> tuple[Any, ...]:
+    """Split the rows of some blocks by bucket, copies set apart unless `copies` says to leave them.
 
     Returns
     -------
-    pandas.DataFrame
-        ``id``, ``duplicate_of`` (the id itself where there is no match), ``similarity`` (then 0), ``cluster``,
-        ``centroid_distance``, ``matched``.
+    tuple of `layout.n_buckets` Members and, last, a Found of copies
     """
-    cluster = bucket.table["cluster"].to_numpy()
-    bounds = np.flatnonzero(np.diff(cluster, prepend=-1, append=-1))
-    found = np.full(len(cluster), -1, dtype=np.int64)
-    similarity = np.zeros(len(cluster), dtype=np.float32)
+    members = [_members(rows, where, offset) for rows, where, offset in zip(group, placed, offsets, strict=True)]
+    every, copy, original = (_stack(members), *_NO_ROWS) if copies else _without_copies(_stack(members))
+    bucket = layout.first[every.cluster] + (every.key % layout.parts[every.cluster].astype(np.uint64)).astype(np.int64)
+    order = np.argsort(bucket, kind="stable")
+    bounds = np.searchsorted(bucket[order], np.arange(layout.n_buckets + 1))
+    pieces = [_pick(every, order[start:stop]) for start, stop in pairwise(bounds)]
+    return (*pieces, _copies_found(copy, original))
+
+
+def merge(pieces: Sequence[Members]) -> tuple[Members, Found]:
+    """Put one bucket's pieces together, cluster by cluster, copies set apart."""
+    every, copy, original = _without_copies(_stack(pieces))
+    return every, _copies_found(copy, original)
+
+
+def gather(pieces: Sequence[Members]) -> Members:
+    """Put one bucket's pieces together, cluster by cluster, copies among them."""
+    every = _stack(pieces)
+    return _pick(every, np.lexsort((every.row, every.cluster)))
+
+
+def plan(bucket: Members, n_buckets: int, least: float) -> screen.Screen:
+    """Choose how the rows of a large cluster are screened, by one of its buckets."""
+    dtype = screen.choose_dtype("cuda" if vectors.on_gpu(bucket.vectors) else "cpu")
+    return screen.plan(bucket.vectors, len(bucket.row) * n_buckets, least, dtype)
+
+
+def shorten(bucket: Members, chosen: screen.Screen) -> Members:
+    """Screen the rows of a bucket once, for all the tiles that it takes part in."""
+    return bucket._replace(short=screen.to_bits(screen.apply(bucket.vectors, chosen))) if len(bucket.row) else bucket
+
+
+def compare_inside(bucket: Members, chosen: screen.Screen | None, least: float, exact: bool) -> Found:
+    """Find the pairs inside each cluster of a bucket; `chosen` where it is part of a large one and has been shortened."""
+    if chosen is not None and bucket.short is not None:
+        short = screen.from_bits(bucket.short, chosen)
+        pairs = join.compare(bucket.vectors, None, chosen, least, (short, short))
+        return concatenate([_in_numbers(bucket, bucket, pairs, exact)])
+    bounds = np.flatnonzero(np.diff(bucket.cluster, prepend=-1, append=-1)).tolist()
+    found = []
     for start, stop in pairwise(bounds):
-        unit = bucket.vectors[start:stop]
-        local, similarity[start:stop] = join.cover(unit, eps) if rule == "cover" else join.best_earlier(unit)
-        found[start:stop] = np.where(local >= 0, local + start, -1)
-    matched = found >= 0
-    ids = bucket.table["id"]
-    twin = ids.take(pa.array(np.where(matched, found, np.arange(len(found)))))
-    return matches_table(ids, twin, similarity, cluster, bucket.table["distance"], matched)
+        part = _slice(bucket, start, stop)
+        found.append(_in_numbers(part, part, join.pairs_within(part.vectors, least), exact))
+    return concatenate(found)
 
 
-def matches_table(ids: Any, twin: Any, similarity: Any, cluster: Any, distance: Any, matched: Any) -> pd.DataFrame:
-    """Build the table that `match` returns."""
-    table = pa.table(
-        {
-            "id": ids,
-            "duplicate_of": twin,
-            "similarity": pa.array(similarity, schema.TYPES["similarity"]),
-            "cluster": pa.array(cluster, schema.TYPES["cluster"]),
-            "centroid_distance": distance,
-            "matched": matched,
-        }
-    )
-    return table.to_pandas(types_mapper=pd.ArrowDtype)
+def compare_across(a: Members, b: Members, chosen: screen.Screen, least: float, exact: bool) -> Found:
+    """Find the pairs of one row of each of two buckets of the same cluster."""
+    if not len(a.row) or not len(b.row):
+        return concatenate([])
+    shorts = (screen.from_bits(a.short, chosen), screen.from_bits(b.short, chosen))
+    return _in_numbers(a, b, join.compare(a.vectors, b.vectors, chosen, least, shorts), exact)
 
 
-def is_removed(matches: pd.DataFrame, eps: float) -> np.ndarray:
-    """Tell which images of `match`'s answer have a match within `eps`."""
-    near = matches["similarity"].to_numpy(dtype=np.float32) >= join.threshold(eps)
-    return near & matches["matched"].to_numpy(dtype=bool)
+def compare_with_others(rows: Rows, offset: int, others: Rows, others_offset: int, least: float) -> Found:
+    """Find the pairs of one of some blocks' rows and one of others."""
+    pairs = join.pairs_between(rows.vectors, others.vectors, least)
+    left, right = pairs.left.astype(np.int64) + offset, pairs.right.astype(np.int64) + others_offset
+    return concatenate([])._replace(left=left, right=right, similarity=pairs.similarity)
 
 
-def count(bucket_or_matches: Rows | pd.DataFrame, all_eps: Sequence[float]) -> np.ndarray:
-    """Count the removed images for each eps: from pointwise matches, or by the cover rule from a bucket."""
-    if isinstance(bucket_or_matches, Rows):
-        return np.array([match(bucket_or_matches, eps, "cover")["matched"].sum() for eps in all_eps], dtype=np.int64)
-    return np.array([is_removed(bucket_or_matches, eps).sum() for eps in all_eps], dtype=np.int64)
+def compare_with_cluster(bucket: Members, cluster: int, others: Any, others_offset: int, least: float) -> Found:
+    """Find the pairs of one of a bucket's rows in a cluster and one of others in the same."""
+    start, stop = np.searchsorted(bucket.cluster, [cluster, cluster + 1])
+    pairs = join.pairs_between(bucket.vectors[start:stop], others, least)
+    left, right = bucket.row[start:stop][pairs.left], pairs.right.astype(np.int64) + others_offset
+    return concatenate([])._replace(left=left, right=right, similarity=pairs.similarity)
 
 
-def view(matches: pd.DataFrame, columns: Sequence[str], eps: float | None, meta: Any, id_dtype: Any) -> Any:
-    """Return columns of `match`'s answer as a partition on the backend and with the names and id type of `meta`.
+def concatenate(found: Sequence[Found]) -> Found:
+    """Put what was found together."""
+    nothing = np.zeros(0, dtype=np.int64)
+    empty = Found(nothing, nothing, np.zeros(0, np.float32), nothing, nothing)
+    return Found(*(np.concatenate(columns) for columns in zip(empty, *found, strict=True)))
 
-    Parameters
-    ----------
-    matches : pandas.DataFrame
-    columns : sequence of str
-    eps : float or None
-        Only images that have a match within eps; None: every image.
-    meta : pandas or cuDF DataFrame
-    id_dtype : pandas dtype
+
+def _members(rows: Rows, placed: clusters.Placed, offset: int) -> Members:
+    n = len(placed.labels)
+    at = np.concatenate([np.arange(n), placed.also[0]])
+    cluster = np.concatenate([placed.labels[:, 0], placed.also[1]])
+    key = _hash_vectors(rows.vectors)
+    return Members(_at(rows.vectors, at), at + offset, key[at], cluster, placed.labels[at])
+
+
+def _hash_vectors(unit: Any) -> np.ndarray:
+    """Hash each vector to 64 bits: equal ones, bit by bit, equally."""
+    xp = vectors.namespace(unit)
+    n, dimension = unit.shape
+    if dimension % 2:
+        unit = xp.concatenate([unit, xp.zeros((n, 1), dtype=xp.float32)], axis=1)
+    weights = xp.asarray(np.random.default_rng(0).integers(2**63, size=unit.shape[1] // 2, dtype=np.uint64) * 2 + 1)
+    words = xp.ascontiguousarray(unit).view(xp.uint64)
+    key = xp.empty(n, dtype=xp.uint64)
+    for start in range(0, n, _HASH_BLOCK):
+        key[start : start + _HASH_BLOCK] = xp.einsum("ij,j->i", words[start : start + _HASH_BLOCK], weights)
+    mixed = vectors.to_numpy(key)
+    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
+    return mixed ^ (mixed >> np.uint64(29))
+
+
+def _without_copies(members: Members) -> tuple[Members, np.ndarray, np.ndarray]:
+    """Sort members by cluster and number, and set apart those whose vector is that of an earlier one of their cluster.
+
+    Returns
+    -------
+    members : Members
+        The others.
+    copy, original : numpy.ndarray
+        The numbers of those set apart, and of the ones they equal; each once, in the row's nearest cluster.
     """
-    chosen = matches if eps is None else matches[is_removed(matches, eps)]
-    part = chosen[list(columns)].reset_index(drop=True)
-    part = part.astype({name: id_dtype for name in ("id", "duplicate_of") if name in columns})
-    part.columns = pd.Index(list(meta.columns))
-    return vectors.from_pandas(part, meta)
+    order = np.lexsort((members.row, members.key, members.cluster))
+    cluster, key = members.cluster[order], members.key[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (cluster[1:] != cluster[:-1]) | (key[1:] != key[:-1])
+    first = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
+    suspects = np.flatnonzero(~new)
+    equal = np.zeros(len(order), dtype=bool)
+    for start in range(0, len(suspects), _HASH_BLOCK):
+        at = suspects[start : start + _HASH_BLOCK]
+        a, b = (_at(members.vectors, positions[at]) for positions in (order, first))
+        equal[at] = vectors.to_numpy((a == b).all(axis=1))
+    copies = order[equal]
+    at_home = members.cluster[copies] == members.labels[copies, 0]
+    copy, original = members.row[copies][at_home], members.row[first[equal]][at_home]
+    stay = np.ones(len(order), dtype=bool)
+    stay[copies] = False
+    kept = np.flatnonzero(stay)
+    return _pick(members, kept[np.lexsort((members.row[kept], members.cluster[kept]))]), copy, original
 
 
-def _ids(column: pa.ChunkedArray, name: str) -> pa.Array:
-    ids = column.combine_chunks()
-    if pa.types.is_dictionary(ids.type):
-        ids = ids.dictionary_decode()
-    if ids.null_count:
-        raise ValueError(
-            f"{ids.null_count} of {len(ids)} rows of a partition have no {name!r}; give every image an id first"
-        )
-    if not len(ids) and pa.types.is_null(ids.type):
-        return ids.cast(pa.large_string())
-    check_id_type(ids.type, name)
-    if pa.types.is_integer(ids.type):
-        return ids if pa.types.is_uint64(ids.type) else ids.cast(pa.int64())
-    return ids.cast(pa.large_string())
+def _copies_found(copy: np.ndarray, original: np.ndarray) -> Found:
+    return concatenate([])._replace(copy=copy, original=original)
 
 
-def check_id_type(kind: pa.DataType, name: str) -> None:
-    """Raise a TypeError where ids of type `kind` can be neither hashed nor named."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not is_text and not pa.types.is_integer(kind):
-        raise TypeError(f"column {name!r} holds {kind}; ids are strings or whole numbers")
+def _in_numbers(a: Members, b: Members, pairs: join.Pairs, exact: bool) -> Found:
+    """Name pairs by their rows' numbers; one that meets in several clusters is named in the lowest of them alone."""
+    cluster, left, right = a.cluster[pairs.left], a.labels[pairs.left], b.labels[pairs.right]
+    if exact or left.shape[1] == 1:
+        here = cluster == np.minimum(left[:, 0], right[:, 0])
+    else:
+        shared = (left[:, :, None] == right[:, None, :]).any(axis=2) & (left >= 0)
+        here = cluster == np.where(shared, left, np.iinfo(np.int32).max).min(axis=1)
+    return concatenate([])._replace(
+        left=a.row[pairs.left[here]], right=b.row[pairs.right[here]], similarity=pairs.similarity[here]
+    )
 
 
-def _one_table(pieces: Sequence[Rows]) -> pa.Table:
-    # Partitions may read a column differently, such as whole numbers as floats where some are missing.
-    return pa.concat_tables([piece.table for piece in pieces], promote_options="permissive")
+def _stack(members: Sequence[Members]) -> Members:
+    if len(members) == 1:
+        return members[0]
+    xp = vectors.namespace(members[0].vectors)
+    columns = list(zip(*members, strict=True))
+    return Members(xp.concatenate(columns[0]), *(np.concatenate(column) for column in columns[1:5]))
 
 
-def _concatenate(pieces: Sequence[Rows]) -> Rows:
-    if len(pieces) == 1:
-        return pieces[0]
-    xp = vectors.namespace(pieces[0].vectors)
-    return Rows(_one_table(pieces), xp.concatenate([piece.vectors for piece in pieces]))
+def _slice(members: Members, start: int, stop: int) -> Members:
+    return Members(*(column[start:stop] for column in members[:5]))
 
 
-def _take(rows: Rows, chosen: np.ndarray) -> Rows:
-    xp = vectors.namespace(rows.vectors)
-    return Rows(rows.table.take(pa.array(chosen)), rows.vectors[xp.asarray(chosen)])
+def _pick(members: Members, at: np.ndarray) -> Members:
+    return Members(_at(members.vectors, at), *(column[at] for column in members[1:5]))
+
+
+def _at(matrix: Any, positions: np.ndarray) -> Any:
+    return matrix[vectors.namespace(matrix).asarray(positions)]

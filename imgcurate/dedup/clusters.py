@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import heapq
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from imgcurate import vectors
+from imgcurate.dedup import screen
 
-#: Up to this many images one cluster is the default: comparing all of them costs no more than clustering them.
-_ONE_CLUSTER_ROWS = 50_000
+#: What things cost, in multiplications of a low-precision matrix product: one of float32, a number that moves between workers (on
+#: GPUs, whose products are faster by more than their links), and the length of a screened vector with the reading of a product.
+_FLOAT32, _MOVE, _MOVE_GPU, _SCREENED = 5, 3700, 40_000, 140
 _SAMPLE_ROWS = 20_000
 _SAMPLE_ROWS_PER_CLUSTER = 64
 _MAX_ITERATIONS = 10
@@ -23,15 +25,32 @@ _BLOCK = 4096
 _FIXED_POINT = 2.0**32
 
 
-def choose_n_clusters(n: int) -> int:
-    """Return the number of clusters for `n` images where the user names none.
+def choose_n_clusters(n: int, dimension: int = 768, probes: int = 2, gpu: bool = False) -> int:
+    """Return the number of clusters for `n` images where the user names none: one or about ``sqrt(n / 2)``, by cost.
+
+    One cluster costs the comparison of all pairs. Several cost the fitting, the placing of every image, its way to where its clusters
+    are, and the comparisons inside them.
+
+    Parameters
+    ----------
+    n, dimension, probes : int
+    gpu : bool
 
     Examples
     --------
     >>> choose_n_clusters(20_000), choose_n_clusters(1_000_000)
     (1, 707)
     """
-    return 1 if n <= _ONE_CLUSTER_ROWS else round((n / 2) ** 0.5)
+
+    def cost(k: int) -> float:
+        if k == 1:
+            return n * n / 2 * min(dimension, _SCREENED)
+        fit = sample_size(n, k) * k * dimension * _MAX_ITERATIONS * _FLOAT32
+        place = n * k * dimension * _FLOAT32
+        move = probes * n * dimension * (_MOVE_GPU if gpu else _MOVE)
+        return fit + place + move + (probes * n) ** 2 / (2 * k) * dimension
+
+    return min(1, max(2, round((n / 2) ** 0.5)), key=cost)
 
 
 def sample_size(n: int, n_clusters: int) -> int:
@@ -141,46 +160,125 @@ def unit_centroids(centroids: Any) -> Any:
     return unit
 
 
-def nearest(unit: Any, centroids: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Assign each vector to its nearest centroid.
+class Placed(NamedTuple):
+    """Where the rows of a block belong.
+
+    Attributes
+    ----------
+    labels : numpy.ndarray of shape (n, probes), int32
+        The nearest clusters, nearest first; -1 where no partner of the row can be in that one.
+    distance : numpy.ndarray of shape (n,), float32
+        1 - cosine to the nearest centroid.
+    also : tuple of two numpy.ndarray of shape (m,)
+        Rows, and a cluster beside the nearest one that each of them goes to.
+    """
+
+    labels: np.ndarray
+    distance: np.ndarray
+    also: tuple[np.ndarray, np.ndarray]
+
+    def sizes(self, n_clusters: int) -> np.ndarray:
+        """Return how many rows each cluster gets."""
+        return np.bincount(np.concatenate([self.labels[:, 0], self.also[1]]), minlength=n_clusters)
+
+
+def place(unit: Any, centroids: np.ndarray, probes: int = 1, least: float = -1.0, exact: bool = False) -> Placed:
+    """Place each vector in its nearest clusters, or in all where a partner of it can be.
 
     Parameters
     ----------
     unit : numpy.ndarray or cupy.ndarray of shape (n, d), float32
         Unit vectors.
-    centroids : array of shape (k, d), float32
-        Unit vectors, on the device of `unit`.
+    centroids : numpy.ndarray of shape (k, d), float32
+        Unit vectors.
+    probes : int
+        In how many clusters.
+    least : float
+        The lowest cosine of a pair that is wanted.
+    exact : bool
+        Place a row, beside its nearest cluster, in every one of a lower number where it can have a partner, so that every pair meets in the
+        lower of its two nearest clusters.
 
     Returns
     -------
-    cluster : numpy.ndarray of shape (n,), int32
-        The first of equally near ones.
-    distance : numpy.ndarray of shape (n,), float32
-        1 - cosine. Equal vectors have equal distances wherever they lie: near ties and distances are computed row by row in
-        float64, because a BLAS product may round a row differently in another place.
+    Placed
 
     Notes
     -----
-    Memory beside the input: blocks of 4096 rows by k float32.
+    A row ``x`` of cluster ``a`` has no partner ``y`` in cluster ``b`` where ``x . (c_a - c_b) > |c_a - c_b| sqrt(2 - 2 least)``: because ``y`` is at least
+    as near ``c_b`` as ``c_a``, ``y . (c_a - c_b) <= 0``, and ``(x - y) . (c_a - c_b) <= |x - y| |c_a - c_b|`` with ``|x - y|^2 = 2 - 2 x . y``.
+
+    Equal vectors are placed equally wherever they lie: near ties and distances are computed row by row in float64, because a
+    matrix product may round a row differently in another place. Memory beside the input: blocks of 4096 rows by k float32.
     """
     xp = vectors.namespace(unit)
+    n, dimension = unit.shape
+    probes = min(probes, len(centroids))
     # Twice the worst rounding error of a float32 dot product of unit vectors: what is further away is not the nearest.
-    margin = np.float32(unit.shape[1] * 2.0**-23)
-    cluster = np.zeros(len(unit), dtype=np.int32)
-    distance = np.zeros(len(unit), dtype=np.float32)
-    for start in range(0, len(unit), _BLOCK):
+    slack = dimension * 2.0**-23
+    gram = centroids.astype(np.float64) @ centroids.T.astype(np.float64)
+    apart = np.sqrt(np.maximum(np.diag(gram)[:, None] + np.diag(gram) - 2 * gram, 0))
+    reach = xp.asarray((apart * np.sqrt(max(2 - 2 * least, 0)) + 2 * slack + 1e-6).astype(np.float32))
+    on_device = xp.asarray(centroids)
+    repeated = np.ones(len(centroids), dtype=bool)
+    repeated[np.unique(centroids, axis=0, return_index=True)[1]] = False
+    repeated = xp.asarray(np.flatnonzero(repeated))
+
+    labels = np.zeros((n, probes), dtype=np.int32)
+    distance = np.zeros(n, dtype=np.float32)
+    also: list[tuple[np.ndarray, np.ndarray]] = []
+    for start in range(0, n, _BLOCK):
         block = unit[start : start + _BLOCK]
-        dots = block @ centroids.T
-        label = dots.argmax(axis=1)
-        close = dots >= dots.max(axis=1, keepdims=True) - margin
-        tied = xp.flatnonzero(close.sum(axis=1) > 1)
-        for row in vectors.to_numpy(tied):
-            candidates = xp.flatnonzero(close[row])
-            label[row] = candidates[_dots(block[row][None], centroids[candidates]).argmax()]
-        away = 1 - _dots(block, centroids[label])
-        cluster[start : start + _BLOCK] = vectors.to_numpy(label)
+        dots = screen.products(block, on_device)
+        dots[:, repeated] = -2  # an equal centroid of a lower number takes the rows
+        near = _nearest(block, on_device, dots, probes, slack)
+        away = 1 - _dots(block, on_device[near[:, 0]])
         distance[start : start + _BLOCK] = vectors.to_numpy(xp.where(away > 0, away, 0))
-    return cluster, distance
+        first = near[:, 0]
+        gap = xp.take_along_axis(dots, first[:, None], axis=1)
+        if exact:
+            meets = (gap - dots <= reach[first]) & (xp.arange(len(centroids)) < first[:, None])
+            row, cluster = (vectors.to_numpy(at) for at in xp.nonzero(meets))
+        else:
+            unreached = gap - xp.take_along_axis(dots, near, axis=1) > reach[first[:, None], near]
+            near = xp.where(unreached, -1, near)
+            row, column = (vectors.to_numpy(at) for at in xp.nonzero(near[:, 1:] >= 0))
+            cluster = vectors.to_numpy(near)[row, column + 1]
+        also.append((row + start, cluster.astype(np.int32)))
+        labels[start : start + _BLOCK] = vectors.to_numpy(near)
+    if not also:
+        also.append((np.zeros(0, np.int64), np.zeros(0, np.int32)))
+    rows, clusters = (np.concatenate(column) for column in zip(*also, strict=True))
+    return Placed(labels[:, :1] if exact else labels, distance, (rows, clusters))
+
+
+def _nearest(block: Any, centroids: Any, dots: Any, probes: int, slack: float) -> Any:
+    """Return the `probes` nearest centroids of each row, nearest first, the lower number of equally near ones."""
+    xp = vectors.namespace(block)
+    left = dots.copy()
+    rows = xp.arange(len(block))
+    near, values = [], []
+    for _ in range(min(probes + 1, dots.shape[1])):
+        best = left.argmax(axis=1)
+        near.append(best)
+        values.append(left[rows, best])
+        left[rows, best] = -xp.inf
+    near, values = xp.stack(near, axis=1), xp.stack(values, axis=1)
+    unsure = xp.flatnonzero((values[:, :-1] - values[:, 1:] <= slack).any(axis=1))
+    if len(unsure):
+        lowest = values[unsure, probes - 1]
+        row, cluster = xp.nonzero(dots[unsure] >= lowest[:, None] - np.float32(slack))
+        exact = xp.concatenate(
+            [
+                _dots(block[unsure[row[start : start + _BLOCK]]], centroids[cluster[start : start + _BLOCK]])
+                for start in range(0, len(row), _BLOCK)
+            ]
+        )
+        order = xp.lexsort(xp.stack([cluster.astype(xp.float64), -exact, row.astype(xp.float64)]))
+        place = xp.arange(len(row)) - xp.searchsorted(row[order], row[order])
+        chosen = order[place < probes]
+        near[unsure, :probes] = cluster[chosen].reshape(len(unsure), probes)
+    return near[:, :probes].astype(xp.int32)
 
 
 def pack(work: np.ndarray, n_buckets: int) -> np.ndarray:
@@ -212,7 +310,6 @@ def pack(work: np.ndarray, n_buckets: int) -> np.ndarray:
 
 
 def _dots(a: Any, b: Any) -> Any:
-    """Dot products row by row in float64; one of the two may have a single row."""
+    """Dot products row by row in float64."""
     xp = vectors.namespace(a)
-    wide = xp.multiply(a, b, dtype=xp.float64)
-    return wide.sum(axis=1)
+    return xp.einsum("ij,ij->i", a, b, dtype=xp.float64)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 import dask.dataframe as dd
@@ -13,24 +15,100 @@ import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate import schema, vectors
-from imgcurate.dedup import buckets, rank
+from imgcurate import schema, storage, vectors
+from imgcurate.dedup import graph, nodes, rank
+from imgcurate.dedup.recall import Recall
+
+#: A task that decides takes so many pairs at most at once; of more, it takes what some rounds chunk by chunk leave open.
+_PAIRS_OF_A_TASK = 2**25
+_ROUNDS = 3
+_FORMAT = "imgcurate duplicates 1"
+_SAVED = ("id_field", "n_rows", "n_compared", "n_clusters", "eps", "min_similarity", "rule", "keep")
 
 
-class Duplicates:
-    """What `semantic_duplicates` found. Frames are lazy views of matches that the cluster computes once.
+class Graph(NamedTuple):
+    """Pairs on the cluster.
 
     Attributes
     ----------
-    pairs : Dask DataFrame
-        One row a removed image: its id, ``duplicate_of`` (``rule="cover"``: the nearest kept image; ``"pointwise"``: the nearest
-        better-ranked one), ``similarity`` (their cosine) and ``cluster``.
+    tables : list of Delayed of pyarrow.Table
+        All compared images, block by block: ``id``, ``row``, ``cluster``, ``distance`` and what ranks them.
+    nodes : Delayed of nodes.Nodes
+    edges : list of Delayed of graph.Edges
+    n_pairs, n_copies : int
+    """
+
+    tables: list[Delayed]
+    nodes: Delayed
+    edges: list[Delayed]
+    n_pairs: int
+    n_copies: int
+
+
+def build_graph(
+    tables: list[Delayed],
+    found: list[Delayed],
+    keep: rank.Keep,
+    fixed: Callable[[Delayed], list[Delayed]] | None = None,
+) -> Graph:
+    """Put the images of pairs into rank order. Eager: it waits until all pairs are found.
+
+    Parameters
+    ----------
+    tables : list of Delayed of pyarrow.Table
+    found : list of Delayed of buckets.Found
+        By the rows' numbers; held on the cluster.
+    keep : as for `semantic_duplicates`
+    fixed : callable, optional
+        Given the numbers of the rows that have pairs, the tables of those that are never removed.
+    """
+    found = list(dask.persist(*found))
+    counts = np.array(dask.compute(*[dask.delayed(nodes.counts)(part) for part in found]), dtype=np.int64).reshape(
+        -1, 2
+    )
+    chunks = [
+        [found[at] for at in np.flatnonzero(number == chunk)]
+        for number in [np.cumsum(counts.sum(axis=1)) // _PAIRS_OF_A_TASK]
+        for chunk in np.unique(number)
+    ]
+    rows = dask.delayed(_union)([dask.delayed(nodes.involved)(chunk) for chunk in chunks]).persist()
+    with_copies = [found[at] for at in np.flatnonzero(counts[:, 1])]
+    ranked = dask.delayed(nodes.rank_nodes)(
+        [dask.delayed(nodes.take)(table, rows) for table in tables],
+        fixed(rows) if fixed else [],
+        [dask.delayed(_copies_alone)(part) for part in with_copies],
+        keep,
+    )
+    edges = [dask.delayed(nodes.number)(chunk, ranked) for chunk in chunks]
+    ranked, *edges = dask.persist(ranked, *edges)
+    n_pairs, n_copies = (int(total) for total in counts.sum(axis=0))
+    return Graph(tables, ranked, edges, n_pairs, n_copies)
+
+
+class Duplicates:
+    """What deduplication found. Frames are lazy views of a graph of similar pairs that stays on the cluster.
+
+    Attributes
+    ----------
+    pairs, removed : Dask DataFrame
+        One row a removed image: its id, ``duplicate_of`` (``rule="cover"``: the nearest kept image that ranks higher; ``"pointwise"``: the
+        nearest that ranks higher, kept or not; ``"component"``: the best of the connected component), ``similarity`` (their cosine; null
+        where a component's best was not compared with it) and ``cluster``.
+    selected : Dask DataFrame
+        One row a compared image that stays: its id.
+    groups : Dask DataFrame
+        One row a kept image that has duplicates, the largest group first: its id, how many were ``removed``, ``duplicates`` (their ids) and
+        the lowest ``similarity`` among them.
+    edges : Dask DataFrame
+        Every stored pair, whatever the rule and eps: ``id``, ``other_id`` (the better-ranked of the two), ``similarity``. Of images whose
+        vectors are equal bit by bit, one has the pairs, and each other has one pair, with that one.
     assignments : Dask DataFrame
-        One row a compared image: its id, ``cluster`` and ``centroid_distance`` (1 - cosine).
+        One row a compared image: its id, ``cluster`` and ``centroid_distance`` (1 - cosine); by cluster, best-ranked first.
     n_rows, n_compared, n_excluded : int
         Images in the frame; those compared; those not, because of an error or for lack of a usable vector.
-    n_clusters : int
-    eps : float
+    n_clusters, n_pairs : int
+    eps, min_similarity : float
+        The threshold in force, and down to which cosine pairs are stored.
     rule, keep
         As given.
     id_field : str
@@ -39,39 +117,74 @@ class Duplicates:
 
     def __init__(
         self,
-        grouped: list[Delayed],
+        found: Graph,
         *,
         like: Any,
+        id_dtype: Any,
         id_field: str,
         n_rows: int,
         n_compared: int,
         n_clusters: int,
         eps: float,
-        rule: buckets.Rule,
+        min_similarity: float,
+        rule: graph.Rule,
         keep: rank.Keep,
+        recall: Callable[[Duplicates, int, int], Recall] | None = None,
     ) -> None:
         self.n_rows, self.n_compared, self.n_excluded = n_rows, n_compared, n_rows - n_compared
-        self.n_clusters, self.eps, self.rule, self.keep = n_clusters, eps, rule, keep
+        self.n_clusters, self.n_pairs = n_clusters, found.n_pairs + found.n_copies
+        self.eps, self.min_similarity, self.rule, self.keep = eps, min_similarity, rule, keep
         self.id_field = id_field
-        self._like, self._id_dtype = like, _id_dtype(like[id_field])
-        self._buckets = grouped
-        self._matches = self._match(eps)
+        self._graph, self._like, self._id_dtype, self._recall = found, like, id_dtype, recall
+        self._answers: dict[float, Delayed] = {}
 
     def __repr__(self) -> str:
         excluded = f", {self.n_excluded:,} excluded" if self.n_excluded else ""
         clusters = "1 cluster" if self.n_clusters == 1 else f"{self.n_clusters:,} clusters"
         return (
-            f"Duplicates({self.n_compared:,} images compared in {clusters}{excluded}; eps={self.eps}, rule={self.rule!r}, "
-            f"keep={self.keep!r}; see .pairs, .removals(eps), .sweep([eps, ...]), .assignments)"
+            f"Duplicates({self.n_compared:,} images compared in {clusters}{excluded}; {self.n_pairs:,} pairs of similarity >= "
+            f"{self.min_similarity:g}; eps={self.eps:g}, rule={self.rule!r}, keep={self.keep!r}; "
+            "see .pairs, .groups, .removals(eps), .sweep([eps, ...]), .recall())"
         )
 
     @property
     def pairs(self) -> Any:
-        return self._frame(self._matches, ["id", "duplicate_of", "similarity", "cluster"], self.eps)
+        return self._frame([self._matches(self.eps)], ["id", "duplicate_of", "similarity", "cluster"])
+
+    @property
+    def removed(self) -> Any:
+        return self.pairs
+
+    @property
+    def selected(self) -> Any:
+        removed = self._matches(self.eps)
+        return self._frame([dask.delayed(nodes.without)(table, removed) for table in self._graph.tables], ["id"])
+
+    @property
+    def groups(self) -> Any:
+        grouped = dask.delayed(nodes.groups)(self._matches(self.eps))
+        return self._frame([grouped], ["id", "removed", "duplicates", "similarity"])
+
+    @property
+    def edges(self) -> Any:
+        named = [dask.delayed(nodes.edge_table)(edges, self._graph.nodes) for edges in self._graph.edges]
+        return self._frame(
+            [*named, dask.delayed(nodes.copy_table)(self._graph.nodes)], ["id", "other_id", "similarity"]
+        )
 
     @property
     def assignments(self) -> Any:
-        return self._frame(self._matches, ["id", "cluster", "centroid_distance"], None)
+        n_parts = max(1, min(self.n_clusters, self.n_compared // 2**20))
+        tables = self._graph.tables
+        parts = [
+            dask.delayed(nodes.assigned)(tables, self.keep, part, n_parts) for part in range(n_parts if tables else 0)
+        ]
+        return self._frame(parts, ["id", "cluster", "distance"])
+
+    @property
+    def duplicate_ratio(self) -> float:
+        """The share of the compared images that go. Eager."""
+        return self._count([self.eps])[0] / max(self.n_compared, 1)
 
     def removals(self, eps: float | None = None) -> Any:
         """Return the ids of the images to remove.
@@ -79,8 +192,7 @@ class Duplicates:
         Parameters
         ----------
         eps : float, optional
-            Another threshold than that of the call. ``rule="pointwise"`` filters what is stored; ``rule="cover"`` runs the
-            join again inside the same clusters.
+            Another threshold than that in force, up to ``1 - min_similarity``. Nothing is compared again.
 
         Returns
         -------
@@ -90,13 +202,30 @@ class Duplicates:
         Raises
         ------
         ValueError
-            Where eps is not between 0 and 2.
+            Where eps is out of range.
         """
-        if eps is None:
-            eps = self.eps
-        check_eps(eps)
-        matches = self._matches if eps == self.eps or self.rule == "pointwise" else self._match(eps)
-        return self._frame(matches, ["id"], eps)
+        return self._frame([self._matches(self.eps if eps is None else eps)], ["id"])
+
+    def rethreshold(self, eps: float) -> Duplicates:
+        """Return the same pairs under another threshold, up to ``1 - min_similarity``; this one stays as it is.
+
+        Parameters
+        ----------
+        eps : float
+
+        Returns
+        -------
+        Duplicates
+
+        Raises
+        ------
+        ValueError
+            Where eps is out of range.
+        """
+        self._check(eps)
+        other = object.__new__(Duplicates)
+        other.__dict__.update(self.__dict__, eps=float(eps))
+        return other
 
     def sweep(self, eps: Sequence[float]) -> pd.DataFrame:
         """Count what other thresholds would remove. Eager.
@@ -104,6 +233,7 @@ class Duplicates:
         Parameters
         ----------
         eps : sequence of float
+            Each up to ``1 - min_similarity``.
 
         Returns
         -------
@@ -113,34 +243,199 @@ class Duplicates:
         Raises
         ------
         ValueError
-            Where an eps is not between 0 and 2.
+            Where an eps is out of range.
         """
         thresholds = [float(value) for value in eps]
-        for value in thresholds:
-            check_eps(value)
-        sources = self._matches if self.rule == "pointwise" else self._buckets
-        counts = dask.compute(*[dask.delayed(buckets.count)(source, thresholds) for source in sources])
-        removed = np.sum(counts, axis=0, dtype=np.int64) if counts else np.zeros(len(thresholds), dtype=np.int64)
+        removed = self._count(thresholds)
         return pd.DataFrame({"eps": thresholds, "removed": removed, "fraction": removed / max(self.n_rows, 1)})
 
-    def _match(self, eps: float) -> list[Delayed]:
-        if not self._buckets:
-            nothing = buckets.matches_table([], [], [], [], pa.array([], pa.float32()), [])
-            return [dask.delayed(nothing)]
-        return list(dask.persist(*[dask.delayed(buckets.match)(bucket, eps, self.rule) for bucket in self._buckets]))
+    def least_similar(self, n: int = 10, eps: float | None = None) -> Any:
+        """Return the removed images that are least like what they duplicate: the ones to look at before choosing a threshold.
 
-    def _frame(self, matches: list[Delayed], columns: list[str], eps: float | None) -> Any:
-        id_type = {"id": self._id_dtype, "duplicate_of": self._id_dtype}
+        Parameters
+        ----------
+        n : int
+        eps : float, optional
+            Around another threshold than that in force.
+
+        Returns
+        -------
+        Dask DataFrame
+            Rows of `pairs`, least similar first.
+        """
+        removed = self._matches(self.eps if eps is None else eps)
+        return self._frame(
+            [dask.delayed(nodes.least_similar)(removed, n)], ["id", "duplicate_of", "similarity", "cluster"]
+        )
+
+    def recall(self, sample: int = 1000, *, seed: int = 0) -> Recall:
+        """Estimate which share of the true pairs was found, by an exact search for the pairs of some images. Eager.
+
+        Parameters
+        ----------
+        sample : int
+            Images drawn; all are where there are no more.
+        seed : int
+            Of the draw.
+
+        Returns
+        -------
+        Recall
+            ``recall`` with ``low`` and ``high``, the ends of its 95 % interval; ``true_pairs``, ``found_pairs`` and ``images``, the counts it
+            comes from. Pairs of a cosine of at least ``1 - eps`` count.
+
+        Raises
+        ------
+        ValueError
+            Where there are no vectors to search, as after `load`.
+
+        Notes
+        -----
+        The interval is that of Clopper and Pearson (1934) for as many independent pairs as the drawn ones are worth: those of one
+        image may be found or lost together, so that of ``t_i`` true pairs of image i there are ``(sum t_i)^2 / sum t_i^2`` (Kish, 1965).
+        """
+        if self._recall is None:
+            raise ValueError("recall() searches the vectors, which only what found these duplicates has; ask it there")
+        return self._recall(self, sample, seed)
+
+    def save(
+        self, path: str | os.PathLike[str], *, overwrite: bool = False, storage_options: storage.Options = None
+    ) -> None:
+        """Write all pairs as Parquet. Eager.
+
+        Parameters
+        ----------
+        path : str or path
+            A folder; gets ``nodes.parquet`` (images with pairs, in rank order), ``edges.*.parquet`` (pairs of their positions) and
+            ``images.*.parquet`` (all compared images), all or nothing.
+        overwrite : bool, default False
+            Replace the Parquet files that are there.
+        storage_options : dict, optional
+            For the fsspec filesystem.
+
+        Raises
+        ------
+        FileExistsError
+            Where Parquet files are there and `overwrite` is false.
+        """
+        known = {name: getattr(self, name) for name in _SAVED}
+        if self.n_clusters and isinstance(self._id_dtype, pd.ArrowDtype):
+            known["id_type"] = str(self._id_dtype.pyarrow_dtype)
+        known.update(format=_FORMAT, n_pairs=self._graph.n_pairs, n_copies=self._graph.n_copies)
+        with storage.staged_folder(path, ".parquet", overwrite=overwrite, storage_options=storage_options) as folder:
+            write = dask.delayed(storage.write_parquet_table)
+            tables = [dask.delayed(_node_table)(self._graph.nodes, json.dumps(known))]
+            tables += [dask.delayed(_plain_edges)(part) for part in self._graph.edges]
+            tables += self._graph.tables
+            of_edges = [f"edges.{at:05d}.parquet" for at in range(len(self._graph.edges))]
+            of_images = [f"images.{at:05d}.parquet" for at in range(len(self._graph.tables))]
+            files = ["nodes.parquet", *of_edges, *of_images]
+            dask.compute(
+                *[write(table, f"{folder}/{name}", storage_options) for table, name in zip(tables, files, strict=True)]
+            )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, storage_options: storage.Options = None) -> Duplicates:
+        """Read what `save` wrote. Everything but `recall` works as before.
+
+        Parameters
+        ----------
+        path : str or path
+        storage_options : dict, optional
+
+        Returns
+        -------
+        Duplicates
+
+        Raises
+        ------
+        FileNotFoundError
+            Where there is no such folder.
+        ValueError
+            Where it holds something else.
+        """
+        files = storage.expand(path, (".parquet",), storage_options)
+        of = {
+            name: [file for file in files if file.rpartition("/")[2].startswith(name)]
+            for name in ("nodes", "edges", "images")
+        }
+        if len(of["nodes"]) != 1:
+            raise ValueError(f"{os.fspath(path)!r} holds no nodes.parquet: it was not written by Duplicates.save")
+        table = storage.read_parquet_table(of["nodes"][0], None, storage_options)
+        known = json.loads((table.schema.metadata or {}).get(b"imgcurate", b"{}"))
+        if known.get("format") != _FORMAT:
+            raise ValueError(f"{os.fspath(path)!r} was not written by this version's Duplicates.save")
+        leader = table["leader"].to_numpy()
+        copies = np.flatnonzero(leader != np.arange(len(leader)))
+        ranked = nodes.Nodes(table, graph.group_copies(copies, leader[copies]), known["n_fixed"])
+        found = Graph(
+            [dask.delayed(storage.read_parquet_table)(file, None, storage_options) for file in of["images"]],
+            dask.delayed(ranked),
+            [dask.delayed(_read_edges)(file, storage_options) for file in of["edges"]],
+            known["n_pairs"],
+            known["n_copies"],
+        )
+        keep = known["keep"] if isinstance(known["keep"], str) else [(name, order) for name, order in known["keep"]]
+        known = {name: known[name] for name in _SAVED} | {"keep": keep}
+        return cls(found, like=pd.DataFrame(), id_dtype=_arrow_id_dtype(table["id"].type), **known)
+
+    def _check(self, eps: Any) -> float:
+        check_eps(eps)
+        # As far as a decimal number can say it: 1 - 2 * 0.1 and 0.8 are not one float.
+        if 1 - float(eps) < self.min_similarity - 1e-9:
+            raise ValueError(
+                f"eps={eps:g} asks for pairs of similarity >= {1 - eps:g}, but they were stored down to "
+                f"min_similarity={self.min_similarity:g}: give an eps of at most {1 - self.min_similarity:g}, or look for duplicates "
+                f"again with min_similarity={1 - eps:g}"
+            )
+        return float(eps)
+
+    def _count(self, thresholds: Sequence[float]) -> np.ndarray:
+        counts = dask.compute(*[dask.delayed(len)(self._matches(value)) for value in thresholds])
+        return np.array(counts, dtype=np.int64)
+
+    def _matches(self, eps: float) -> Delayed:
+        """Return the removed images under a threshold, decided once."""
+        eps = self._check(eps)
+        if eps not in self._answers:
+            self._answers[eps] = self._decide(1 - eps).persist()
+        return self._answers[eps]
+
+    def _decide(self, least: float) -> Delayed:
+        _, ranked, edges, n_pairs, _ = self._graph
+        answer = None
+        if self.rule == "cover":
+            answer = dask.delayed(nodes.first_state)(ranked)
+            for _ in range(_ROUNDS if n_pairs > _PAIRS_OF_A_TASK else 0):
+                known = [dask.delayed(nodes.waiting)(chunk, least, answer) for chunk in edges]
+                answer = dask.delayed(graph.settle)(answer, known)
+            open_edges = [dask.delayed(nodes.still_open)(chunk, least, answer) for chunk in edges]
+            answer = dask.delayed(nodes.keep_greedily)(ranked, open_edges, answer)
+        elif self.rule == "component":
+            answer = dask.delayed(nodes.roots)(
+                ranked, [dask.delayed(nodes.star)(chunk, least, ranked) for chunk in edges]
+            )
+        twins = [dask.delayed(nodes.twins)(chunk, least, self.rule, ranked, answer) for chunk in edges]
+        return dask.delayed(nodes.matches)(ranked, twins, self.rule, answer)
+
+    def _frame(self, tables: list[Delayed], columns: list[str]) -> Any:
+        kinds = {"id": self._id_dtype, "duplicate_of": self._id_dtype, "other_id": self._id_dtype}
+        kinds["removed"], kinds["duplicates"] = (
+            pd.ArrowDtype(pa.int64()),
+            pd.ArrowDtype(pa.list_(_arrow_type(self._id_dtype))),
+        )
+        names = {"id": self.id_field, "distance": "centroid_distance"}
         meta = pd.DataFrame(
             {
-                self.id_field if name == "id" else name: pd.Series(
-                    [], dtype=id_type.get(name) or pd.ArrowDtype(schema.TYPES[name])
+                names.get(name, name): pd.Series(
+                    [], dtype=kinds.get(name) or pd.ArrowDtype(schema.TYPES[names.get(name, name)])
                 )
                 for name in columns
             }
         )
         meta = vectors.from_pandas(meta, self._like)
-        parts = [dask.delayed(buckets.view)(found, columns, eps, meta, self._id_dtype) for found in matches]
+        dtypes = [kinds.get(name) for name in columns]
+        parts = [dask.delayed(_view)(table, columns, dtypes, meta) for table in tables] or [dask.delayed(meta)]
         return dd.from_delayed(parts, meta=meta, verify_meta=False)
 
 
@@ -153,7 +448,7 @@ def check_eps(eps: Any) -> None:
         )
 
 
-def _id_dtype(column: Any) -> Any:
+def id_dtype(column: Any) -> Any:
     """Return the type that ids have in the results: that of the frame's column on the host, plain where it is categorical."""
     dtype = vectors.to_pandas(column.to_frame())[column.name].dtype
     if isinstance(dtype, pd.ArrowDtype) and pa.types.is_dictionary(dtype.pyarrow_dtype):
@@ -161,3 +456,44 @@ def _id_dtype(column: Any) -> Any:
     if not isinstance(dtype, pd.CategoricalDtype):
         return dtype
     return pd.ArrowDtype(pa.int64() if pd.api.types.is_integer_dtype(dtype.categories.dtype) else pa.string())
+
+
+def _view(table: pa.Table, columns: Sequence[str], dtypes: Sequence[Any], meta: Any) -> Any:
+    """Return columns of a table as a partition on the backend, with the names and types of `meta`."""
+    part = table.select(list(columns)).to_pandas(types_mapper=pd.ArrowDtype)
+    part.columns = pd.Index(list(meta.columns))
+    known = {name: kind for name, kind in zip(part.columns, dtypes, strict=True) if kind is not None}
+    part = part.astype({name: known.get(name) or pd.ArrowDtype(schema.TYPES[name]) for name in part.columns})
+    return vectors.from_pandas(part, meta)
+
+
+def _arrow_type(dtype: Any) -> pa.DataType:
+    if isinstance(dtype, pd.ArrowDtype):
+        return dtype.pyarrow_dtype
+    return pa.int64() if pd.api.types.is_integer_dtype(dtype) else pa.string()
+
+
+def _arrow_id_dtype(kind: pa.DataType) -> Any:
+    return pd.ArrowDtype(pa.string() if pa.types.is_large_string(kind) else kind)
+
+
+def _union(rows: Sequence[np.ndarray]) -> np.ndarray:
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *rows]))
+
+
+def _copies_alone(found: Any) -> Any:
+    return found._replace(left=found.left[:0], right=found.right[:0], similarity=found.similarity[:0])
+
+
+def _node_table(ranked: nodes.Nodes, known: str) -> pa.Table:
+    known = json.dumps(json.loads(known) | {"n_fixed": ranked.n_fixed})
+    return ranked.table.replace_schema_metadata({"imgcurate": known})
+
+
+def _plain_edges(edges: graph.Edges) -> pa.Table:
+    return pa.table(edges._asdict())
+
+
+def _read_edges(url: str, storage_options: storage.Options) -> graph.Edges:
+    table = storage.read_parquet_table(url, None, storage_options)
+    return graph.Edges(*(table[name].to_numpy() for name in graph.Edges._fields))

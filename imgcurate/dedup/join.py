@@ -1,168 +1,222 @@
-"""The similarity join: which of one cluster's vectors, in rank order, have an earlier one near them.
+"""The similarity join: all pairs of unit vectors whose cosine reaches a threshold.
 
-Arrays in, arrays out, on NumPy or CuPy. Neither function holds the n x n matrix nor a list of pairs: each keeps one best
-match a row while it walks tiles of dot products below the diagonal.
+Arrays in, arrays out, on NumPy or CuPy. Products are taken tile by tile in low precision (screen.py), and only the pairs
+that pass are computed in full, in float64: the answer is that of brute force, and no n x n matrix is held.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from imgcurate import vectors
+from imgcurate.dedup import screen
+from imgcurate.dedup.screen import Screen
 
-#: Rows of a tile. Small, because the tiles on the diagonal are computed whole though only half of each is needed.
-TILE = 512
-#: Columns of a tile, in rows' worth of `TILE`: wide tiles keep BLAS at its full speed.
-_WIDTH = 8
-#: Dot products closer than this are equally near: float32 rounding moves those of identical vectors by up to half of it.
-_TIE = np.float32(1e-6)
+#: Rows and columns of a tile. Few rows, because the tile on the diagonal is computed whole though half of it is needed.
+_TILE = {"cpu": (512, 8192), "cuda": (4096, 32768)}
+#: Fewer rows than this are compared in float64 at once.
+_FEW = 96
+#: Computing a pair alone takes as long as this many inside a matrix product in float64.
+_ALONE = 40
+_PAIR_BLOCK = {"cpu": 2048, "cuda": 1 << 17}
 
 
-def threshold(eps: float) -> np.float32:
-    """Return the smallest float32 that is at least ``1 - eps``.
+class Pairs(NamedTuple):
+    """Pairs of rows.
 
-    Comparing float32 dot products with it is the same as comparing them in float64 with ``1 - eps``.
-
-    Examples
-    --------
-    >>> float(threshold(0.25)), float(threshold(0.1)) >= 1 - 0.1
-    (0.75, True)
+    Attributes
+    ----------
+    left, right : numpy.ndarray of shape (p,), int32
+        Positions; inside one set of rows left < right.
+    similarity : numpy.ndarray of shape (p,), float32
+        Their cosines, computed in float64 and rounded.
     """
-    nearest = np.float32(1 - eps)
-    return nearest if float(nearest) >= 1 - eps else np.nextafter(nearest, np.float32(2))
+
+    left: np.ndarray
+    right: np.ndarray
+    similarity: np.ndarray
 
 
-def cover(rows: Any, eps: float, *, tile: int = TILE) -> tuple[np.ndarray, np.ndarray]:
-    """Walk the rows in order; keep a row unless an earlier *kept* row is within `eps` of it.
+def pairs_within(rows: Any, least: float, *, low_precision: bool | None = None) -> Pairs:
+    """Find the pairs of rows whose cosine is at least `least`.
 
     Parameters
     ----------
     rows : numpy.ndarray or cupy.ndarray of shape (n, d), float32
-        Unit vectors, best-ranked first.
-    eps : float
-        Two rows are duplicates where their dot product is at least ``1 - eps``.
-    tile : int
-        Rows compared at a time.
+        Unit vectors.
+    least : float
+        The lowest cosine, -1 to 1.
+    low_precision : bool, optional
+        Whether to screen in bfloat16 (CPU) or float16 (GPU). Default: where this machine is faster with it.
 
     Returns
     -------
-    match : numpy.ndarray of shape (n,), int64
-        The position of the nearest earlier kept row, the earliest of equally near ones; -1 where the row itself is kept.
-    similarity : numpy.ndarray of shape (n,), float32
-        The dot product with it; 0 where the row is kept.
+    Pairs
+        Each once, left < right: those of a float64 brute force.
 
     Notes
     -----
-    Memory beside the input: one copy of the kept rows, and tiles of ``9 * tile**2`` float32 (9 MiB by default). At most
-    n * (number of kept rows) dot products are computed, so a cluster of copies costs next to nothing.
+    Memory beside the input: the screened vectors (at most 2 bytes a number), one tile, and the pairs.
 
     Examples
     --------
-    >>> chain = np.array([[1, 0], [0.96, 0.28], [0.8432, 0.5376]], dtype=np.float32)
-    >>> cover(chain, 0.05)[0]
-    array([-1,  0, -1])
+    >>> pairs_within(np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32), 0.7)
+    Pairs(left=array([1], dtype=int32), right=array([2], dtype=int32), similarity=array([0.8], dtype=float32))
     """
-    xp = vectors.namespace(rows)
-    least = threshold(eps)
-    n = len(rows)
-    match = np.full(n, -1, dtype=np.int64)
-    similarity = np.zeros(n, dtype=np.float32)
-    kept = xp.empty_like(rows)  # NumPy commits its memory only as rows are written
-    kept_at = np.empty(n, dtype=np.int64)
-    count = 0
-    for start in range(0, n, tile):
-        block = rows[start : start + tile]
-        best, at = _best_of(block, kept[:count], tile)
-        inside = vectors.to_numpy(block @ block.T)
-        chosen = _keep_in_order(inside >= least, best < least)
-        best, at = _better(best, at, inside[:, chosen], chosen, count)
-        new = count + len(chosen)
-        kept[count:new] = block[xp.asarray(chosen)]
-        kept_at[count:new] = start + chosen
-        count = new
-        gone = np.ones(len(block), dtype=bool)
-        gone[chosen] = False
-        match[start : start + tile][gone] = kept_at[at[gone]]
-        similarity[start : start + tile][gone] = best[gone]
-    return match, np.minimum(similarity, 1)
+    chosen = screen.plan(rows, len(rows), least, screen.choose_dtype(_device(rows), low_precision))
+    return compare(rows, None, chosen, least)
 
 
-def best_earlier(rows: Any, *, tile: int = TILE) -> tuple[np.ndarray, np.ndarray]:
-    """Find the nearest earlier row of each row.
+def pairs_between(rows: Any, others: Any, least: float, *, low_precision: bool | None = None) -> Pairs:
+    """Find the pairs of one of `rows` and one of `others` whose cosine is at least `least`.
 
     Parameters
     ----------
-    rows : numpy.ndarray or cupy.ndarray of shape (n, d), float32
-        Unit vectors, best-ranked first.
-    tile : int
-        Rows compared at a time.
+    rows, others : numpy.ndarray or cupy.ndarray of shape (n, d) and (m, d), float32
+        Unit vectors.
+    least, low_precision
+        As for `pairs_within`.
 
     Returns
     -------
-    match : numpy.ndarray of shape (n,), int64
-        The position of the nearest earlier row, the earliest of equally near ones; -1 for the first row.
-    similarity : numpy.ndarray of shape (n,), float32
-        The dot product with it; 0 for the first row.
-
-    Notes
-    -----
-    Memory beside the input: tiles of ``9 * tile**2`` float32 (9 MiB by default).
-
-    Examples
-    --------
-    >>> best_earlier(np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32))
-    (array([-1,  0,  1]), array([0. , 0. , 0.8], dtype=float32))
+    Pairs
+        ``left`` are positions in `rows`, ``right`` in `others`.
     """
-    n = len(rows)
-    match = np.full(n, -1, dtype=np.int64)
-    similarity = np.zeros(n, dtype=np.float32)
-    for start in range(0, n, tile):
-        block = rows[start : start + tile]
-        best, at = _best_of(block, rows[:start], tile)
-        inside = vectors.to_numpy(block @ block.T)
-        best, at = _better(best, at, inside, np.arange(len(block)), start)
-        match[start : start + tile], similarity[start : start + tile] = at, best
-    similarity[:1], match[:1] = 0, -1
-    return match, np.clip(similarity, -1, 1)
+    dtype = screen.choose_dtype(_device(rows), low_precision)
+    chosen = screen.plan(others, len(others), least, dtype, other=len(rows))
+    return compare(rows, others, chosen, least)
 
 
-def _best_of(block: Any, others: Any, tile: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of `block`, the highest dot product among `others` and the earliest position that has it."""
-    xp = vectors.namespace(block)
-    best = xp.full(len(block), -xp.inf, dtype=xp.float32)
-    at = xp.full(len(block), -1, dtype=xp.int64)
-    width = tile * _WIDTH
-    for start in range(0, len(others), width):
-        values, where = _highest(block @ others[start : start + width].T)
-        at = xp.where(values > best + _TIE, where + start, at)
-        best = xp.maximum(values, best)
-    return vectors.to_numpy(best), vectors.to_numpy(at)
+def compare(rows: Any, others: Any, chosen: Screen, least: float, shorts: tuple[Any, Any] = (None, None)) -> Pairs:
+    """Find the pairs inside `rows`, or where `others` is given, of `rows` with them.
+
+    Parameters
+    ----------
+    rows, others : array of shape (n, d) and (m, d), float32
+        Unit vectors.
+    chosen : Screen
+    least : float
+    shorts : pair of torch.Tensor, optional
+        What `screen.apply` gives for both, where that is known.
+
+    Returns
+    -------
+    Pairs
+    """
+    triangle = others is None
+    others = rows if triangle else others
+    margin = chosen.margin(rows.shape[1])
+    if len(rows) * len(others) <= _FEW * _FEW or least - margin <= 0:
+        found = list(_in_full(rows, others, triangle, least))
+    else:
+        left = screen.apply(rows, chosen) if shorts[0] is None else shorts[0]
+        right = left if triangle else screen.apply(others, chosen) if shorts[1] is None else shorts[1]
+        found = list(_screened(rows, others, left, right, triangle, least, least - margin))
+    if not found:
+        return Pairs(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
+    return Pairs(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
 
-def _highest(dots: Any) -> tuple[Any, Any]:
-    """Return each row's highest value, and the first column that has it up to rounding."""
-    values = dots.max(axis=1)
-    return values, (dots >= (values - _TIE)[:, None]).argmax(axis=1)
+def cosines(a: Any, b: Any) -> np.ndarray:
+    """Return the cosine of each row of `a` with the same row of `b`, both of unit length.
+
+    Returns
+    -------
+    numpy.ndarray of shape (n,), float32
+        Summed in float64, so that it is the same wherever a row lies; never above 1.
+    """
+    xp = vectors.namespace(a)
+    return vectors.to_numpy(xp.minimum(xp.einsum("ij,ij->i", a, b, dtype=xp.float64).astype(xp.float32), 1))
 
 
-def _better(
-    best: np.ndarray, at: np.ndarray, inside: np.ndarray, columns: np.ndarray, offset: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Improve `best` by those columns of the diagonal tile that stand before each row; column i is position `offset` + i."""
-    if not len(columns):
-        return best, at
-    earlier = np.where(columns[None, :] < np.arange(len(best))[:, None], inside, -np.inf)
-    values, where = _highest(earlier)
-    return np.maximum(values, best), np.where(values > best + _TIE, where + offset, at)
+def _device(rows: Any) -> str:
+    return "cuda" if vectors.on_gpu(rows) else "cpu"
 
 
-def _keep_in_order(near: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """Return the rows of a diagonal tile that are kept: alive, and near no earlier kept one."""
-    near = np.tril(near, -1) & alive[None, :]
-    keep = alive.copy()
-    # Rows near nothing before them are kept whatever becomes of the others; only the rest has to be walked.
-    for row in np.flatnonzero(alive & near.any(axis=1)):
-        keep[row] = not (near[row] & keep).any()
-    return np.flatnonzero(keep)
+def _screened(
+    rows: Any, others: Any, left: Any, right: Any, triangle: bool, least: float, floor: float
+) -> Iterator[Pairs]:
+    import torch
+
+    height, width = _TILE[left.device.type]
+    height, width = min(height, len(left)), min(width, len(right))
+    # Non-negative floats order as the integers with the same bits; and so do the floor's.
+    bits = torch.int32 if left.dtype == torch.float32 else torch.int16
+    lowest = int(_round_down(floor, left.dtype).view(bits))
+    buffer = torch.empty(height * width, dtype=left.dtype, device=left.device)
+    below = torch.ones((height, height), dtype=torch.bool, device=left.device).tril()
+    for start in range(0, len(left), height):
+        block = left[start : start + height]
+        for column in range(start if triangle else 0, len(right), width):
+            beside = right[column : column + width]
+            dots = buffer[: len(block) * len(beside)].view(len(block), len(beside))
+            torch.mm(block, beside.T, out=dots)
+            if triangle and column == start:
+                dots[:, : len(block)].masked_fill_(below[: len(block), : len(block)], 0)
+            hot = (dots.view(bits).amax(dim=1) >= lowest).nonzero()[:, 0]
+            if not len(hot):
+                continue
+            passing = dots[hot].view(bits) >= lowest
+            if int(passing.count_nonzero()) * _ALONE > passing.numel():
+                at = _like(hot, rows) + start
+                yield from _tile_in_full(rows[at], others[column : column + width], _host(at), column, triangle, least)
+                continue
+            line, offset = passing.nonzero(as_tuple=True)
+            yield from _checked(rows, others, hot[line] + start, offset + column, least)
+
+
+def _checked(rows: Any, others: Any, left: Any, right: Any, least: float) -> Iterator[Pairs]:
+    size = _PAIR_BLOCK[left.device.type]
+    for start in range(0, len(left), size):
+        i, j = (_like(positions[start : start + size], rows) for positions in (left, right))
+        similarity = cosines(rows[i], others[j])
+        good = similarity.astype(np.float64) >= least
+        if good.any():
+            yield Pairs(_host(i)[good].astype(np.int32), _host(j)[good].astype(np.int32), similarity[good])
+
+
+def _in_full(rows: Any, others: Any, triangle: bool, least: float) -> Iterator[Pairs]:
+    height, width = _TILE[_device(rows)]
+    for start in range(0, len(rows), height):
+        at = np.arange(start, min(start + height, len(rows)))
+        for column in range(start if triangle else 0, len(others), width):
+            yield from _tile_in_full(
+                rows[start : start + height], others[column : column + width], at, column, triangle, least
+            )
+
+
+def _tile_in_full(
+    block: Any, beside: Any, at: np.ndarray, column: int, triangle: bool, least: float
+) -> Iterator[Pairs]:
+    """Compare the rows at positions `at` with a run of others that begins at `column`, by a matrix product in float64."""
+    dots = screen.as_tensor(block).double() @ screen.as_tensor(beside).double().T
+    similarity = _host(dots.float().clamp(max=1))
+    near = similarity.astype(np.float64) >= least
+    if triangle:
+        near &= at[:, None] < np.arange(column, column + near.shape[1])[None, :]
+    line, offset = np.nonzero(near)
+    if len(line):
+        yield Pairs(at[line].astype(np.int32), (offset + column).astype(np.int32), similarity[near])
+
+
+def _round_down(value: float, dtype: Any) -> Any:
+    """Return the largest number of `dtype` that is at most the positive `value`.
+
+    Comparing tensors with a Python number rounds it to nearest, which would eat the margin.
+    """
+    import torch
+
+    nearest = torch.tensor(value, dtype=torch.float64).to(dtype)
+    return torch.nextafter(nearest, torch.zeros_like(nearest)) if float(nearest) > value else nearest
+
+
+def _like(positions: Any, rows: Any) -> Any:
+    """Return a tensor of positions as an array that indexes `rows`."""
+    return vectors.namespace(rows).from_dlpack(positions)
+
+
+def _host(array: Any) -> np.ndarray:
+    return array.cpu().numpy() if hasattr(array, "cpu") else vectors.to_numpy(array)

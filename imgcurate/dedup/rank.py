@@ -1,4 +1,4 @@
-"""Who stays of a group of duplicates: the order of the images inside each cluster, best first.
+"""Who stays of a group of duplicates: the order of the images, best first.
 
 Host-side Arrow tables only. The order is total (ids are unique), so it does not depend on how a frame is partitioned.
 """
@@ -13,12 +13,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Keep = Literal["hard", "easy", "random"] | Sequence[tuple[str, str]]
+Keep = Literal["hard", "easy", "random", "id"] | Sequence[tuple[str, str]]
 
 _NAMED: dict[str, tuple[tuple[str, str], ...]] = {
     "hard": (("distance", "descending"), ("id", "descending")),
     "easy": (("distance", "ascending"), ("id", "ascending")),
     "random": (("hash", "ascending"), ("id", "ascending")),
+    "id": (("id", "ascending"),),
 }
 _DIRECTIONS = {"min": "ascending", "max": "descending"}
 
@@ -28,7 +29,7 @@ def keep_columns(keep: Keep) -> list[str]:
 
     Parameters
     ----------
-    keep : {"hard", "easy", "random"} or sequence of (column, "min" | "max")
+    keep : {"hard", "easy", "random", "id"} or sequence of (column, "min" | "max")
 
     Raises
     ------
@@ -53,17 +54,19 @@ def keep_columns(keep: Keep) -> list[str]:
     return [column for column, _ in pairs]
 
 
-def order(table: pa.Table, keep: Keep) -> np.ndarray:
-    """Return the positions of `table`'s rows cluster by cluster, best-ranked first.
+def order(table: pa.Table, keep: Keep, by_cluster: bool = False) -> np.ndarray:
+    """Return the positions of `table`'s rows, best-ranked first.
 
     Parameters
     ----------
     table : pyarrow.Table of n rows
         Columns ``cluster``, ``distance`` (from the centroid), ``hash`` and ``id``, and ``key0``, ``key1``... with the values of
         `keep_columns` in their order.
-    keep : {"hard", "easy", "random"} or sequence of (column, "min" | "max")
+    keep : {"hard", "easy", "random", "id"} or sequence of (column, "min" | "max")
         ``hard`` farthest from the centroid first, id descending on ties; ``easy`` nearest first, id ascending; ``random`` by
-        hash; columns: null and NaN last whatever the direction, id ascending on ties.
+        hash; ``id`` by id; columns: null and NaN last whatever the direction, id ascending on ties.
+    by_cluster : bool
+        Cluster by cluster, best-ranked first inside each.
 
     Returns
     -------
@@ -76,7 +79,9 @@ def order(table: pa.Table, keep: Keep) -> np.ndarray:
             table = table.set_column(table.schema.get_field_index(name), name, _nan_to_null(table[name]))
             keys.append((name, _DIRECTIONS[direction]))
         keys.append(("id", "ascending"))
-    return pc.sort_indices(table, sort_keys=[("cluster", "ascending"), *keys]).to_numpy().astype(np.int64)
+    if by_cluster:
+        keys.insert(0, ("cluster", "ascending"))
+    return pc.sort_indices(table, sort_keys=keys).to_numpy().astype(np.int64)
 
 
 def hash_ids(ids: pa.Array, seed: int) -> np.ndarray:
@@ -103,6 +108,6 @@ def _nan_to_null(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _refusal(keep: object) -> str:
     return (
-        f"keep={keep!r} is not an order: give 'hard', 'easy' or 'random', "
+        f"keep={keep!r} is not an order: give 'hard', 'easy', 'random' or 'id', "
         "or a list of (column, 'min' or 'max') such as [('aesthetic_score', 'max'), ('width', 'max')]"
     )

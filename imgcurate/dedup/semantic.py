@@ -1,30 +1,27 @@
-"""semantic_duplicates(): images whose embeddings point the same way, found inside k-means clusters.
+"""semantic_duplicates(): images whose embeddings point the same way.
 
-This file plans and runs the steps on Dask; what happens inside a task stands in buckets.py.
+This file plans and runs the steps on Dask; what happens inside a task stands in blocks.py, buckets.py and nodes.py.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import dask
-import distributed
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from dask.delayed import Delayed
-from dask.system import CPU_COUNT
 
 from imgcurate import schema, vectors
-from imgcurate.dedup import buckets, clusters, rank
-from imgcurate.dedup.duplicates import Duplicates, check_eps
+from imgcurate.dedup import blocks, buckets, clusters, corpus, graph, rank, recall
+from imgcurate.dedup import held as held_rows
+from imgcurate.dedup.duplicates import Duplicates, build_graph, check_eps, id_dtype
 
-_BUCKET_BYTES = 256 * 2**20
-_BUCKETS_PER_THREAD = 4
+#: Pairs are stored for other thresholds as long as there are not more than so many in all, or an image.
+_MOST_PAIRS, _MOST_PAIRS_PER_IMAGE = 20_000_000, 50
+_SURVEYED_ROWS = 4096
 
 
 def semantic_duplicates(
@@ -33,8 +30,11 @@ def semantic_duplicates(
     eps: float = 0.01,
     n_clusters: int | None = None,
     keep: rank.Keep = "hard",
-    rule: buckets.Rule = "cover",
-    probes: int = 1,
+    rule: graph.Rule = "cover",
+    probes: int = 2,
+    exact: bool = False,
+    min_similarity: float | None = None,
+    against: Any = None,
     seed: int = 42,
     id_field: str = "image_id",
     embedding_field: str = "embedding",
@@ -42,8 +42,9 @@ def semantic_duplicates(
 ) -> Duplicates:
     """Find images whose embeddings are within `eps` of that of an image that stays.
 
-    Vectors are scaled to unit length and clustered by k-means; inside a cluster images are ranked and compared pair by pair.
-    Pairs that a cluster boundary splits are not found: one cluster, the default up to 50,000 images, loses none.
+    Vectors are scaled to unit length and grouped by k-means; images that share one of their `probes` nearest clusters are compared, and
+    a rule decides on the graph of all pairs which images go. ``exact=True`` compares every pair that can be near enough, and one cluster,
+    the default up to about 100,000 images, compares all; else `Duplicates.recall` tells how many pairs were missed.
 
     Parameters
     ----------
@@ -53,15 +54,23 @@ def semantic_duplicates(
     eps : float
         Two images are duplicates where their cosine is at least ``1 - eps``; ``1e-6`` is equal up to rounding.
     n_clusters : int, optional
-        Default: 1 up to 50,000 images, else ``sqrt(n / 2)``. At most one cluster an image is made.
-    keep : {"hard", "easy", "random"} or list of (column, "min" | "max")
-        Which image of a group of duplicates stays: the farthest from the centroid, the nearest, one drawn by `seed`, or the
-        best by columns such as ``[("aesthetic_score", "max"), ("width", "max")]`` (null values last).
-    rule : {"cover", "pointwise"}
-        ``cover``: an image goes only where one that is *kept* is within eps. ``pointwise``: it goes where any better-ranked one
-        is, kept or not, as SemDeDup and NeMo Curator do.
+        Default: 1 or about ``sqrt(n / 2)``, whichever costs less for so many vectors of their length. At most one cluster an image is made.
+    keep : {"hard", "easy", "random", "id"} or list of (column, "min" | "max")
+        Which image of a group of duplicates stays: the farthest from its centroid, the nearest, one drawn by `seed`, the one with the lowest
+        id, or the best by columns such as ``[("aesthetic_score", "max"), ("width", "max")]`` (null values last).
+    rule : {"cover", "pointwise", "component"}
+        ``cover``: an image goes only where a better-ranked one that is *kept* is within eps. ``pointwise``: it goes where any better-ranked
+        one is, kept or not, as SemDeDup and NeMo Curator do. ``component``: of images that are connected by pairs, the best-ranked stays.
     probes : int
-        In how many clusters each image is looked for; only 1 is known so far.
+        In how many clusters an image is compared; 1 as other tools do.
+    exact : bool
+        Lose no pair: an image goes to every cluster that may hold a partner of it, or everything is compared, whichever is cheaper.
+    min_similarity : float, optional
+        Down to which cosine pairs are stored, for other thresholds to be tried. Default: ``1 - 2 * eps``, or as far down towards it as a
+        sample says that the pairs are at most 20 million or 50 an image.
+    against : Dask DataFrame or path, optional
+        A corpus that `frame` is compared with too, and that is kept whole: a frame with the same two columns, which is read once and compared
+        in full, or a folder that `save_embeddings` wrote, of which only the clusters are read that images of `frame` go to.
     seed : int
         Of k-means and of ``keep="random"``.
     id_field, embedding_field : str
@@ -71,7 +80,7 @@ def semantic_duplicates(
     Returns
     -------
     Duplicates
-        Its ``pairs``, ``assignments`` and ``removals()`` are Dask frames, computed on the cluster.
+        Its frames are lazy views of pairs that lie on the cluster.
 
     Raises
     ------
@@ -84,43 +93,59 @@ def semantic_duplicates(
 
     Notes
     -----
-    Eager up to the clusters: `frame` is computed once, and its unit vectors stay on the cluster for as long as the result is
-    held. The client receives nine bytes an image. What is removed does not depend on how the frame is partitioned.
+    Eager: `frame` is computed once and its pairs are found. Its unit vectors stay on the cluster for as long as the result is held, for
+    `recall`. The client receives nine bytes an image. What is removed does not depend on how the frame is partitioned.
     """
     check(
-        frame, eps=eps, n_clusters=n_clusters, keep=keep, rule=rule, id_field=id_field, embedding_field=embedding_field
-    )
-    if probes != 1:
-        raise ValueError(f"probes={probes!r}: an image is looked for in one cluster; n_clusters=1 compares everything")
+        frame, eps=eps, n_clusters=n_clusters, keep=keep, rule=rule, probes=probes, exact=exact,
+        min_similarity=min_similarity, id_field=id_field, embedding_field=embedding_field,
+    )  # fmt: skip
     if not isinstance(seed, Integral):
         raise ValueError(f"seed={seed!r} must be a whole number")
-    key_fields = rank.keep_columns(keep)
+    old = corpus.open_corpus(against, id_field, embedding_field) if against is not None else None
+    if old is not None and old.centroids is not None:
+        if centroids is not None or n_clusters is not None:
+            raise ValueError(
+                "the corpus given as against= brings its own centroids; leave n_clusters and centroids out"
+            )
+        centroids = old.centroids
     given = _given_centroids(centroids, n_clusters)
 
-    blocks, summaries = _prepare(frame, id_field, embedding_field, key_fields, seed)
-    n_rows = sum(len(summary.hashes) for summary in summaries)
-    used = [number for number, summary in enumerate(summaries) if summary.compared.any()]
-    blocks, summaries = [blocks[number] for number in used], [summaries[number] for number in used]
-    n_compared = sum(int(summary.compared.sum()) for summary in summaries)
-    dimension = _one_dimension(summaries, given, embedding_field)
-    k = len(given) if given is not None else min(n_clusters or clusters.choose_n_clusters(n_compared), n_compared)
-    grouped: list[Delayed] = []
-    if blocks:
-        on_gpu = vectors.on_gpu(frame._meta)
-        centroid_task = (
-            dask.delayed(given) if given is not None else _fit(blocks, summaries, dimension, k, seed, on_gpu)
-        )
-        grouped = _group(blocks, centroid_task, dimension, keep)
+    held = held_rows.prepare(frame, id_field, embedding_field, rank.keep_columns(keep), seed)
+    dimension = held_rows.one_dimension(
+        held.summaries, embedding_field, None if given is None else given.shape[1], "centroids"
+    )
+    n = held.n_compared
+    on_gpu = vectors.on_gpu(frame._meta)
+    k = len(given) if given is not None else n_clusters or clusters.choose_n_clusters(n, dimension, probes, on_gpu)
+    k = k if given is not None else min(k, n)
+    least = min_similarity
+    if least is None:
+        least = _affordable(held, eps) if held.blocks else max(1 - 2 * eps, -1)
+    tables: list[Delayed] = []
+    found: list[Delayed] = []
+    fixed = None
+    if held.blocks:
+        centers = dask.delayed(given) if given is not None else held_rows.fit(held, dimension, k, seed, on_gpu)
+        # Pairs are stored a little further down, so that 1 - eps may be rounded either way.
+        floor = max(least - 1e-7, -1)
+        tables, found = _compare(held, centers, dimension, k, probes, floor, exact)
+        if old is not None:
+            crossed, fixed = old.compare(held, dimension, probes, exact, floor)
+            found += crossed
     return Duplicates(
-        grouped,
+        build_graph(tables, found, keep, fixed),
         like=frame._meta,
+        id_dtype=id_dtype(frame._meta[id_field]),
         id_field=id_field,
-        n_rows=n_rows,
-        n_compared=n_compared,
+        n_rows=sum(len(summary.hashes) for summary in held.all_summaries),
+        n_compared=n,
         n_clusters=k,
-        eps=eps,
+        eps=float(eps),
+        min_similarity=float(least),
         rule=rule,
         keep=keep,
+        recall=None if old is not None else _Search(held, tables),
     )
 
 
@@ -130,16 +155,34 @@ def check(
     eps: float,
     n_clusters: int | None,
     keep: rank.Keep,
-    rule: buckets.Rule,
+    rule: graph.Rule,
+    probes: int = 2,
+    exact: bool = False,
+    min_similarity: float | None = None,
     id_field: str = "image_id",
     embedding_field: str = "embedding",
 ) -> None:
     """Raise what `semantic_duplicates` would raise of these arguments, as far as it is known before anything is computed."""
     check_eps(eps)
-    if n_clusters is not None and (not isinstance(n_clusters, Integral) or n_clusters < 1):
-        raise ValueError(f"n_clusters={n_clusters!r} must be a whole number of at least 1, or None to choose by size")
-    if rule not in ("cover", "pointwise"):
-        raise ValueError(f"rule={rule!r} is unknown: give 'cover' (every removed image has a kept twin) or 'pointwise'")
+    for name, value in (("n_clusters", n_clusters), ("probes", probes)):
+        if value is None and name == "n_clusters":
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            instead = ", or None to choose by size" if name == "n_clusters" else "; exact=True loses no pair at all"
+            raise ValueError(f"{name}={value!r} must be a whole number of at least 1{instead}")
+    if not isinstance(exact, bool):
+        raise ValueError(f"exact={exact!r} must be True or False")
+    if min_similarity is not None:
+        if not isinstance(min_similarity, Real) or not -1 <= float(min_similarity) <= 1:
+            raise ValueError(f"min_similarity={min_similarity!r} must be a cosine, -1 to 1")
+        if float(min_similarity) > 1 - eps + 1e-9:
+            raise ValueError(
+                f"min_similarity={min_similarity:g} is above 1 - eps = {1 - eps:g}: the pairs that eps asks for would not be stored"
+            )
+    if rule not in graph.RULES:
+        raise ValueError(
+            f"rule={rule!r} is unknown: give 'cover' (every removed image has a kept twin), 'pointwise' or 'component'"
+        )
     _check_frame(frame, id_field, embedding_field, rank.keep_columns(keep))
 
 
@@ -147,7 +190,7 @@ def _check_frame(frame: Any, id_field: str, embedding_field: str, key_fields: li
     schema.require(frame, [id_field, embedding_field, *key_fields], "semantic_duplicates")
     known = vectors.to_arrow(frame._meta[list(dict.fromkeys([id_field, *key_fields]))]).schema
     if not pa.types.is_null(known.field(id_field).type):  # of an object column nothing is known before it is read
-        buckets.check_id_type(known.field(id_field).type, id_field)
+        blocks.check_id_type(known.field(id_field).type, id_field)
     kind = frame._meta[embedding_field].dtype
     if not pd.api.types.is_object_dtype(kind) and pd.api.types.is_string_dtype(kind):
         raise TypeError(
@@ -173,86 +216,73 @@ def _given_centroids(centroids: Any, n_clusters: int | None) -> np.ndarray | Non
     return unit
 
 
-def _one_dimension(summaries: list[buckets.Summary], given: np.ndarray | None, embedding_field: str) -> int:
-    found = sorted({summary.dimension for summary in summaries})
-    if len(found) > 1:
-        raise ValueError(
-            f"column {embedding_field!r} holds vectors of several lengths: {found}; one frame holds one encoder"
-        )
-    if found and given is not None and given.shape[1] != found[0]:
-        raise ValueError(
-            f"centroids have dimension {given.shape[1]}, the vectors of column {embedding_field!r} {found[0]}"
-        )
-    return found[0] if found else 0
+def _affordable(held: held_rows.Held, eps: float) -> float:
+    """Return down to which cosine pairs are stored where the user does not say."""
+    wanted = max(1 - 2 * eps, -1)
+    budget = max(_MOST_PAIRS, _MOST_PAIRS_PER_IMAGE * held.n_compared) / (held.n_compared**2 / 2)
+    if budget >= 1:
+        return wanted
+    samples = [sample for sample, _ in held_rows.sample(held, _SURVEYED_ROWS)]
+    return float(dask.delayed(blocks.affordable)(samples, wanted, 1 - eps, budget).compute())
 
 
-def _prepare(
-    frame: Any, id_field: str, embedding_field: str, key_fields: list[str], seed: int
-) -> tuple[list[Delayed], list[buckets.Summary]]:
-    """Compute the frame, once: each partition's comparable rows stay on the cluster, the summaries come to the client."""
-    columns = [id_field, embedding_field, *key_fields, *(["error"] if "error" in frame.columns else [])]
-    prepare = dask.delayed(buckets.prepare, nout=3)
-    parts = frame[list(dict.fromkeys(columns))].to_delayed()
-    outputs = [output for part in parts for output in prepare(part, id_field, embedding_field, key_fields, seed)]
-    persisted = dask.persist(*outputs)
-    blocks, ids = list(persisted[0::3]), persisted[2::3]
-    summaries = list(dask.compute(*persisted[1::3]))
-    _refuse_repeated_ids(summaries, ids, id_field)
-    return blocks, summaries
-
-
-def _refuse_repeated_ids(summaries: list[buckets.Summary], ids: Sequence[Delayed], id_field: str) -> None:
-    hashes, counts = np.unique(np.concatenate([summary.hashes for summary in summaries]), return_counts=True)
-    # Two ids may share a hash by chance, so the ids themselves are looked at.
-    suspects = hashes[counts > 1]
-    if not len(suspects):
-        return
-    where = [np.flatnonzero(np.isin(summary.hashes, suspects[:1000])) for summary in summaries]
-    taken = dask.compute(*[dask.delayed(pc.take)(part, pa.array(at)) for part, at in zip(ids, where, strict=True)])
-    times = Counter(name for part in taken for name in part.to_pylist())
-    repeated = [name for name, count in times.items() if count > 1]
-    if repeated:
-        raise ValueError(
-            f"{len(suspects):,} ids of column {id_field!r} name more than one row: {', '.join(map(repr, sorted(repeated)[:5]))}"
-            f"{', ...' if len(repeated) > 5 else ''}; give every image an id of its own"
-        )
-
-
-def _fit(
-    blocks: list[Delayed], summaries: list[buckets.Summary], dimension: int, n_clusters: int, seed: int, gpu: bool
-) -> Delayed:
-    if n_clusters == 1:
-        return dask.delayed(buckets.mean)([dask.delayed(buckets.vector_sum)(block) for block in blocks])
-    hashes = [summary.hashes[summary.compared] for summary in summaries]
-    size = clusters.sample_size(sum(map(len, hashes)), n_clusters)
-    limit = np.partition(np.concatenate(hashes), size - 1)[size - 1]
-    sizes = [int((part <= limit).sum()) for part in hashes]
-    samples = [(dask.delayed(buckets.sample)(block, limit), n) for block, n in zip(blocks, sizes, strict=True) if n]
-    if gpu:
-        pieces = [(sample.vectors, n) for sample, n in samples]
-        return dask.delayed(vectors.to_numpy(clusters.fit_on_gpus(pieces, dimension, n_clusters, seed)))
-    return dask.delayed(buckets.fit)([sample for sample, _ in samples], n_clusters, seed)
-
-
-def _group(blocks: list[Delayed], centroids: Delayed, dimension: int, keep: rank.Keep) -> list[Delayed]:
-    """Bring the rows of each cluster together: one split a partition, one merge a bucket of whole clusters."""
-    place = dask.delayed(buckets.place, nout=2)
-    placed = dask.persist(*[output for block in blocks for output in place(block, centroids)])
-    sizes = np.sum(dask.compute(*placed[1::2]), axis=0)
-    at_least = max(_BUCKETS_PER_THREAD * _threads(), -(-int(sizes.sum()) * dimension * 4 // _BUCKET_BYTES))
-    n_buckets = min(int(np.count_nonzero(sizes)), at_least)
-    bucket_of_cluster = dask.delayed(clusters.pack(sizes.astype(np.float64) ** 2, n_buckets))
+def _compare(
+    held: held_rows.Held, centers: Delayed, dimension: int, n_clusters: int, probes: int, least: float, exact: bool
+) -> tuple[list[Delayed], list[Delayed]]:
+    """Place all rows, bring those of each cluster together and compare them: the rows' tables, and the pairs."""
+    place = dask.delayed(blocks.place, nout=3)
+    n = held.n_compared
+    placed = dask.persist(
+        *[
+            output
+            for block, offset in zip(held.blocks, held.offsets, strict=True)
+            for output in place(block, offset, centers, probes, least, exact)
+        ]
+    )
+    tables, where = list(placed[0::3]), list(placed[1::3])
+    sizes = np.sum(dask.compute(*placed[2::3]), axis=0)
+    if n_clusters == 1 or (exact and np.square(sizes.astype(np.float64)).sum() > n**2 / 2):
+        where, sizes, exact = [dask.delayed(buckets.everywhere)(block) for block in held.blocks], np.array([n]), False
+    layout = buckets.lay_out(sizes, held_rows.threads(), dimension)
     # Groups of partitions, because every split has a task for every bucket: thousands of small partitions would make millions.
-    parts = list(placed[0::2])
-    per_group = -(-len(parts) // at_least)
-    groups = [parts[start : start + per_group] for start in range(0, len(parts), per_group)]
-    split, merge = dask.delayed(buckets.split, nout=n_buckets), dask.delayed(buckets.merge)
-    pieces = [list(split(group, bucket_of_cluster, n_buckets)) for group in groups]
-    return list(dask.persist(*[merge(list(bucket), keep) for bucket in zip(*pieces, strict=True)]))
+    per_group = -(-len(tables) // max(4 * held_rows.threads(), layout.n_buckets))
+    starts = range(0, len(tables), per_group)
+    split = dask.delayed(buckets.split, nout=layout.n_buckets + 1)
+    pieces = [
+        list(split(*(part[start : start + per_group] for part in (held.blocks, where, held.offsets)), layout))
+        for start in starts
+    ]
+    merge = dask.delayed(buckets.merge, nout=2)
+    merged = [merge(list(bucket)) for bucket in list(zip(*pieces, strict=True))[:-1]]
+    found = [piece[-1] for piece in pieces] + [copies for _, copies in merged]
+    inside, across = dask.delayed(buckets.compare_inside), dask.delayed(buckets.compare_across)
+    for group in layout.groups():
+        members = [merged[number][0] for number in group]
+        chosen = None
+        if len(group) > 1:
+            chosen = dask.delayed(buckets.plan)(members[0], len(group), least)
+            members = [dask.delayed(buckets.shorten)(part, chosen) for part in members]
+        found += [inside(part, chosen, least, exact) for part in members]
+        found += [across(a, b, chosen, least, exact) for at, a in enumerate(members) for b in members[at + 1 :]]
+    return tables, list(dask.persist(*found))
 
 
-def _threads() -> int:
-    try:
-        return max(1, sum(distributed.get_client().nthreads().values()))
-    except ValueError:
-        return int(CPU_COUNT)
+class _Search:
+    """The exact search of `Duplicates.recall`, which holds the vectors on the cluster."""
+
+    def __init__(self, held: held_rows.Held, tables: list[Delayed]) -> None:
+        self._held, self._tables = held, tables
+
+    def __call__(self, found: Duplicates, size: int, seed: int) -> recall.Recall:
+        if not isinstance(size, Integral) or size < 1:
+            raise ValueError(f"sample={size!r} must be a whole number of at least 1")
+        if not self._held.blocks:
+            return recall.estimate(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        least, take = 1 - found.eps, dask.delayed(recall.sample)
+        pairs = list(zip(self._tables, self._held.blocks, strict=True))
+        drawn = dask.delayed(recall.draw)([take(table, block, seed, size) for table, block in pairs], size)
+        true = [dask.delayed(recall.true_pairs)(drawn, table, block, least) for table, block in pairs]
+        graphed = found._graph
+        known = dask.delayed(recall.found_pairs)(drawn, graphed.nodes, graphed.edges, least)
+        *true, known = dask.compute(*true, known)
+        return recall.estimate(np.sum(true, axis=0), known)

@@ -1,0 +1,165 @@
+"""What semantic deduplication knows of a partition: its comparable rows with their unit vectors, and where they belong.
+
+Rows travel as an Arrow table on the host and a matrix on the partition's device, never as a dataframe with an embedding
+column: no dataframe is shuffled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imgcurate import vectors
+from imgcurate.dedup import clusters, rank
+
+
+class Rows(NamedTuple):
+    """Images that are compared: ``id``, ``hash``, ``key0``... (later ``cluster`` and ``distance``), and their unit vectors."""
+
+    table: pa.Table
+    vectors: Any
+
+
+class Summary(NamedTuple):
+    """What the client has to know of a partition."""
+
+    hashes: np.ndarray
+    compared: np.ndarray
+    dimension: int
+
+
+def prepare(
+    part: Any, id_field: str, embedding_field: str, key_fields: Sequence[str], seed: int
+) -> tuple[Rows, Summary, pa.Array]:
+    """Return a partition's comparable rows, its summary (of all rows) and the ids of all rows.
+
+    Parameters
+    ----------
+    part : pandas or cuDF DataFrame
+    id_field, embedding_field : str
+    key_fields : sequence of str
+        The columns to rank by.
+    seed : int
+        Of the ids' hash.
+
+    Raises
+    ------
+    ValueError
+        Where an id is null, or the vectors are not of one length.
+    TypeError
+        Where ids are neither strings nor integers, or the embedding column does not hold vectors.
+    """
+    wanted = [id_field, *key_fields, *(["error"] if "error" in part.columns else [])]
+    host = vectors.to_arrow(part[list(dict.fromkeys(wanted))])
+    ids = plain_ids(host[id_field], id_field)
+    hashes = rank.hash_ids(ids, seed)
+    unit, usable = vectors.unit_rows(vectors.to_matrix(part[embedding_field]))
+    if "error" in host.column_names:
+        usable = usable & pc.is_null(host["error"]).to_numpy()
+    keys = {f"key{number}": host[name] for number, name in enumerate(key_fields)}
+    table = pa.table({"id": ids, "hash": hashes, **keys})
+    summary = Summary(hashes, usable, unit.shape[1])
+    if not usable.all():
+        table, unit = table.filter(pa.array(usable)), unit[vectors.namespace(unit).asarray(usable)]
+    return Rows(table, unit), summary, ids
+
+
+def stack(rows: Sequence[Rows]) -> Rows:
+    """Put the rows of some blocks together."""
+    if not rows:
+        return Rows(pa.table({"id": pa.nulls(0)}), np.zeros((0, 0), dtype=np.float32))
+    xp = vectors.namespace(rows[0].vectors)
+    tables = [part.table.select(["id", "hash"]) for part in rows]
+    return Rows(pa.concat_tables(tables), xp.concatenate([part.vectors for part in rows]))
+
+
+def table_of(rows: Rows) -> pa.Table:
+    """Return the rows' table."""
+    return rows.table
+
+
+def sample(rows: Rows, limit: np.uint64) -> Rows:
+    """Return the rows whose hash is at most `limit`."""
+    chosen = np.flatnonzero(rows.table["hash"].to_numpy() <= limit)
+    return _take(rows, chosen)
+
+
+def fit(samples: Sequence[Rows], n_clusters: int, seed: int) -> np.ndarray:
+    """Fit centroids to the samples of all partitions, put in the order of their hashes."""
+    hashes = np.concatenate([rows.table["hash"].to_numpy() for rows in samples])
+    matrix = np.concatenate([rows.vectors for rows in samples])
+    return clusters.fit(matrix[np.argsort(hashes, kind="stable")], n_clusters, seed)
+
+
+def affordable(samples: Sequence[Rows], wanted: float, needed: float, share: float) -> float:
+    """Return the lowest cosine from `wanted` to `needed` that at most `share` of a sample's pairs reach.
+
+    Pairs of equal vectors count once for each: copies have no pairs with one another.
+    """
+    matrix = np.concatenate([vectors.to_numpy(rows.vectors) for rows in samples])
+    hashes = np.concatenate([rows.table["hash"].to_numpy() for rows in samples])
+    matrix = np.unique(matrix[np.argsort(hashes, kind="stable")], axis=0)
+    if len(matrix) < 2:
+        return wanted
+    dots = matrix @ matrix.T
+    dots = np.sort(dots[np.triu_indices(len(dots), 1)])
+    # At least ten pairs of the sample, or chance would decide.
+    most = max(int(share * len(dots)), 10)
+    if most >= len(dots):
+        return wanted
+    return float(min(max(float(dots[-most]), wanted), needed))
+
+
+def vector_sum(rows: Rows) -> np.ndarray:
+    """Return the exact sum of the rows' vectors."""
+    return clusters.vector_sum(rows.vectors)
+
+
+def mean(sums: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the mean direction, as a matrix of one centroid."""
+    return clusters.unit_centroids(np.sum(sums, axis=0)[None].astype(np.float64))
+
+
+def place(
+    rows: Rows, offset: int, centroids: np.ndarray, probes: int, least: float, exact: bool
+) -> tuple[pa.Table, clusters.Placed, np.ndarray]:
+    """Return the rows' table with their number, cluster and distance; where they go; and how many each cluster gets."""
+    placed = clusters.place(rows.vectors, centroids, probes, least, exact)
+    table = rows.table.append_column("row", pa.array(np.arange(offset, offset + len(placed.labels))))
+    table = table.append_column("cluster", pa.array(placed.labels[:, 0]))
+    table = table.append_column("distance", pa.array(placed.distance))
+    return table, placed, placed.sizes(len(centroids))
+
+
+def plain_ids(column: pa.ChunkedArray, name: str) -> pa.Array:
+    """Return ids as large strings or 64-bit integers; raises where one is null or of another type."""
+    ids = column.combine_chunks()
+    if pa.types.is_dictionary(ids.type):
+        ids = ids.dictionary_decode()
+    if ids.null_count:
+        raise ValueError(
+            f"{ids.null_count} of {len(ids)} rows of a partition have no {name!r}; give every image an id first"
+        )
+    if not len(ids) and pa.types.is_null(ids.type):
+        return ids.cast(pa.large_string())
+    check_id_type(ids.type, name)
+    if pa.types.is_integer(ids.type):
+        return ids if pa.types.is_uint64(ids.type) else ids.cast(pa.int64())
+    return ids.cast(pa.large_string())
+
+
+def check_id_type(kind: pa.DataType, name: str) -> None:
+    """Raise a TypeError where ids of type `kind` can be neither hashed nor named."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not is_text and not pa.types.is_integer(kind):
+        raise TypeError(f"column {name!r} holds {kind}; ids are strings or whole numbers")
+
+
+def _take(rows: Rows, chosen: np.ndarray) -> Rows:
+    return Rows(rows.table.take(pa.array(chosen)), rows.vectors[vectors.namespace(rows.vectors).asarray(chosen)])

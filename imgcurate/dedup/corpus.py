@@ -1,0 +1,395 @@
+"""A corpus that new images are compared with and that is kept whole: a frame, or embeddings saved cluster by cluster.
+
+A saved corpus is a folder with a folder for each time something was saved to it, ``part.00000`` and so on: ``centroids.parquet`` (each cluster's
+centroid and number of rows) and ``cluster.00000.parquet`` and so on (ids and unit vectors of one cluster), plain Parquet all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import dask
+import dask.dataframe as dd
+import fsspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from dask.delayed import Delayed
+
+from imgcurate import schema, storage, vectors
+from imgcurate.dedup import blocks, buckets, held, join
+from imgcurate.dedup.duplicates import check_eps, id_dtype
+
+_ROWS_OF_A_TASK = 32_768
+
+Fixed = Callable[[Delayed], list[Delayed]]
+
+
+class Part(NamedTuple):
+    """One file of a saved corpus: the rows of a cluster, and their number."""
+
+    url: str
+    cluster: int
+    rows: int
+
+
+def save_embeddings(
+    frame: Any,
+    path: str | os.PathLike[str],
+    *,
+    n_clusters: int | None = None,
+    append: bool = False,
+    overwrite: bool = False,
+    seed: int = 42,
+    id_field: str = "image_id",
+    embedding_field: str = "embedding",
+    storage_options: storage.Options = None,
+) -> int:
+    """Save embeddings cluster by cluster, for `semantic_duplicates` to compare new images with. Eager.
+
+    Parameters
+    ----------
+    frame : Dask DataFrame
+        With `id_field` and `embedding_field`. Rows with an ``error`` or without a usable vector are left out.
+    path : str or path
+        A folder.
+    n_clusters : int, optional
+        Default: about ``sqrt(n / 2)``, so that a few images touch little of the corpus.
+    append : bool, default False
+        Add to what is there, by its centroids.
+    overwrite : bool, default False
+        Replace what is there.
+    seed : int
+        Of k-means.
+    id_field, embedding_field : str
+    storage_options : dict, optional
+        For the fsspec filesystem.
+
+    Returns
+    -------
+    int
+        Rows saved.
+
+    Raises
+    ------
+    FileExistsError
+        Where embeddings are there and neither `append` nor `overwrite` is given.
+    FileNotFoundError
+        Where none are there to append to.
+
+    Examples
+    --------
+    >>> save_embeddings(kept, "corpus")  # doctest: +SKIP
+    >>> found = semantic_duplicates(new, against="corpus")  # doctest: +SKIP
+    """
+    schema.require(frame, [id_field, embedding_field], "save_embeddings")
+    if n_clusters is not None and append:
+        raise ValueError("append=True places images by the centroids that are there; leave n_clusters out")
+    fs, root = fsspec.core.url_to_fs(os.fspath(path), **(storage_options or {}))
+    there = sorted(fs.glob(f"{root.rstrip('/')}/part.*")) if fs.exists(root) else []
+    if there and not (append or overwrite):
+        raise FileExistsError(f"{path} holds embeddings already; pass append=True to add to them, or overwrite=True")
+    old = _saved(path, id_field, storage_options) if append else None
+    rows = held.prepare(frame, id_field, embedding_field, [], seed)
+    dimension = held.one_dimension(
+        rows.summaries, embedding_field, None if old is None else old.centroids.shape[1], "the saved embeddings"
+    )
+    if not rows.n_compared:
+        raise ValueError("no row of the frame has a usable vector: there is nothing to save")
+    if old is not None:
+        centroids = old.centroids
+    else:
+        k = min(n_clusters or max(1, round((rows.n_compared / 2) ** 0.5)), rows.n_compared)
+        centroids = held.fit(rows, dimension, k, seed, vectors.on_gpu(frame._meta)).compute()
+    sizes, members = _by_cluster(rows, centroids, dimension, 1, -1.0)
+    target = f"{storage.absolute(path, storage_options).rstrip('/')}/part.{len(there) if append else 0:05d}"
+    if not append:
+        for folder in there[1:]:
+            fs.rm(folder, recursive=True)
+    with storage.staged_folder(
+        target, ".parquet", overwrite=bool(there) and not append, storage_options=storage_options
+    ) as folder:
+        write = dask.delayed(_write_clusters)
+        kind = pa.list_(pa.float32())
+        summary = pa.table(
+            {
+                "cluster": np.arange(len(centroids)),
+                "rows": sizes.astype(np.int64),
+                "centroid": pa.array(list(centroids), type=kind),
+            }
+        )
+        storage.write_parquet_table(summary, f"{folder}/centroids.parquet", storage_options)
+        tables = [dask.delayed(blocks.table_of)(block) for block in rows.blocks]
+        dask.compute(
+            *[write(bucket.members, bucket.clusters, tables, id_field, folder, storage_options) for bucket in members]
+        )
+    return rows.n_compared
+
+
+def decontaminate(
+    train: Any,
+    evaluation: Any,
+    *,
+    eps: float = 0.05,
+    id_field: str = "image_id",
+    embedding_field: str = "embedding",
+) -> Any:
+    """Name the training images that are too close to an evaluation image. Every pair is compared.
+
+    Parameters
+    ----------
+    train : Dask DataFrame
+        With `id_field` and `embedding_field`.
+    evaluation : Dask DataFrame
+        With the same. Small enough for the memory of a worker: it is computed at once and every partition of `train` is compared with it.
+    eps : float
+        Too close is a cosine of at least ``1 - eps``.
+    id_field, embedding_field : str
+
+    Returns
+    -------
+    Dask DataFrame
+        Lazy. One row a training image that is too close: its id, ``duplicate_of`` (the nearest evaluation image) and ``similarity``. `remove`
+        takes it.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        As `semantic_duplicates` does.
+
+    Examples
+    --------
+    >>> clean = remove(train, decontaminate(train, evaluation))  # doctest: +SKIP
+    """
+    check_eps(eps)
+    for frame in (train, evaluation):
+        schema.require(frame, [id_field, embedding_field], "decontaminate")
+    rows = held.prepare(evaluation, id_field, embedding_field, [], 0)
+    held.one_dimension(rows.summaries, embedding_field)
+    whole = dask.delayed(blocks.stack)(rows.blocks)
+    kind = id_dtype(train._meta[id_field])
+    meta = pd.DataFrame(
+        {
+            id_field: pd.Series([], dtype=kind),
+            "duplicate_of": pd.Series([], dtype=id_dtype(evaluation._meta[id_field])),
+            "similarity": pd.Series([], dtype=pd.ArrowDtype(schema.TYPES["similarity"])),
+        }
+    )
+    wanted = [id_field, embedding_field, *(["error"] if "error" in train.columns else [])]
+    near = dask.delayed(_near_evaluation)
+    parts = [near(part, whole, 1 - eps, id_field, embedding_field, meta) for part in train[wanted].to_delayed()]
+    return dd.from_delayed(parts, meta=vectors.from_pandas(meta, train._meta), verify_meta=False)
+
+
+def open_corpus(against: Any, id_field: str, embedding_field: str) -> FrameCorpus | SavedCorpus:
+    """Return what `semantic_duplicates` compares new images with."""
+    if isinstance(against, str | os.PathLike):
+        return _saved(against, id_field, None)
+    schema.require(against, [id_field, embedding_field], "semantic_duplicates (in the frame given as against)")
+    return FrameCorpus(against, id_field, embedding_field)
+
+
+class FrameCorpus:
+    """A frame: read once, and compared in full."""
+
+    centroids: None = None
+
+    def __init__(self, frame: Any, id_field: str, embedding_field: str) -> None:
+        self._frame, self._id_field, self._embedding_field = frame, id_field, embedding_field
+
+    def compare(
+        self, new: held.Held, dimension: int, probes: int, exact: bool, least: float
+    ) -> tuple[list[Delayed], Fixed]:
+        """Return the pairs of a new image and one of the corpus, and how to name those of the corpus."""
+        old = held.prepare(self._frame, self._id_field, self._embedding_field, [], 0)
+        held.one_dimension(old.summaries, self._embedding_field, dimension, "the new images")
+        task = dask.delayed(buckets.compare_with_others)
+        found = [
+            task(rows, at, others, other_at + new.n_compared, least)
+            for rows, at in _grouped(new)
+            for others, other_at in _grouped(old)
+        ]
+
+        def fixed(wanted: Delayed) -> list[Delayed]:
+            name = dask.delayed(_name_block)
+            return [
+                name(block, offset + new.n_compared, wanted)
+                for block, offset in zip(old.blocks, old.offsets, strict=True)
+            ]
+
+        return found, fixed
+
+
+class SavedCorpus:
+    """What `save_embeddings` wrote: only the clusters are read that new images go to."""
+
+    def __init__(
+        self, centroids: np.ndarray, parts: list[Part], id_field: str, storage_options: storage.Options
+    ) -> None:
+        self.centroids, self._parts = centroids, parts
+        self._id_field, self._storage_options = id_field, storage_options
+
+    def compare(
+        self, new: held.Held, dimension: int, probes: int, exact: bool, least: float
+    ) -> tuple[list[Delayed], Fixed]:
+        """Return the pairs of a new image and one of the corpus, and how to name those of the corpus."""
+        # The images of the corpus lie in one cluster each, so the new ones are looked for in twice as many.
+        width = len(self.centroids) if exact else 2 * probes
+        sizes, members = _by_cluster(new, self.centroids, dimension, width, least)
+        touched = [part for part in self._parts if part.rows and sizes[part.cluster]]
+        starts = np.cumsum([new.n_compared, *(part.rows for part in touched)])[:-1].tolist()
+        task = dask.delayed(_compare_with_part)
+        bucket_of = {cluster: bucket for bucket in members for cluster in bucket.clusters}
+        found = [
+            task(bucket_of[part.cluster].members, part, start, least, self._storage_options)
+            for part, start in zip(touched, starts, strict=True)
+        ]
+
+        def fixed(wanted: Delayed) -> list[Delayed]:
+            name = dask.delayed(_name_part)
+            return [
+                name(part, start, wanted, self._id_field, self._storage_options)
+                for part, start in zip(touched, starts, strict=True)
+            ]
+
+        return found, fixed
+
+
+class _Bucket(NamedTuple):
+    members: Delayed
+    clusters: list[int]
+
+
+def _by_cluster(
+    rows: held.Held, centroids: np.ndarray, dimension: int, probes: int, least: float
+) -> tuple[np.ndarray, list[_Bucket]]:
+    """Bring the rows of each cluster together: how many each cluster has, and buckets of whole clusters."""
+    place, given = dask.delayed(blocks.place, nout=3), dask.delayed(centroids)
+    placed = dask.persist(
+        *[
+            output
+            for block, offset in zip(rows.blocks, rows.offsets, strict=True)
+            for output in place(block, offset, given, probes, least, False)
+        ]
+    )
+    sizes = np.sum(dask.compute(*placed[2::3]), axis=0)
+    layout = buckets.lay_out(sizes, held.threads(), dimension, whole=True)
+    pieces = [
+        dask.delayed(buckets.split, nout=layout.n_buckets + 1)([block], [where], [offset], layout, True)
+        for block, where, offset in zip(rows.blocks, placed[1::3], rows.offsets, strict=True)
+    ]
+    merged = [dask.delayed(buckets.gather)(list(bucket)) for bucket in list(zip(*pieces, strict=True))[:-1]]
+    return sizes, [
+        _Bucket(bucket, np.flatnonzero(layout.first == number).tolist()) for number, bucket in enumerate(merged)
+    ]
+
+
+def _saved(path: str | os.PathLike[str], id_field: str, storage_options: storage.Options) -> SavedCorpus:
+    fs, root = fsspec.core.url_to_fs(os.fspath(path), **(storage_options or {}))
+    folders = sorted(fs.glob(f"{root.rstrip('/')}/part.*")) if fs.exists(root) else []
+    folders = [folder for folder in folders if fs.exists(f"{folder}/centroids.parquet")]
+    if not folders:
+        raise FileNotFoundError(f"{os.fspath(path)!r} holds no embeddings that save_embeddings wrote")
+    base = storage.absolute(path, storage_options).rstrip("/")
+    parts, centroids = [], None
+    for folder in folders:
+        name = folder.rpartition("/")[2]
+        summary = storage.read_parquet_table(f"{base}/{name}/centroids.parquet", None, storage_options)
+        if centroids is None:
+            centroids = np.stack(summary["centroid"].to_numpy()).astype(np.float32)
+        parts += [
+            Part(f"{base}/{name}/cluster.{cluster:05d}.parquet", cluster, rows)
+            for cluster, rows in enumerate(summary["rows"].to_pylist())
+        ]
+    assert centroids is not None
+    return SavedCorpus(centroids, parts, id_field, storage_options)
+
+
+def _grouped(rows: held.Held) -> list[tuple[Delayed, int]]:
+    """Put small blocks together, because a comparison is a task for every two."""
+    groups: list[tuple[list[Delayed], int, int]] = []
+    ends = [*rows.offsets[1:], rows.n_compared]
+    for block, start, end in zip(rows.blocks, rows.offsets, ends, strict=True):
+        if groups and end - groups[-1][1] <= _ROWS_OF_A_TASK:
+            groups[-1][0].append(block)
+        else:
+            groups.append(([block], start, end))
+    return [(dask.delayed(blocks.stack)(group), start) for group, start, _ in groups]
+
+
+def _near_evaluation(
+    part: Any, evaluation: blocks.Rows, least: float, id_field: str, embedding_field: str, meta: pd.DataFrame
+) -> Any:
+    rows, _, _ = blocks.prepare(part, id_field, embedding_field, [], 0)
+    table = meta
+    if len(rows.vectors) and len(evaluation.vectors):
+        if rows.vectors.shape[1] != evaluation.vectors.shape[1]:
+            raise ValueError(
+                f"evaluation images have vectors of dimension {evaluation.vectors.shape[1]}, training images of "
+                f"{rows.vectors.shape[1]}; embed both with one encoder"
+            )
+        pairs = join.pairs_between(rows.vectors, evaluation.vectors, least)
+        order = np.lexsort((pairs.right, -pairs.similarity, pairs.left))
+        first = order[np.flatnonzero(np.diff(pairs.left[order], prepend=-1))]
+        found = {
+            id_field: rows.table["id"].take(pa.array(pairs.left[first])),
+            "duplicate_of": evaluation.table["id"].take(pa.array(pairs.right[first])),
+            "similarity": pa.array(pairs.similarity[first]),
+        }
+        table = pa.table(found).to_pandas(types_mapper=pd.ArrowDtype).astype(dict(meta.dtypes))
+    return vectors.from_pandas(table, part)
+
+
+def _compare_with_part(
+    bucket: buckets.Members, part: Part, start: int, least: float, storage_options: storage.Options
+) -> buckets.Found:
+    matrix = vectors.to_matrix(
+        storage.read_parquet_table(part.url, ["embedding"], storage_options).to_pandas(types_mapper=pd.ArrowDtype)[
+            "embedding"
+        ]
+    )
+    others = vectors.namespace(bucket.vectors).asarray(matrix)
+    return buckets.compare_with_cluster(bucket, part.cluster, others, start, least)
+
+
+def _name_part(part: Part, start: int, wanted: np.ndarray, id_field: str, storage_options: storage.Options) -> pa.Table:
+    here = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + part.rows)]
+    if not len(here):
+        return _named(pa.nulls(0), here, part.cluster)
+    ids = storage.read_parquet_table(part.url, [id_field], storage_options)[id_field]
+    return _named(blocks.plain_ids(ids, id_field).take(pa.array(here - start)), here, part.cluster)
+
+
+def _name_block(block: blocks.Rows, offset: int, wanted: np.ndarray) -> pa.Table:
+    start, stop = np.searchsorted(wanted, [offset, offset + len(block.vectors)])
+    here = wanted[start:stop]
+    return _named(block.table["id"].combine_chunks().take(pa.array(here - offset)), here, 0)
+
+
+def _named(ids: Any, rows: np.ndarray, cluster: int) -> pa.Table:
+    return pa.table({"id": ids, "row": rows, "cluster": pa.array(np.full(len(rows), cluster, dtype=np.int32))})
+
+
+def _write_clusters(
+    members: buckets.Members,
+    numbers: Sequence[int],
+    tables: Sequence[pa.Table],
+    id_field: str,
+    folder: str,
+    storage_options: storage.Options,
+) -> None:
+    ids = pa.concat_tables(tables, promote_options="permissive")["id"]
+    for cluster in numbers:
+        at = np.flatnonzero(members.cluster == cluster)
+        matrix = vectors.to_numpy(members.vectors[vectors.namespace(members.vectors).asarray(at)])
+        table = pa.table(
+            {
+                id_field: ids.take(pa.array(members.row[at])),
+                "embedding": pa.ListArray.from_arrays(
+                    pa.array(np.arange(len(at) + 1, dtype=np.int32) * matrix.shape[1]), pa.array(matrix.reshape(-1))
+                ),
+            }
+        )
+        storage.write_parquet_table(table, f"{folder}/cluster.{cluster:05d}.parquet", storage_options)

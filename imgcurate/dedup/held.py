@@ -1,0 +1,115 @@
+"""A frame whose comparable rows lie on the cluster, and what is done with all of them: a sample, and centroids."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import dask
+import distributed
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from dask.delayed import Delayed
+from dask.system import CPU_COUNT
+
+from imgcurate import vectors
+from imgcurate.dedup import blocks, clusters
+
+
+class Held(NamedTuple):
+    """A frame's comparable rows on the cluster, and what the client knows of them.
+
+    Attributes
+    ----------
+    blocks : list of Delayed of blocks.Rows
+        Of the partitions that have any.
+    summaries : list of blocks.Summary
+        Of those; `all_summaries` of all.
+    offsets : list of int
+        The number of each block's first row.
+    n_compared : int
+    """
+
+    blocks: list[Delayed]
+    summaries: list[blocks.Summary]
+    all_summaries: list[blocks.Summary]
+    offsets: list[int]
+    n_compared: int
+
+
+def prepare(frame: Any, id_field: str, embedding_field: str, key_fields: list[str], seed: int) -> Held:
+    """Compute the frame, once: each partition's comparable rows stay on the cluster, the summaries come to the client."""
+    columns = [id_field, embedding_field, *key_fields, *(["error"] if "error" in frame.columns else [])]
+    task = dask.delayed(blocks.prepare, nout=3)
+    parts = frame[list(dict.fromkeys(columns))].to_delayed()
+    outputs = [output for part in parts for output in task(part, id_field, embedding_field, key_fields, seed)]
+    persisted = dask.persist(*outputs)
+    summaries = list(dask.compute(*persisted[1::3]))
+    _refuse_repeated_ids(summaries, persisted[2::3], id_field)
+    used = [number for number, summary in enumerate(summaries) if summary.compared.any()]
+    held, theirs = [persisted[0::3][number] for number in used], [summaries[number] for number in used]
+    ends = list(accumulate((int(summary.compared.sum()) for summary in theirs), initial=0))
+    return Held(held, theirs, summaries, ends[:-1], ends[-1])
+
+
+def _refuse_repeated_ids(summaries: list[blocks.Summary], ids: Sequence[Delayed], id_field: str) -> None:
+    hashes, counts = np.unique(np.concatenate([summary.hashes for summary in summaries]), return_counts=True)
+    # Two ids may share a hash by chance, so the ids themselves are looked at.
+    suspects = hashes[counts > 1]
+    if not len(suspects):
+        return
+    where = [np.flatnonzero(np.isin(summary.hashes, suspects[:1000])) for summary in summaries]
+    taken = dask.compute(*[dask.delayed(pc.take)(part, pa.array(at)) for part, at in zip(ids, where, strict=True)])
+    times = Counter(name for part in taken for name in part.to_pylist())
+    repeated = [name for name, count in times.items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"{len(suspects):,} ids of column {id_field!r} name more than one row: {', '.join(map(repr, sorted(repeated)[:5]))}"
+            f"{', ...' if len(repeated) > 5 else ''}; give every image an id of its own"
+        )
+
+
+def one_dimension(
+    summaries: list[blocks.Summary], embedding_field: str, expected: int | None = None, of: str = ""
+) -> int:
+    """Return the length of the vectors; raises where they are of several, or not of the `expected` one, that of the `of`."""
+    found = sorted({summary.dimension for summary in summaries})
+    if len(found) > 1:
+        raise ValueError(
+            f"column {embedding_field!r} holds vectors of several lengths: {found}; one frame holds one encoder"
+        )
+    if found and expected not in (None, found[0]):
+        raise ValueError(f"{of} have dimension {expected}, the vectors of column {embedding_field!r} {found[0]}")
+    return found[0] if found else 0
+
+
+def sample(held: Held, size: int) -> list[tuple[Delayed, int]]:
+    """Return the rows with the lowest hashes: a random sample that is the same however the frame is partitioned."""
+    hashes = [summary.hashes[summary.compared] for summary in held.summaries]
+    size = min(size, held.n_compared)
+    limit = np.partition(np.concatenate(hashes), size - 1)[size - 1]
+    sizes = [int((part <= limit).sum()) for part in hashes]
+    take = dask.delayed(blocks.sample)
+    return [(take(block, limit), n) for block, n in zip(held.blocks, sizes, strict=True) if n]
+
+
+def fit(held: Held, dimension: int, n_clusters: int, seed: int, gpu: bool) -> Delayed:
+    """Return the centroids of k-means, or of one cluster the mean."""
+    if n_clusters == 1:
+        return dask.delayed(blocks.mean)([dask.delayed(blocks.vector_sum)(block) for block in held.blocks])
+    samples = sample(held, clusters.sample_size(held.n_compared, n_clusters))
+    if gpu:
+        pieces = [(piece.vectors, n) for piece, n in samples]
+        return dask.delayed(vectors.to_numpy(clusters.fit_on_gpus(pieces, dimension, n_clusters, seed)))
+    return dask.delayed(blocks.fit)([piece for piece, _ in samples], n_clusters, seed)
+
+
+def threads() -> int:
+    """Return how many tasks run at a time."""
+    try:
+        return max(1, sum(distributed.get_client().nthreads().values()))
+    except ValueError:
+        return int(CPU_COUNT)

@@ -1,0 +1,235 @@
+"""The screen before the similarity join: short low-precision vectors whose dot products are upper bounds of cosines.
+
+A pair of unit vectors is looked at in full only where its bound reaches the threshold. The bound is proven, so no pair is lost.
+
+Shortening. Let ``Q`` have orthonormal columns, ``h = Q^T x`` and ``t = x - Q h`` what is left of ``x``. Then
+``x . y = h_x . h_y + t_x . t_y <= h_x . h_y + |t_x| |t_y|`` by Cauchy and Schwarz, which is the dot product of
+``s = (h, |t|)``, again a vector of unit length. The principal directions of a sample as ``Q`` leave ``|t|`` small; any ``Q`` is correct.
+Heads are computed in float64, where rounding is far below what follows.
+
+Rounding. ``s`` has K numbers and length at most ``1 + 2^-22``. With unit roundoff ``u`` (2^-9 in bfloat16, 2^-11 in float16,
+2^-24 in float32):
+
+- inputs: ``|fl(s) - s| <= u |s| + sqrt(K) m``, with ``m`` half the smallest subnormal (2^-25 in float16, nothing elsewhere), so that
+  the product of two moves by at most ``2 u + u^2 + 2 sqrt(K) m``;
+- sums in float32: at most ``K 2^-23``, twice the bound of rounding to nearest, because matrix units may truncate;
+- output: at most ``u`` times a value of about 1.
+
+So ``computed >= x . y - margin`` with ``margin = 3 u + u^2 + 2 sqrt(K) m + K 2^-23 + 10^-5``, where the last term takes the lengths' and the
+double rounding of float64 by way of float32. In bfloat16 that is 0.0059 + K 2^-23.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from imgcurate import vectors
+
+_ROUNDOFF = {"bfloat16": 2.0**-9, "float16": 2.0**-11, "float32": 2.0**-24}
+_SUBNORMAL = {"bfloat16": 0.0, "float16": 2.0**-25, "float32": 0.0}
+#: A basis is fitted to so many rows, and the number of directions is chosen by what the pairs of as many others say.
+_SAMPLE_ROWS = 1024
+_MOST_DIRECTIONS = 192
+_STEP = 32
+#: Cost of one multiplication of the heads (float64) and of one pair that is looked at in full, per dimension, and of reading one
+#: product of the screen, all in multiplications of the screen.
+_HEAD_COST, _PAIR_COST, _READ_COST = 9, 500, 12
+#: What `plan` itself costs.
+_PLAN_COST = 2e10
+_HEAD_BLOCK = 4096
+
+
+class Screen(NamedTuple):
+    """How rows are screened.
+
+    Attributes
+    ----------
+    dtype : {"bfloat16", "float16", "float32"}
+    basis : numpy.ndarray of shape (d, m), float64, or None
+        Orthonormal columns; None screens whole vectors.
+    """
+
+    dtype: str
+    basis: np.ndarray | None = None
+
+    def width(self, dimension: int) -> int:
+        """Return the length K of a screened vector."""
+        return dimension if self.basis is None else self.basis.shape[1] + 1
+
+    def margin(self, dimension: int) -> float:
+        """Return by how much a computed product may fall below the cosine; see the module's text."""
+        width, u = self.width(dimension), _ROUNDOFF[self.dtype]
+        return 3 * u + u * u + 2 * width**0.5 * _SUBNORMAL[self.dtype] + width * 2.0**-23 + 1e-5
+
+
+def choose_dtype(device: str, low_precision: bool | None = None) -> str:
+    """Return the number format in which `device` multiplies fastest.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+    low_precision : bool, optional
+        False: float32. Default: what a measurement on this machine says.
+    """
+    if low_precision is False:
+        return "float32"
+    name = "float16" if device == "cuda" else "bfloat16"
+    return name if low_precision or _is_fast(device, name) else "float32"
+
+
+def plan(sample: Any, n: int, least: float, dtype: str, other: int | None = None) -> Screen:
+    """Choose how to screen `n` rows by what a sample of them says.
+
+    Parameters
+    ----------
+    sample : array of shape (s, d), float32
+        Unit vectors; of more than 2048 rows every so-many-th is looked at.
+    n : int
+        Rows that will be compared with one another.
+    least : float
+        The lowest cosine that is wanted.
+    dtype : {"bfloat16", "float16", "float32"}
+    other : int, optional
+        Rows that the `n` will be compared with in place of one another.
+
+    Returns
+    -------
+    Screen
+        Without a basis where screening whole vectors is the cheapest.
+    """
+    whole = Screen(dtype)
+    rows = vectors.to_numpy(sample[:: -(-len(sample) // (2 * _SAMPLE_ROWS)) or 1])
+    dimension = rows.shape[1]
+    pairs = n * (n - 1) / 2 if other is None else n * other
+    total = n + (other or 0)
+    # The rows that a basis was fitted to have too little left over, so others say what it is worth.
+    fitted, judged = rows[::2], rows[1::2]
+    most = min(_MOST_DIRECTIONS, dimension // 2, len(fitted) // 2)
+    if most < _STEP or pairs * dimension < 4 * _PLAN_COST:
+        return whole
+    basis = _principal_directions(fitted, most)
+    heads = judged.astype(np.float64) @ basis
+    cheapest, best = pairs * dimension, whole
+    dots = np.zeros((len(judged), len(judged)), dtype=np.float32)
+    for stop in range(_STEP, most + 1, _STEP):
+        part = heads[:, stop - _STEP : stop].astype(np.float32)
+        dots += part @ part.T
+        rest = np.sqrt(np.maximum(1 - np.square(heads[:, :stop]).sum(axis=1), 0)).astype(np.float32)
+        screen = Screen(dtype, basis[:, :stop])
+        # The diagonal stands for what a sample of this size cannot tell from nothing.
+        passing = np.count_nonzero(dots + np.outer(rest, rest) >= least - screen.margin(dimension)) - len(judged) + 1
+        cost = total * dimension * stop * _HEAD_COST
+        cost += pairs * (stop + _READ_COST + passing / dots.size * _PAIR_COST * dimension)
+        if cost < cheapest:
+            cheapest, best = cost, screen
+    return best
+
+
+def apply(rows: Any, screen: Screen) -> Any:
+    """Return the short, low-precision vectors of `rows`.
+
+    Parameters
+    ----------
+    rows : numpy.ndarray or cupy.ndarray of shape (n, d), float32
+        Unit vectors.
+    screen : Screen
+
+    Returns
+    -------
+    torch.Tensor of shape (n, K), `screen.dtype`
+        On the device of `rows`.
+    """
+    import torch
+
+    kind = getattr(torch, screen.dtype)
+    given = as_tensor(rows)
+    if screen.basis is None:
+        return given.to(kind)
+    basis = torch.from_numpy(screen.basis).to(given.device)
+    short = torch.empty((len(given), basis.shape[1] + 1), dtype=kind, device=given.device)
+    for start in range(0, len(given), _HEAD_BLOCK):
+        heads = given[start : start + _HEAD_BLOCK].double() @ basis
+        short[start : start + _HEAD_BLOCK, :-1] = heads
+        short[start : start + _HEAD_BLOCK, -1] = (1 + 2.0**-22 - heads.square().sum(dim=1)).clamp(min=0).sqrt()
+    return short
+
+
+def to_bits(short: Any) -> Any:
+    """Return screened vectors as an array of integers of the same bits: NumPy knows no bfloat16, and tasks exchange arrays."""
+    import torch
+
+    bits = short.view(torch.int32 if short.dtype == torch.float32 else torch.int16)
+    if short.device.type == "cpu":
+        return bits.numpy()
+    import cupy
+
+    return cupy.from_dlpack(bits)
+
+
+def from_bits(bits: Any, screen: Screen) -> Any:
+    """Return what `to_bits` was given."""
+    import torch
+
+    return as_tensor(bits).view(getattr(torch, screen.dtype))
+
+
+def as_tensor(array: Any) -> Any:
+    """Return a NumPy or CuPy array as a torch tensor on its device, without a copy; it is only read."""
+    import torch
+
+    return torch.from_dlpack(array)
+
+
+def products(a: Any, b: Any) -> Any:
+    """Return the float32 dot products of the rows of `a` with those of `b`, as an array where they are."""
+    return vectors.namespace(a).from_dlpack(as_tensor(a) @ as_tensor(b).T)
+
+
+@functools.cache
+def _is_fast(device: str, dtype: str) -> bool:
+    """Tell whether products in `dtype` are exact enough and twice as fast as in float32, by trying.
+
+    Equal numbers are the hardest to add up: a sum kept in low precision stops growing, which the first check sees.
+    """
+    import torch
+
+    width = 1024
+    equal = torch.full((256, width), width**-0.5, dtype=getattr(torch, dtype), device=device)
+    if (equal @ equal.T).float().sub(1).abs().max().item() > Screen(dtype).margin(width):
+        return False
+    seconds = {}
+    for name in (dtype, "float32"):
+        a = torch.ones((1024, 512), dtype=getattr(torch, name), device=device)
+        times = []
+        for _ in range(4):
+            _wait(device)
+            start = time.perf_counter()
+            a @ a.T
+            _wait(device)
+            times.append(time.perf_counter() - start)
+        seconds[name] = min(times)
+    return seconds["float32"] > 1.5 * seconds[dtype]
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def _principal_directions(rows: np.ndarray, most: int) -> np.ndarray:
+    """Return the leading directions of `rows`, about the origin, most important first, by randomised subspace iteration.
+
+    Halko, Martinsson and Tropp, 2011, algorithm 4.4 with one round: good directions at a fraction of an eigendecomposition's time.
+    """
+    start = np.random.default_rng(0).standard_normal((rows.shape[1], most)).astype(np.float32)
+    for _ in range(2):
+        start = np.linalg.qr(rows.T @ (rows @ start))[0]
+    projected = (rows @ start).astype(np.float64)
+    _, order = np.linalg.eigh(projected.T @ projected)
+    return np.linalg.qr(start.astype(np.float64) @ order[:, ::-1])[0]
