@@ -48,6 +48,37 @@ class Members(NamedTuple):
     short: Any = None
 
 
+class _Places(NamedTuple):
+    """Members whose vectors still lie where they came from, so that each is copied once."""
+
+    matrices: Sequence[Any]
+    at: np.ndarray
+    row: np.ndarray
+    key: np.ndarray
+    cluster: np.ndarray
+    labels: np.ndarray
+
+    def pick(self, chosen: np.ndarray) -> _Places:
+        return _Places(self.matrices, *(column[chosen] for column in self[1:]))
+
+    def vectors(self, chosen: np.ndarray | None = None) -> Any:
+        """Return the vectors, or those chosen."""
+        at = self.at if chosen is None else self.at[chosen]
+        if len(self.matrices) == 1:
+            return _at(self.matrices[0], at)
+        xp = vectors.namespace(self.matrices[0])
+        out = xp.empty((len(at), self.matrices[0].shape[1]), dtype=xp.float32)
+        start = 0
+        for matrix in self.matrices:
+            here = np.flatnonzero((at >= start) & (at < start + len(matrix)))
+            out[xp.asarray(here)] = _at(matrix, at[here] - start)
+            start += len(matrix)
+        return out
+
+    def members(self) -> Members:
+        return Members(self.vectors(), *self[2:])
+
+
 class Found(NamedTuple):
     """Similar pairs, and copies, by the rows' numbers.
 
@@ -140,25 +171,27 @@ def split(
     -------
     tuple of `layout.n_buckets` Members and, last, a Found of copies
     """
-    members = [_members(rows, where, offset) for rows, where, offset in zip(group, placed, offsets, strict=True)]
-    every, copy, original = (_stack(members), *_NO_ROWS) if copies else _without_copies(_stack(members))
+    every = _places(group, placed, offsets)
+    copy, original = _NO_ROWS
+    if not copies:
+        every, copy, original = _without_copies(every)
     bucket = layout.first[every.cluster] + (every.key % layout.parts[every.cluster].astype(np.uint64)).astype(np.int64)
     order = np.argsort(bucket, kind="stable")
     bounds = np.searchsorted(bucket[order], np.arange(layout.n_buckets + 1))
-    pieces = [_pick(every, order[start:stop]) for start, stop in pairwise(bounds)]
+    pieces = [every.pick(order[start:stop]).members() for start, stop in pairwise(bounds)]
     return (*pieces, _copies_found(copy, original))
 
 
 def merge(pieces: Sequence[Members]) -> tuple[Members, Found]:
     """Put one bucket's pieces together, cluster by cluster, copies set apart."""
     every, copy, original = _without_copies(_stack(pieces))
-    return every, _copies_found(copy, original)
+    return every.members(), _copies_found(copy, original)
 
 
 def gather(pieces: Sequence[Members]) -> Members:
     """Put one bucket's pieces together, cluster by cluster, copies among them."""
     every = _stack(pieces)
-    return _pick(every, np.lexsort((every.row, every.cluster)))
+    return every.pick(np.lexsort((every.row, every.cluster))).members()
 
 
 def plan(bucket: Members, n_buckets: int, least: float) -> screen.Screen:
@@ -216,12 +249,15 @@ def concatenate(found: Sequence[Found]) -> Found:
     return Found(*(np.concatenate(columns) for columns in zip(empty, *found, strict=True)))
 
 
-def _members(rows: Rows, placed: clusters.Placed, offset: int) -> Members:
-    n = len(placed.labels)
-    at = np.concatenate([np.arange(n), placed.also[0]])
-    cluster = np.concatenate([placed.labels[:, 0], placed.also[1]])
-    key = _hash_vectors(rows.vectors)
-    return Members(_at(rows.vectors, at), at + offset, key[at], cluster, placed.labels[at])
+def _places(group: Sequence[Rows], placed: Sequence[clusters.Placed], offsets: Sequence[int]) -> _Places:
+    columns = []
+    start = 0
+    for rows, where, offset in zip(group, placed, offsets, strict=True):
+        at = np.concatenate([np.arange(len(where.labels)), where.also[0]])
+        cluster = np.concatenate([where.labels[:, 0], where.also[1]])
+        columns.append((at + start, at + offset, _hash_vectors(rows.vectors)[at], cluster, where.labels[at]))
+        start += len(rows.vectors)
+    return _Places([rows.vectors for rows in group], *(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 def _hash_vectors(unit: Any) -> np.ndarray:
@@ -240,12 +276,12 @@ def _hash_vectors(unit: Any) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(29))
 
 
-def _without_copies(members: Members) -> tuple[Members, np.ndarray, np.ndarray]:
+def _without_copies(members: _Places) -> tuple[_Places, np.ndarray, np.ndarray]:
     """Sort members by cluster and number, and set apart those whose vector is that of an earlier one of their cluster.
 
     Returns
     -------
-    members : Members
+    members : _Places
         The others.
     copy, original : numpy.ndarray
         The numbers of those set apart, and of the ones they equal; each once, in the row's nearest cluster.
@@ -259,7 +295,7 @@ def _without_copies(members: Members) -> tuple[Members, np.ndarray, np.ndarray]:
     equal = np.zeros(len(order), dtype=bool)
     for start in range(0, len(suspects), _HASH_BLOCK):
         at = suspects[start : start + _HASH_BLOCK]
-        a, b = (_at(members.vectors, positions[at]) for positions in (order, first))
+        a, b = (members.vectors(positions[at]) for positions in (order, first))
         equal[at] = vectors.to_numpy((a == b).all(axis=1))
     copies = order[equal]
     at_home = members.cluster[copies] == members.labels[copies, 0]
@@ -267,7 +303,7 @@ def _without_copies(members: Members) -> tuple[Members, np.ndarray, np.ndarray]:
     stay = np.ones(len(order), dtype=bool)
     stay[copies] = False
     kept = np.flatnonzero(stay)
-    return _pick(members, kept[np.lexsort((members.row[kept], members.cluster[kept]))]), copy, original
+    return members.pick(kept[np.lexsort((members.row[kept], members.cluster[kept]))]), copy, original
 
 
 def _copies_found(copy: np.ndarray, original: np.ndarray) -> Found:
@@ -287,20 +323,13 @@ def _in_numbers(a: Members, b: Members, pairs: join.Pairs, exact: bool) -> Found
     )
 
 
-def _stack(members: Sequence[Members]) -> Members:
-    if len(members) == 1:
-        return members[0]
-    xp = vectors.namespace(members[0].vectors)
-    columns = list(zip(*members, strict=True))
-    return Members(xp.concatenate(columns[0]), *(np.concatenate(column) for column in columns[1:5]))
+def _stack(pieces: Sequence[Members]) -> _Places:
+    columns = [np.concatenate(column) for column in list(zip(*pieces, strict=True))[1:5]]
+    return _Places([piece.vectors for piece in pieces], np.arange(len(columns[0])), *columns)
 
 
 def _slice(members: Members, start: int, stop: int) -> Members:
     return Members(*(column[start:stop] for column in members[:5]))
-
-
-def _pick(members: Members, at: np.ndarray) -> Members:
-    return Members(_at(members.vectors, at), *(column[at] for column in members[1:5]))
 
 
 def _at(matrix: Any, positions: np.ndarray) -> Any:
