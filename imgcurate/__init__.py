@@ -7,8 +7,15 @@ the originals.
 from importlib.metadata import PackageNotFoundError, version
 
 from imgcurate.cluster import connect, prefer_task_shuffle
-from imgcurate.dedup.removal import remove
-from imgcurate.dedup.semantic import Duplicates, semantic_duplicates
+from imgcurate.dedup import (
+    Duplicates,
+    decontaminate,
+    exact_duplicates,
+    perceptual_duplicates,
+    remove,
+    save_embeddings,
+    semantic_duplicates,
+)
 from imgcurate.encoders.embed import embed
 from imgcurate.scores.aesthetic import score_aesthetic
 from imgcurate.scores.nsfw import score_nsfw
@@ -21,11 +28,15 @@ from imgcurate.sources.webdataset import read_webdataset
 __all__ = [
     "Duplicates",
     "connect",
+    "decontaminate",
     "embed",
+    "exact_duplicates",
+    "perceptual_duplicates",
     "read_files",
     "read_parquet",
     "read_webdataset",
     "remove",
+    "save_embeddings",
     "score_aesthetic",
     "score_nsfw",
     "semantic_duplicates",

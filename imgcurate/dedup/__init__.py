@@ -4,5 +4,14 @@ from imgcurate.dedup.corpus import decontaminate, save_embeddings
 from imgcurate.dedup.duplicates import Duplicates
 from imgcurate.dedup.removal import remove
 from imgcurate.dedup.semantic import semantic_duplicates
+from imgcurate.dedup.stored import exact_duplicates, perceptual_duplicates
 
-__all__ = ["Duplicates", "decontaminate", "remove", "save_embeddings", "semantic_duplicates"]
+__all__ = [
+    "Duplicates",
+    "decontaminate",
+    "exact_duplicates",
+    "perceptual_duplicates",
+    "remove",
+    "save_embeddings",
+    "semantic_duplicates",
+]

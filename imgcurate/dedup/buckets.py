@@ -179,13 +179,13 @@ def split(
     order = np.argsort(bucket, kind="stable")
     bounds = np.searchsorted(bucket[order], np.arange(layout.n_buckets + 1))
     pieces = [every.pick(order[start:stop]).members() for start, stop in pairwise(bounds)]
-    return (*pieces, _copies_found(copy, original))
+    return (*pieces, copies_found(copy, original))
 
 
 def merge(pieces: Sequence[Members]) -> tuple[Members, Found]:
     """Put one bucket's pieces together, cluster by cluster, copies set apart."""
     every, copy, original = _without_copies(_stack(pieces))
-    return every.members(), _copies_found(copy, original)
+    return every.members(), copies_found(copy, original)
 
 
 def gather(pieces: Sequence[Members]) -> Members:
@@ -306,7 +306,7 @@ def _without_copies(members: _Places) -> tuple[_Places, np.ndarray, np.ndarray]:
     return members.pick(kept[np.lexsort((members.row[kept], members.cluster[kept]))]), copy, original
 
 
-def _copies_found(copy: np.ndarray, original: np.ndarray) -> Found:
+def copies_found(copy: np.ndarray, original: np.ndarray) -> Found:
     return concatenate([])._replace(copy=copy, original=original)
 
 

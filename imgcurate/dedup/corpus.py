@@ -143,7 +143,7 @@ def decontaminate(
     train : Dask DataFrame
         With `id_field` and `embedding_field`.
     evaluation : Dask DataFrame
-        With the same. Small enough for the memory of a worker: it is computed at once and every partition of `train` is compared with it.
+        With the same. Small enough for the memory of a worker: every partition of `train` is compared with all of it.
     eps : float
         Too close is a cosine of at least ``1 - eps``.
     id_field, embedding_field : str
@@ -166,9 +166,13 @@ def decontaminate(
     check_eps(eps)
     for frame in (train, evaluation):
         schema.require(frame, [id_field, embedding_field], "decontaminate")
-    rows = held.prepare(evaluation, id_field, embedding_field, [], 0)
-    held.one_dimension(rows.summaries, embedding_field)
-    whole = dask.delayed(blocks.stack)(rows.blocks)
+    whole = dask.delayed(_evaluation)(
+        [
+            dask.delayed(blocks.prepare)(part, id_field, embedding_field, [], 0)
+            for part in _columns(evaluation, id_field, embedding_field).to_delayed()
+        ],
+        embedding_field,
+    )
     kind = id_dtype(train._meta[id_field])
     meta = pd.DataFrame(
         {
@@ -177,9 +181,11 @@ def decontaminate(
             "similarity": pd.Series([], dtype=pd.ArrowDtype(schema.TYPES["similarity"])),
         }
     )
-    wanted = [id_field, embedding_field, *(["error"] if "error" in train.columns else [])]
     near = dask.delayed(_near_evaluation)
-    parts = [near(part, whole, 1 - eps, id_field, embedding_field, meta) for part in train[wanted].to_delayed()]
+    parts = [
+        near(part, whole, 1 - eps, id_field, embedding_field, meta)
+        for part in _columns(train, id_field, embedding_field).to_delayed()
+    ]
     return dd.from_delayed(parts, meta=vectors.from_pandas(meta, train._meta), verify_meta=False)
 
 
@@ -219,7 +225,7 @@ class FrameCorpus:
                 for block, offset in zip(old.blocks, old.offsets, strict=True)
             ]
 
-        return found, fixed
+        return list(dask.persist(*found)), fixed
 
 
 class SavedCorpus:
@@ -254,7 +260,7 @@ class SavedCorpus:
                 for part, start in zip(touched, starts, strict=True)
             ]
 
-        return found, fixed
+        return list(dask.persist(*found)), fixed
 
 
 class _Bucket(NamedTuple):
@@ -281,6 +287,8 @@ def _by_cluster(
         for block, where, offset in zip(rows.blocks, placed[1::3], rows.offsets, strict=True)
     ]
     merged = [dask.delayed(buckets.gather)(list(bucket)) for bucket in list(zip(*pieces, strict=True))[:-1]]
+    # Persisted, because what they are made of is held for as long as this function runs.
+    merged = list(dask.persist(*merged))
     return sizes, [
         _Bucket(bucket, np.flatnonzero(layout.first == number).tolist()) for number, bucket in enumerate(merged)
     ]
@@ -317,6 +325,16 @@ def _grouped(rows: held.Held) -> list[tuple[Delayed, int]]:
         else:
             groups.append(([block], start, end))
     return [(dask.delayed(blocks.stack)(group), start) for group, start, _ in groups]
+
+
+def _columns(frame: Any, id_field: str, embedding_field: str) -> Any:
+    return frame[[id_field, embedding_field, *(["error"] if "error" in frame.columns else [])]]
+
+
+def _evaluation(prepared: Sequence[tuple[blocks.Rows, blocks.Summary, pa.Array]], embedding_field: str) -> blocks.Rows:
+    usable = [(rows, summary) for rows, summary, _ in prepared if len(rows.vectors)]
+    held.one_dimension([summary for _, summary in usable], embedding_field)
+    return blocks.stack([rows for rows, _ in usable])
 
 
 def _near_evaluation(

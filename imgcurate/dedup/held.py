@@ -48,14 +48,15 @@ def prepare(frame: Any, id_field: str, embedding_field: str, key_fields: list[st
     outputs = [output for part in parts for output in task(part, id_field, embedding_field, key_fields, seed)]
     persisted = dask.persist(*outputs)
     summaries = list(dask.compute(*persisted[1::3]))
-    _refuse_repeated_ids(summaries, persisted[2::3], id_field)
+    refuse_repeated_ids(summaries, persisted[2::3], id_field)
     used = [number for number, summary in enumerate(summaries) if summary.compared.any()]
     held, theirs = [persisted[0::3][number] for number in used], [summaries[number] for number in used]
     ends = list(accumulate((int(summary.compared.sum()) for summary in theirs), initial=0))
     return Held(held, theirs, summaries, ends[:-1], ends[-1])
 
 
-def _refuse_repeated_ids(summaries: list[blocks.Summary], ids: Sequence[Delayed], id_field: str) -> None:
+def refuse_repeated_ids(summaries: list[blocks.Summary], ids: Sequence[Delayed], id_field: str) -> None:
+    """Raise a ValueError where an id names more than one row."""
     hashes, counts = np.unique(np.concatenate([summary.hashes for summary in summaries]), return_counts=True)
     # Two ids may share a hash by chance, so the ids themselves are looked at.
     suspects = hashes[counts > 1]

@@ -1,0 +1,147 @@
+"""Images whose stored bytes are the same: a digest to find them by, and the comparison that proves it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from imgcurate import storage
+from imgcurate.phash import host_columns, map_images
+
+_BLOCK = 1 << 20
+_LOW = (1 << 64) - 1
+
+
+def digest_part(part: Any, storage_options: Mapping[str, Any] | None = None) -> Any:
+    """Digest the stored bytes of the images of one partition; nothing is decoded.
+
+    Parameters
+    ----------
+    part : pandas or cuDF DataFrame of n rows
+        With columns ``url``, ``offset``, ``size`` and perhaps ``error``. Rows that have an error are not read.
+    storage_options : mapping, optional
+        Passed to fsspec.
+
+    Returns
+    -------
+    pandas or cuDF DataFrame of n rows
+        Columns ``digest_high`` and ``digest_low`` (uint64, null where there is an error) and ``error`` (string: the row's own,
+        else "read: ..." where its bytes cannot be had, else null). Of no rows it is Dask's meta.
+
+    Notes
+    -----
+    XXH3-128 of the xxHash library (Y. Collet). It hashes faster than disks deliver, and chance will not make two images
+    collide, but people can, easily: `same_bytes` must confirm what is to be removed.
+
+    Examples
+    --------
+    >>> import fsspec, pandas as pd
+    >>> fsspec.filesystem("memory").pipe("/twins.bin", b"abcabcxyz")
+    >>> digests = digest_part(pd.DataFrame({"url": ["memory://twins.bin"] * 3, "offset": [0, 3, 6], "size": [3, 3, 3]}))
+    >>> digests["digest_low"].nunique()
+    2
+    """
+    return map_images(part, _digest, {"digest_high": pa.uint64(), "digest_low": pa.uint64()}, storage_options)
+
+
+def same_bytes(part_a: Any, part_b: Any, storage_options: Mapping[str, Any] | None = None) -> np.ndarray:
+    """Compare the stored bytes of each row of one partition with those of the same row of another.
+
+    Parameters
+    ----------
+    part_a, part_b : pandas or cuDF DataFrame of n rows
+        With columns ``url``, ``offset`` and ``size``; matched by position, not by index.
+    storage_options : mapping, optional
+        Passed to fsspec.
+
+    Returns
+    -------
+    numpy.ndarray of shape (n,), bool
+        True where all bytes were read from both places and are equal. What cannot be read is not the same.
+
+    Raises
+    ------
+    ValueError
+        Where the partitions are not of one length.
+
+    Notes
+    -----
+    Images of different sizes are not read. One mebibyte of each of two images is held at a time, however large they are.
+
+    Examples
+    --------
+    >>> import fsspec, pandas as pd
+    >>> fsspec.filesystem("memory").pipe("/twins.bin", b"abcabcxyz")
+    >>> first = pd.DataFrame({"url": ["memory://twins.bin"] * 2, "offset": [0, 0], "size": [3, 3]})
+    >>> same_bytes(first, first.assign(offset=[3, 6]))
+    array([ True, False])
+    """
+    if len(part_a) != len(part_b):
+        raise ValueError(f"same_bytes compares row by row: {len(part_a)} rows cannot be compared with {len(part_b)}")
+    pairs = [
+        _Pair(row, url_a, url_b, int(offset_a), int(offset_b), int(size_a))
+        for row, ((url_a, offset_a, size_a), (url_b, offset_b, size_b)) in enumerate(
+            zip(_references(part_a), _references(part_b), strict=True)
+        )
+        if None not in (url_a, url_b, offset_a, offset_b, size_a) and size_a == size_b
+    ]
+    pairs.sort(key=lambda pair: (pair.url_a, pair.url_b, pair.offset_a))
+    runs = [list(run) for _, run in itertools.groupby(pairs, key=lambda pair: (pair.url_a, pair.url_b))]
+    same = np.zeros(len(part_a), dtype=bool)
+    for run in runs:
+        same[_same_rows(run, storage_options)] = True
+    return same
+
+
+class _Pair(NamedTuple):
+    row: int
+    url_a: str
+    url_b: str
+    offset_a: int
+    offset_b: int
+    size: int
+
+
+def _digest(data: bytes) -> tuple[int, int]:
+    digest = xxhash.xxh3_128_intdigest(data)
+    return digest >> 64, digest & _LOW
+
+
+def _references(part: Any) -> Iterator[tuple[Any, Any, Any]]:
+    columns = host_columns(part, ["url", "offset", "size"])
+    return zip(columns["url"], columns["offset"], columns["size"], strict=True)
+
+
+def _same_rows(run: list[_Pair], storage_options: Mapping[str, Any] | None) -> list[int]:
+    """Return the rows of those pairs, all of the same two files, whose bytes are equal."""
+    rows = []
+    # fsspec's stores raise what they like; a file that cannot be opened has no row that is the same.
+    with suppress(Exception), ExitStack() as stack:
+        a = stack.enter_context(storage.open_input(run[0].url_a, storage_options))
+        b = stack.enter_context(storage.open_input(run[0].url_b, storage_options))
+        for pair in run:
+            with suppress(Exception):
+                if _same_ranges(a, b, pair):
+                    rows.append(pair.row)
+    return rows
+
+
+def _same_ranges(a: BinaryIO, b: BinaryIO, pair: _Pair) -> bool:
+    for start in range(0, pair.size, _BLOCK):
+        wanted = min(_BLOCK, pair.size - start)
+        block = _read(a, pair.offset_a + start, wanted)
+        if len(block) != wanted or block != _read(b, pair.offset_b + start, wanted):
+            return False
+    return pair.size >= 0
+
+
+def _read(file: BinaryIO, offset: int, size: int) -> bytes:
+    # Sought at every block: some of fsspec's stores give all who open a file the same handle.
+    file.seek(offset)
+    return file.read(size)
