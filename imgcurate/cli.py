@@ -50,19 +50,39 @@ def _parser() -> argparse.ArgumentParser:
         "--min-aesthetic", type=float, metavar="S", help="keep aesthetic_score >= S (0 to 1); default: not scored"
     )
     run.add_argument("--max-nsfw", type=float, metavar="S", help="keep nsfw_score < S (0 to 1); default: not scored")
-    run.add_argument("--no-dedup", dest="dedup", action="store_false", help="keep duplicates")
+    run.add_argument(
+        "--dedup",
+        default="semantic",
+        metavar="KINDS",
+        help="which duplicates to remove: some of exact,perceptual,semantic (default %(default)s)",
+    )
+    run.add_argument("--no-dedup", dest="dedup", action="store_const", const="", help="keep duplicates")
+    run.add_argument(
+        "--max-distance",
+        type=int,
+        default=4,
+        metavar="BITS",
+        help="perceptual: hashes differ in at most BITS (default 4)",
+    )
     run.add_argument("--eps", type=float, default=0.01, help="duplicates have cosine >= 1 - EPS (default %(default)s)")
     run.add_argument(
         "--n-clusters", type=int, metavar="K", help="k-means clusters to look for duplicates in; default: by cost"
     )
     run.add_argument(
+        "--probes", type=int, default=2, metavar="P", help="compare an image in its P nearest clusters (default 2)"
+    )
+    run.add_argument("--exact", action="store_true", help="lose no pair of semantic duplicates, whatever it costs")
+    run.add_argument(
         "--keep",
         type=_keep,
         default="hard",
-        help="which of several duplicates stays: hard, easy, random, or columns such as aesthetic_score:max,size:max (default hard)",
+        help="which of several duplicates stays: hard, easy, random, id, or columns such as aesthetic_score:max,size:max (default hard)",
     )
     run.add_argument(
-        "--rule", choices=("cover", "pointwise"), default="cover", help="see the README (default %(default)s)"
+        "--rule",
+        choices=("cover", "pointwise", "component"),
+        default="cover",
+        help="see the README (default %(default)s)",
     )
     run.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default %(default)s")
     run.add_argument("--overwrite", action="store_true", help="replace the outputs of an earlier run in OUT")
@@ -95,13 +115,13 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _keep(text: str) -> Any:
-    if text in ("hard", "easy", "random"):
+    if text in ("hard", "easy", "random", "id"):
         return text
     columns = []
     for item in text.split(","):
         column, colon, order = item.rpartition(":")
         if not colon or order not in ("min", "max"):
-            raise argparse.ArgumentTypeError(f"{item!r} is not hard, easy, random or COLUMN:min or COLUMN:max")
+            raise argparse.ArgumentTypeError(f"{item!r} is not hard, easy, random, id or COLUMN:min or COLUMN:max")
         columns.append((column, order))
     return columns
 
@@ -118,9 +138,12 @@ def _run(options: argparse.Namespace) -> None:
             model_dir=options.model_dir,
             min_aesthetic=options.min_aesthetic,
             max_nsfw=options.max_nsfw,
-            dedup=options.dedup,
+            dedup=[kind for kind in options.dedup.split(",") if kind],
+            max_distance=options.max_distance,
             eps=options.eps,
             n_clusters=options.n_clusters,
+            probes=options.probes,
+            exact=options.exact,
             keep=options.keep,
             rule=options.rule,
             samples_per_shard=options.samples_per_shard,
@@ -151,13 +174,23 @@ def table(manifest: dict[str, Any]) -> str:
         ("errors", "errors", ""),
         ("below aesthetic", "below_aesthetic", _limit("aesthetic_score <", options["min_aesthetic"])),
         ("above NSFW", "above_nsfw", _limit("nsfw_score >=", options["max_nsfw"])),
-        ("duplicates", "duplicates", _limit("cosine >= 1 -", options["eps"] if options["dedup"] else None)),
+        ("duplicates", "duplicates", _kinds(options)),
         ("kept", "kept", f"in {counts['shards']} shard{'s' * (counts['shards'] != 1)}"),
     ]
     read = max(1, counts["read"])
     return "\n".join(
         f"{title:<16}{counts[name]:>12,}{counts[name] / read:>8.1%}  {note}".rstrip() for title, name, note in lines
     )
+
+
+def _kinds(options: dict[str, Any]) -> str:
+    """Say which images count as duplicates."""
+    said = {
+        "exact": "same bytes",
+        "perceptual": f"at most {options['max_distance']} of 64 bits differ",
+        "semantic": f"cosine >= 1 - {options['eps']:g}",
+    }
+    return ", or ".join(said[kind] for kind in options["dedup"]) or "not asked for"
 
 
 def _limit(text: str, limit: float | None) -> str:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -17,7 +18,9 @@ import pandas as pd
 from imgcurate import encoders, schema, storage, vectors, weights
 from imgcurate.cluster import backend, connect
 from imgcurate.dedup.rank import Keep
-from imgcurate.dedup.semantic import Duplicates, check, semantic_duplicates
+from imgcurate.dedup.removal import remove
+from imgcurate.dedup.semantic import check, semantic_duplicates
+from imgcurate.dedup.stored import check_stored, exact_duplicates, perceptual_duplicates
 from imgcurate.encoders.embed import embed
 from imgcurate.progress import Steps
 from imgcurate.scores import aesthetic, nsfw
@@ -30,6 +33,11 @@ from imgcurate.sources.webdataset import read_webdataset
 _PACKAGES = ("imgcurate", "dask", "pandas", "pyarrow", "torch", "transformers", "scikit-learn", "pillow")
 _OUTPUTS = ("shards", "images.parquet", "manifest.json")
 _WORK = ".work"
+_STAGES = ("exact", "perceptual", "semantic")
+_TEXT = schema.empty(["image_id"]).dtypes["image_id"]
+_NO_TWINS = schema.empty(["image_id", "duplicate_of", "similarity"]).assign(
+    stage=pd.array([], dtype=_TEXT), kept_twin=pd.array([], dtype=_TEXT)
+)
 _DECISIONS = ["duplicate_of", "similarity", "kept", "reason"]
 _FEWEST_ROWS, _MOST_ROWS = 32, 1000  # of a task
 
@@ -42,9 +50,12 @@ def curate(
     model_dir: str | os.PathLike[str] | None = None,
     min_aesthetic: float | None = None,
     max_nsfw: float | None = None,
-    dedup: bool = True,
+    dedup: bool | str | Sequence[str] = ("semantic",),
+    max_distance: int = 4,
     eps: float = 0.01,
     n_clusters: int | None = None,
+    probes: int = 2,
+    exact: bool = False,
     keep: Keep = "hard",
     rule: str = "cover",
     samples_per_shard: int = 10_000,
@@ -68,10 +79,13 @@ def curate(
         Keep images whose aesthetic score (0 to 1) is at least this. Default: not scored, not filtered.
     max_nsfw : float, optional
         Keep images whose NSFW score (0 to 1) is below this. Default: not scored, not filtered.
-    dedup : bool, default True
-        Remove semantic duplicates among what the filters keep.
-    eps, n_clusters, keep, rule
-        As for `semantic_duplicates`.
+    dedup : sequence of {"exact", "perceptual", "semantic"}, or a string of these with commas, or bool
+        Which duplicates to remove among what the filters keep, one kind after the other: equal bytes, pictures that look alike, embeddings
+        that point the same way. True is semantic ones, False none.
+    max_distance : int, default 4
+        As for `perceptual_duplicates`.
+    eps, n_clusters, probes, exact, keep, rule
+        As for `semantic_duplicates`. Among equal bytes and look-alikes, which have no centroid, ``keep="hard"`` and ``"easy"`` keep the lowest id.
     samples_per_shard : int, default 10_000
     overwrite : bool, default False
         Replace the outputs of an earlier run in `out`.
@@ -102,9 +116,22 @@ def curate(
     for name, value in (("min_aesthetic", min_aesthetic), ("max_nsfw", max_nsfw)):
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{name}={value}: scores go from 0 to 1")
-    search: dict[str, Any] | None = None
-    if dedup:
-        search = {"eps": eps, "n_clusters": n_clusters, "keep": keep, "rule": rule}
+    stages = stages_of(dedup)
+    by_id: Keep = "id" if keep in ("hard", "easy") else keep
+    known: dict[str, dict[str, Any]] = {
+        "exact": {"keep": by_id},
+        "perceptual": {"keep": by_id, "rule": rule, "max_distance": max_distance},
+        "semantic": {
+            "eps": eps,
+            "n_clusters": n_clusters,
+            "keep": keep,
+            "rule": rule,
+            "probes": probes,
+            "exact": exact,
+        },
+    }
+    search = {stage: known[stage] for stage in stages}
+    options["dedup"] = list(stages)
 
     def add_columns(rows: Any) -> Any:
         rows = embed(
@@ -118,8 +145,11 @@ def curate(
     steps = Steps(client, progress)
     frame = read_webdataset(shards, storage_options=storage_options)
     models = _models(model, model_dir, min_aesthetic is not None, max_nsfw is not None)
-    if search is not None:
-        check(add_columns(frame), **search)
+    if "semantic" in search:
+        check(add_columns(frame), **search["semantic"])
+    for stage in ("exact", "perceptual"):
+        if stage in search:
+            check_stored(frame, stage, **search[stage])
     out = _claim(out, shards, overwrite, storage_options)
     work = f"{out}/{_WORK}"
 
@@ -132,8 +162,14 @@ def curate(
             steps.run(write_parts(scored, folder, storage_options), images=sum(counts), images_of=itemgetter(1))
         scored = read_parquet(work, storage_options=storage_options)
 
-        with steps("finding duplicates" if dedup else "deciding"):
-            decided, n_clusters_used = decide(scored, min_aesthetic=min_aesthetic, max_nsfw=max_nsfw, dedup=search)
+        with steps("finding duplicates" if search else "deciding"):
+            decided, n_clusters_used = decide(
+                scored,
+                min_aesthetic=min_aesthetic,
+                max_nsfw=max_nsfw,
+                dedup=search,
+                storage_options=storage_options,
+            )
             target = f"{out}/images.parquet"
             with storage.staged_folder(target, ".parquet", storage_options=storage_options) as folder:
                 steps.run(write_parts(decided, folder, storage_options))
@@ -166,8 +202,30 @@ def curate(
     return manifest
 
 
+def stages_of(dedup: bool | str | Sequence[str]) -> tuple[str, ...]:
+    """Return which kinds of duplicates are looked for, in order.
+
+    Examples
+    --------
+    >>> stages_of("semantic,exact"), stages_of(True), stages_of(False)
+    (('exact', 'semantic'), ('semantic',), ())
+    """
+    if isinstance(dedup, bool):
+        return ("semantic",) if dedup else ()
+    asked = [name.strip() for name in dedup.split(",")] if isinstance(dedup, str) else list(dedup)
+    unknown = [name for name in asked if name not in _STAGES]
+    if unknown:
+        raise ValueError(f"dedup={dedup!r}: {unknown[0]!r} is unknown; give some of {', '.join(_STAGES)}")
+    return tuple(name for name in _STAGES if name in asked)
+
+
 def decide(
-    frame: Any, *, min_aesthetic: float | None, max_nsfw: float | None, dedup: dict[str, Any] | None
+    frame: Any,
+    *,
+    min_aesthetic: float | None,
+    max_nsfw: float | None,
+    dedup: dict[str, dict[str, Any]],
+    storage_options: storage.Options = None,
 ) -> tuple[Any, int | None]:
     """Add to each image whether it is kept, and if not, why: columns duplicate_of, similarity, kept, reason.
 
@@ -176,30 +234,60 @@ def decide(
     frame : dask.dataframe.DataFrame
         Embedded and, where a limit is given, scored.
     min_aesthetic, max_nsfw : float or None
-    dedup : dict or None
-        Arguments of `semantic_duplicates`, run among what passes the limits; None keeps duplicates.
+    dedup : dict
+        For each kind of duplicates, in order, the arguments of its verb; each looks among what passes the limits and those before it.
+    storage_options : dict, optional
 
     Returns
     -------
     frame : dask.dataframe.DataFrame
     n_clusters : int or None
-        How many clusters duplicates were looked for in.
+        How many clusters semantic duplicates were looked for in.
     """
-    duplicates: Duplicates | None = None
-    if dedup is not None:
-        passing = frame["error"].isnull()
-        if min_aesthetic is not None:
-            passing &= frame["aesthetic_score"] >= min_aesthetic
-        if max_nsfw is not None:
-            passing &= frame["nsfw_score"] < max_nsfw
-        duplicates = semantic_duplicates(frame[passing], **dedup)
-    pairs = schema.empty(["image_id", "duplicate_of", "similarity"])
-    if duplicates is not None:
-        pairs = duplicates.pairs[["image_id", "duplicate_of", "similarity"]].repartition(npartitions=1)
+    passing = frame["error"].isnull()
+    if min_aesthetic is not None:
+        passing &= frame["aesthetic_score"] >= min_aesthetic
+    if max_nsfw is not None:
+        passing &= frame["nsfw_score"] < max_nsfw
+    left, found, n_clusters = frame[passing], [], None
+    for stage, options in dedup.items():
+        if stage == "semantic":
+            duplicates = semantic_duplicates(left, **options)
+            n_clusters = duplicates.n_clusters
+        else:
+            verb = exact_duplicates if stage == "exact" else perceptual_duplicates
+            duplicates = verb(left, storage_options=storage_options, **options)
+        found.append((stage, duplicates))
+        left = remove(left, duplicates, missing="ignore")
+    twins: Any = _NO_TWINS
+    if found:
+        pairs = [
+            duplicates.pairs[["image_id", "duplicate_of", "similarity"]].map_partitions(
+                _with_stage, stage, meta=_NO_TWINS.drop(columns="kept_twin")
+            )
+            for stage, duplicates in found
+        ]
+        twins = dd.concat(pairs).repartition(npartitions=1).map_partitions(_name_kept, meta=_NO_TWINS)
     meta = frame._meta.assign(**dict(vectors.empty_like(frame._meta, _DECISIONS)))
-    # Dask would align (shuffle) two frames whose partitions it cannot match: pairs goes whole to every partition instead.
-    decided = frame.map_partitions(_decide_part, pairs, min_aesthetic, max_nsfw, meta=meta, align_dataframes=False)
-    return decided, duplicates.n_clusters if duplicates else None
+    # Dask would align (shuffle) two frames whose partitions it cannot match: the twins go whole to every partition instead.
+    decided = frame.map_partitions(_decide_part, twins, min_aesthetic, max_nsfw, meta=meta, align_dataframes=False)
+    return decided, n_clusters
+
+
+def _with_stage(pairs: Any, stage: str) -> pd.DataFrame:
+    pairs = vectors.to_pandas(pairs).assign(stage=stage)
+    return pairs.astype(
+        {**dict.fromkeys(("image_id", "duplicate_of", "stage"), _TEXT), "similarity": "float32[pyarrow]"}
+    )
+
+
+def _name_kept(twins: pd.DataFrame) -> pd.DataFrame:
+    """Add which image is kept in the end: what an image duplicates may be removed by a later kind, as a duplicate of another."""
+    twin_of = pd.Series(twins["duplicate_of"].to_numpy(), index=twins["image_id"].to_numpy())
+    kept = twin_of.copy()
+    while len(later := kept[kept.isin(twin_of.index)]):
+        kept.loc[later.index] = twin_of.loc[later.to_numpy()].to_numpy()
+    return twins.assign(kept_twin=pd.array(kept.to_numpy(), dtype=_TEXT))
 
 
 def count(images: Any) -> dict[str, int]:
@@ -216,39 +304,54 @@ def count(images: Any) -> dict[str, int]:
     return {name: int(total) for name, total in dask.compute(totals)[0].items()}
 
 
-def _decide_part(part: Any, pairs: Any, min_aesthetic: float | None, max_nsfw: float | None) -> Any:
+def _decide_part(part: Any, twins: pd.DataFrame, min_aesthetic: float | None, max_nsfw: float | None) -> Any:
     inputs = [name for name in ("image_id", "error", "aesthetic_score", "nsfw_score") if name in part.columns]
     rows = vectors.to_pandas(part[inputs])
-    pairs = vectors.to_pandas(pairs)
-    # All pairs come to each partition; an index of all of them in each would take longer than anything else here.
-    pairs = pairs[pairs["image_id"].isin(rows["image_id"])]
-    found = pairs.set_index("image_id").reindex(rows["image_id"].to_numpy())
-    originals = [None if pd.isna(original) else str(original) for original in found["duplicate_of"]]
+    ids = rows["image_id"].astype(str)
+    # All twins come to each partition; an index of all of them in each would take longer than anything else here.
+    found = twins[twins["image_id"].isin(ids)].set_index("image_id").reindex(ids.to_numpy())
+    kept = [None if pd.isna(name) else str(name) for name in found["kept_twin"]]
     similarities = found["similarity"].to_numpy(dtype="float32", na_value=float("nan"))
+    likeness = [
+        None if name is None else _likeness(twin, name, float(similarity), stage)
+        for twin, name, similarity, stage in zip(found["duplicate_of"], kept, similarities, found["stage"], strict=True)
+    ]
     reasons = [
-        _reason(row, original, similarity, min_aesthetic, max_nsfw)
-        for row, original, similarity in zip(rows.itertuples(index=False), originals, similarities, strict=True)
+        _reason(row, alike, min_aesthetic, max_nsfw)
+        for row, alike in zip(rows.itertuples(index=False), likeness, strict=True)
     ]
     return part.assign(
-        duplicate_of=vectors.to_series(originals, "duplicate_of", part),
+        duplicate_of=vectors.to_series(kept, "duplicate_of", part),
         similarity=vectors.to_series(similarities, "similarity", part),
         kept=vectors.to_series([reason is None for reason in reasons], "kept", part),
         reason=vectors.to_series(reasons, "reason", part),
     )
 
 
-def _reason(
-    row: Any, original: str | None, similarity: float, min_aesthetic: float | None, max_nsfw: float | None
-) -> str | None:
+def _likeness(twin: str, kept: str, similarity: float, stage: str) -> str:
+    """Say what an image duplicates.
+
+    Examples
+    --------
+    >>> _likeness("a", "a", 0.9944, "semantic"), _likeness("a", "b", 1.0, "exact")
+    ('duplicate of a (0.994)', 'duplicate of a (same bytes), as which b is kept')
+    """
+    how = f"{similarity:.3f}" if similarity == similarity else "connected by others"
+    if stage == "exact":
+        how = "same bytes"
+    elif stage == "perceptual" and similarity == similarity:
+        how = f"looks alike: {round((1 - similarity) * 64)} of 64 bits differ"
+    return f"duplicate of {twin} ({how})" + (f", as which {kept} is kept" if kept != twin else "")
+
+
+def _reason(row: Any, alike: str | None, min_aesthetic: float | None, max_nsfw: float | None) -> str | None:
     if not pd.isna(row.error):
         return f"error: {row.error}"
     if min_aesthetic is not None and row.aesthetic_score < min_aesthetic:
         return f"aesthetic_score {_apart(row.aesthetic_score, min_aesthetic)} < {min_aesthetic:g}"
     if max_nsfw is not None and row.nsfw_score >= max_nsfw:
         return f"nsfw_score {_apart(row.nsfw_score, max_nsfw)} >= {max_nsfw:g}"
-    if original is not None:
-        return f"duplicate of {original} ({similarity:.3f})"
-    return None
+    return alike
 
 
 def _apart(score: float, limit: float) -> str:

@@ -170,6 +170,37 @@ def test_duplicates_are_looked_for_only_among_what_the_filters_keep(
     assert list((tmp_path / "out" / "shards").iterdir()) == []
 
 
+def test_kinds_of_duplicates_follow_one_another_and_name_what_is_kept(
+    client: Client, shards: Path, tmp_path: Path, model_dir: Path
+) -> None:
+    manifest, images = run(
+        shards,
+        tmp_path / "out",
+        model_dir,
+        dedup="semantic,exact",
+        eps=0.9,
+        keep=[("size", "max")],
+        n_clusters=2,
+        exact=True,
+    )
+    assert manifest["options"]["dedup"] == ["exact", "semantic"]
+    removed = images[images["duplicate_of"].notna()]
+    same = removed[removed["reason"].str.contains("(same bytes)", regex=False)]
+    assert len(same) == 6 and len(removed) == manifest["counts"]["duplicates"] > 6
+    assert images.loc[removed["duplicate_of"], "kept"].all()
+    # What an exact copy equals may be removed later: then the image that is kept in its place is named too.
+    for row in removed.itertuples():
+        first = re.match(r"duplicate of (\S+) ", row.reason)[1]
+        assert first == row.duplicate_of or row.reason.endswith(f", as which {row.duplicate_of} is kept")
+    only, _ = run(shards, tmp_path / "only", model_dir, dedup=["perceptual"], max_distance=0)
+    assert only["counts"]["duplicates"] >= 6 and only["n_clusters"] is None
+    with pytest.raises(ValueError, match="'fuzzy' is unknown; give some of exact, perceptual, semantic"):
+        run(shards, tmp_path / "no", model_dir, dedup="fuzzy")
+    with pytest.raises(ValueError, match="0 to 63"):
+        run(shards, tmp_path / "no", model_dir, dedup="perceptual", max_distance=64)
+    assert not (tmp_path / "no").exists()
+
+
 def test_the_manifest_says_what_was_run(client: Client, shards: Path, tmp_path: Path, model_dir: Path) -> None:
     manifest, _ = run(shards, tmp_path / "out", model_dir, min_aesthetic=0.1, keep=[("width", "max")])
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == json.loads(json.dumps(manifest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -452,3 +453,11 @@ def test_missing_and_unfit_columns_are_refused() -> None:
         semantic_duplicates(frame.compute())
     with pytest.raises(ValueError, match="vectors of several lengths"):
         semantic_duplicates(dd.concat([frame_of(np.ones((2, 4))), frame_of(np.ones((2, 5)), ids=["x", "y"])]))
+
+
+def test_frames_outlive_the_duplicates_that_they_are_views_of(client: Client) -> None:
+    frame = frame_of(planted())
+    pairs = semantic_duplicates(frame, eps=0.05).pairs
+    views = [remove(frame, semantic_duplicates(frame, eps=0.05), missing=missing) for missing in ("ignore", "warn")]
+    gc.collect()
+    assert {len(view) for view in views} == {400 - len(pairs)}

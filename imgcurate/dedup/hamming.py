@@ -21,7 +21,7 @@ _SAMPLE = 512
 
 # What things cost, in comparisons inside a tile (half a nanosecond): to look up one hash under one mask, the fixed part of one
 # lookup, and to make and check one candidate.
-_COST_LOOKUP, _COST_MASK, _COST_CANDIDATE = 40, 100_000, 25
+_COST_LOOKUP, _COST_MASK, _COST_CANDIDATE = 30, 100_000, 8
 
 
 class HashPairs(NamedTuple):

@@ -61,9 +61,9 @@ def remove(frame: Any, removals: Any, on: str = "image_id", *, missing: str = "w
     column = _id_column(removals, on)
     _check_kinds(frame, column, on)
     # One task holds the list; every partition's task depends on it, so it stands in the graph once.
-    ids = dask.delayed(_unique)(column.to_delayed() if hasattr(column, "to_delayed") else [column], on)
+    # Started at once: a lazy list may be a view of a Duplicates that only this function's caller holds, and not for long.
+    ids = dask.delayed(_unique)(column.to_delayed() if hasattr(column, "to_delayed") else [column], on).persist()
     if missing != "ignore":
-        ids = ids.persist()
         _report_missing(frame, ids, on, missing)
     meta = pd.Series([], dtype=bool) if not vectors.on_gpu(frame._meta) else frame._meta[on].isnull()
     listed = frame[on].map_partitions(_is_listed, ids, meta=meta)

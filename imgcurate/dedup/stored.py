@@ -75,6 +75,7 @@ def exact_duplicates(
     --------
     >>> found = exact_duplicates(read_webdataset("shards/*.tar"))  # doctest: +SKIP
     """
+    check_stored(frame, "exact", keep=keep)
     tables, summaries, meta = _prints(frame, "exact_duplicates", keep, seed, id_field, storage_options, _PLACE)
     groups = dask.delayed(_equal)(tables)
     rows = groups.compute()
@@ -132,14 +133,24 @@ def perceptual_duplicates(
     --------
     >>> found = perceptual_duplicates(read_files("photos/"), max_distance=6)  # doctest: +SKIP
     """
-    if not isinstance(max_distance, Integral) or isinstance(max_distance, bool) or not 0 <= max_distance < _BITS:
-        raise ValueError(f"max_distance={max_distance!r} must be a whole number of bits, 0 to 63")
-    if rule not in graph.RULES:
-        raise ValueError(f"rule={rule!r} is unknown: give 'cover', 'pointwise' or 'component'")
+    check_stored(frame, "perceptual", keep=keep, rule=rule, max_distance=max_distance)
     needed = ["phash"] if "phash" in getattr(frame, "columns", ()) else _PLACE
     tables, summaries, meta = _prints(frame, "perceptual_duplicates", keep, seed, id_field, storage_options, needed)
     found = [dask.delayed(_alike)(tables, int(max_distance))]
     return _duplicates(tables, summaries, found, meta, id_field, keep, rule, max(max_distance / _BITS, 1e-6))
+
+
+def check_stored(frame: Any, stage: str, *, keep: rank.Keep, rule: graph.Rule = "cover", max_distance: int = 0) -> None:
+    """Raise what ``exact_duplicates`` or ``perceptual_duplicates`` would raise of these arguments, before anything is read."""
+    if not isinstance(max_distance, Integral) or isinstance(max_distance, bool) or not 0 <= max_distance < _BITS:
+        raise ValueError(f"max_distance={max_distance!r} must be a whole number of bits, 0 to 63")
+    if rule not in graph.RULES:
+        raise ValueError(f"rule={rule!r} is unknown: give 'cover', 'pointwise' or 'component'")
+    if keep in ("hard", "easy"):
+        raise ValueError(
+            f"keep={keep!r} ranks by distance from a centroid, and {stage}_duplicates has none: give 'id', 'random' or columns"
+        )
+    schema.require(frame, rank.keep_columns(keep), f"{stage}_duplicates")
 
 
 def _prints(
@@ -152,10 +163,6 @@ def _prints(
     needed: list[str],
 ) -> tuple[list[Any], list[blocks.Summary], Any]:
     """Read and fingerprint the frame, once: the tables stay on the cluster, the summaries come to the client."""
-    if keep in ("hard", "easy"):
-        raise ValueError(
-            f"keep={keep!r} ranks by distance from a centroid, and {verb} has none: give 'id', 'random' or columns"
-        )
     keys = rank.keep_columns(keep)
     schema.require(frame, [id_field, *needed, *keys], verb)
     columns = [id_field, *needed, *keys, *(["error"] if "error" in frame.columns else [])]
