@@ -17,6 +17,8 @@ from imgcurate.dedup.screen import Screen
 
 #: Rows and columns of a tile. Few rows, because the tile on the diagonal is computed whole though half of it is needed.
 _TILE = {"cpu": (512, 8192), "cuda": (4096, 32768)}
+#: Columns of which only the highest product is looked at first; a tile's rows are a multiple, or all there are.
+_CELL = 64
 #: Fewer rows than this are compared in float64 at once.
 _FEW = 96
 #: Computing a pair alone takes as long as this many inside a matrix product in float64.
@@ -142,30 +144,47 @@ def _screened(
     import torch
 
     height, width = _TILE[left.device.type]
-    height, width = min(height, len(left)), min(width, len(right))
-    # Non-negative floats order as the integers with the same bits; and so do the floor's.
+    height, width = min(height, len(left)), min(width, -(-len(right) // _CELL) * _CELL)
+    # Rows of zeros fill the last cell; their products are below every floor that is screened for.
+    right = torch.nn.functional.pad(right, (0, 0, 0, -len(right) % _CELL))
+    # Positive floats order as the integers with the same bits, and negative ones are negative integers.
     bits = torch.int32 if left.dtype == torch.float32 else torch.int16
     lowest = int(_round_down(floor, left.dtype).view(bits))
     buffer = torch.empty(height * width, dtype=left.dtype, device=left.device)
     below = torch.ones((height, height), dtype=torch.bool, device=left.device).tril()
     for start in range(0, len(left), height):
         block = left[start : start + height]
-        for column in range(start if triangle else 0, len(right), width):
+        first = start if triangle else 0
+        for column in range(first, len(right), width):
             beside = right[column : column + width]
             dots = buffer[: len(block) * len(beside)].view(len(block), len(beside))
             torch.mm(block, beside.T, out=dots)
             if triangle and column == start:
                 dots[:, : len(block)].masked_fill_(below[: len(block), : len(block)], 0)
-            hot = (dots.view(bits).amax(dim=1) >= lowest).nonzero()[:, 0]
+            cells = dots.view(bits).view(-1, _CELL)
+            hot = _where((cells.amax(dim=1) >= lowest)[:, None])[0]
             if not len(hot):
                 continue
-            passing = dots[hot].view(bits) >= lowest
-            if int(passing.count_nonzero()) * _ALONE > passing.numel():
-                at = _like(hot, rows) + start
-                yield from _tile_in_full(rows[at], others[column : column + width], _host(at), column, triangle, least)
-                continue
-            line, offset = passing.nonzero(as_tuple=True)
-            yield from _checked(rows, others, hot[line] + start, offset + column, least)
+            cell, offset = _where(cells[hot] >= lowest)
+            place = hot[cell] * _CELL + offset
+            line, offset = place // len(beside), place % len(beside)
+            if len(place) * _ALONE > dots.numel():
+                at = np.arange(start, start + len(block))
+                yield from _tile_in_full(
+                    rows[start : start + height], others[column : column + width], at, column, triangle, least
+                )
+            else:
+                yield from _checked(rows, others, line + start, offset + column, least)
+
+
+def _where(passing: Any) -> Any:
+    """Return the rows and columns of a mask's true values; on the CPU by NumPy, which takes a quarter of torch's time."""
+    import torch
+
+    if passing.device.type != "cpu":
+        return passing.nonzero(as_tuple=True)
+    flat = torch.from_numpy(np.flatnonzero(passing.numpy()))
+    return flat // passing.shape[1], flat % passing.shape[1]
 
 
 def _checked(rows: Any, others: Any, left: Any, right: Any, least: float) -> Iterator[Pairs]:

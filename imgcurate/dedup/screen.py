@@ -5,9 +5,12 @@ A pair of unit vectors is looked at in full only where its bound reaches the thr
 Shortening. Let ``Q`` have orthonormal columns, ``h = Q^T x`` and ``t = x - Q h`` what is left of ``x``. Then
 ``x . y = h_x . h_y + t_x . t_y <= h_x . h_y + |t_x| |t_y|`` by Cauchy and Schwarz, which is the dot product of
 ``s = (h, |t|)``, again a vector of unit length. The principal directions of a sample as ``Q`` leave ``|t|`` small; any ``Q`` is correct.
-Heads are computed in float64, where rounding is far below what follows.
 
-Rounding. ``s`` has K numbers and length at most ``1 + 2^-22``. With unit roundoff ``u`` (2^-9 in bfloat16, 2^-11 in float16,
+Heads are computed in float32, in runs of 128 terms: a sum of ``d`` products of two unit vectors is then off by at most ``(130 + d / 128) 2^-24``, the
+rounding of ``Q`` included, and a head of ``m`` such sums by ``eta``, that times ``sqrt(m)``. With ``|t|`` taken as ``sqrt(1 - |h|^2 + 2 eta)``,
+which is never too short, ``s_x . s_y >= x . y - 2 eta - eta^2``.
+
+Rounding. ``s`` has K numbers and length at most ``1 + eta + 2^-22``. With unit roundoff ``u`` (2^-9 in bfloat16, 2^-11 in float16,
 2^-24 in float32):
 
 - inputs: ``|fl(s) - s| <= u |s| + sqrt(K) m``, with ``m`` half the smallest subnormal (2^-25 in float16, nothing elsewhere), so that
@@ -15,8 +18,8 @@ Rounding. ``s`` has K numbers and length at most ``1 + 2^-22``. With unit roundo
 - sums in float32: at most ``K 2^-23``, twice the bound of rounding to nearest, because matrix units may truncate;
 - output: at most ``u`` times a value of about 1.
 
-So ``computed >= x . y - margin`` with ``margin = 3 u + u^2 + 2 sqrt(K) m + K 2^-23 + 10^-5``, where the last term takes the lengths' and the
-double rounding of float64 by way of float32. In bfloat16 that is 0.0059 + K 2^-23.
+So ``computed >= x . y - margin`` with ``margin = 3 u + u^2 + 2 sqrt(K) m + K 2^-23 + 3 eta + 10^-5``, where the last terms take what the lengths
+exceed 1 by. In bfloat16 that is 0.0059 + K 2^-23 + 3 eta, and eta is about 10^-4.
 """
 
 from __future__ import annotations
@@ -35,12 +38,13 @@ _SUBNORMAL = {"bfloat16": 0.0, "float16": 2.0**-25, "float32": 0.0}
 _SAMPLE_ROWS = 1024
 _MOST_DIRECTIONS = 192
 _STEP = 32
-#: Cost of one multiplication of the heads (float64) and of one pair that is looked at in full, per dimension, and of reading one
+#: Cost of one multiplication of the heads (float32) and of one pair that is looked at in full, per dimension, and of reading one
 #: product of the screen, all in multiplications of the screen.
-_HEAD_COST, _PAIR_COST, _READ_COST = 9, 500, 12
+_HEAD_COST, _PAIR_COST, _READ_COST = 6, 500, 12
 #: What `plan` itself costs.
 _PLAN_COST = 2e10
 _HEAD_BLOCK = 4096
+_RUN = 128
 
 
 class Screen(NamedTuple):
@@ -49,7 +53,7 @@ class Screen(NamedTuple):
     Attributes
     ----------
     dtype : {"bfloat16", "float16", "float32"}
-    basis : numpy.ndarray of shape (d, m), float64, or None
+    basis : numpy.ndarray of shape (d, m), or None
         Orthonormal columns; None screens whole vectors.
     """
 
@@ -63,7 +67,14 @@ class Screen(NamedTuple):
     def margin(self, dimension: int) -> float:
         """Return by how much a computed product may fall below the cosine; see the module's text."""
         width, u = self.width(dimension), _ROUNDOFF[self.dtype]
-        return 3 * u + u * u + 2 * width**0.5 * _SUBNORMAL[self.dtype] + width * 2.0**-23 + 1e-5
+        rounding = 3 * u + u * u + 2 * width**0.5 * _SUBNORMAL[self.dtype] + width * 2.0**-23
+        return rounding + 3 * self.head_error(dimension) + 1e-5
+
+    def head_error(self, dimension: int) -> float:
+        """Return how far a computed head may lie from the exact one, eta."""
+        if self.basis is None:
+            return 0.0
+        return self.basis.shape[1] ** 0.5 * (_RUN + 2 + -(-dimension // _RUN)) * 2.0**-24
 
 
 def choose_dtype(device: str, low_precision: bool | None = None) -> str:
@@ -149,12 +160,17 @@ def apply(rows: Any, screen: Screen) -> Any:
     given = as_tensor(rows)
     if screen.basis is None:
         return given.to(kind)
-    basis = torch.from_numpy(screen.basis).to(given.device)
+    basis = torch.from_numpy(screen.basis).float().to(given.device)
+    slack = 2 * screen.head_error(given.shape[1]) + 2.0**-22
     short = torch.empty((len(given), basis.shape[1] + 1), dtype=kind, device=given.device)
     for start in range(0, len(given), _HEAD_BLOCK):
-        heads = given[start : start + _HEAD_BLOCK].double() @ basis
+        block = given[start : start + _HEAD_BLOCK]
+        heads = block[:, :_RUN] @ basis[:_RUN]
+        for run in range(_RUN, given.shape[1], _RUN):
+            heads.addmm_(block[:, run : run + _RUN], basis[run : run + _RUN])
         short[start : start + _HEAD_BLOCK, :-1] = heads
-        short[start : start + _HEAD_BLOCK, -1] = (1 + 2.0**-22 - heads.square().sum(dim=1)).clamp(min=0).sqrt()
+        rest = 1 + slack - heads.double().square().sum(dim=1)
+        short[start : start + _HEAD_BLOCK, -1] = rest.clamp(min=0).sqrt()
     return short
 
 
