@@ -53,6 +53,19 @@ def choose_n_clusters(n: int, dimension: int = 768, probes: int = 2, gpu: bool =
     return min(1, max(2, round((n / 2) ** 0.5)), key=cost)
 
 
+def all_cost_less(sizes: np.ndarray, n: int, dimension: int) -> bool:
+    """Tell whether comparing `n` images with one another costs less than comparing them inside clusters of `sizes`.
+
+    Vectors of one large cluster are screened by their leading directions, those of small ones whole.
+
+    Examples
+    --------
+    >>> all_cost_less(np.array([60, 60]), 100, 768), all_cost_less(np.array([6, 6]), 100, 768)
+    (True, False)
+    """
+    return bool(np.square(sizes.astype(np.float64)).sum() * dimension > n**2 * min(dimension, _SCREENED))
+
+
 def sample_size(n: int, n_clusters: int) -> int:
     """Return how many of `n` images k-means is fitted on."""
     return min(n, max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * n_clusters))

@@ -241,7 +241,7 @@ def _compare(
     )
     tables, where = list(placed[0::3]), list(placed[1::3])
     sizes = np.sum(dask.compute(*placed[2::3]), axis=0)
-    if n_clusters == 1 or (exact and np.square(sizes.astype(np.float64)).sum() > n**2 / 2):
+    if n_clusters == 1 or (exact and clusters.all_cost_less(sizes, n, dimension)):
         where, sizes, exact = [dask.delayed(buckets.everywhere)(block) for block in held.blocks], np.array([n]), False
     layout = buckets.lay_out(sizes, held_rows.threads(), dimension)
     # Groups of partitions, because every split has a task for every bucket: thousands of small partitions would make millions.
