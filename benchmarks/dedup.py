@@ -81,15 +81,21 @@ def main() -> None:
         "--slow", type=float, default=60.0, help="seconds after which a contestant is not asked again"
     )
     arguments.add_argument("--cores", type=int, default=2)
+    arguments.add_argument("--most-rows", type=int, help="leave out the larger sizes of whole, exact and growth")
     arguments.add_argument("--quick", action="store_true")
     arguments.add_argument("--output", type=Path)
     options = arguments.parse_args()
     # Libraries that cannot be told how many threads to use look at what they may run on.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     output = options.output or (None if options.quick else Path(__file__).parent / "results" / "dedup.json")
+    sizes = dict(QUICK if options.quick else FULL)
+    if options.most_rows:
+        for section in ("whole", "growth"):
+            rows, dimension = sizes[section]
+            sizes[section] = ([n for n in rows if n <= options.most_rows], dimension)
     report = json.loads(output.read_text()) if output and output.exists() else {}
     with tempfile.TemporaryDirectory(prefix="imgcurate-bench-") as folder:
-        bench = Bench(Path(folder), options.rounds, options.slow, options.cores, QUICK if options.quick else FULL)
+        bench = Bench(Path(folder), options.rounds, options.slow, options.cores, sizes)
         for section in options.only:
             report[section] = {"run": bench.settings(), **getattr(bench, section)()}
             if output:  # at once: a run takes long
