@@ -140,7 +140,7 @@ def map_images(
             except pixels.PixelError as problem:
                 errors[row] = str(problem)
 
-    threads = worker_threads(vectors.on_gpu(part))
+    threads = pixels.worker_threads(vectors.on_gpu(part))
     with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
         for worker in [pool.submit(work) for _ in range(threads)]:
             worker.result()
@@ -162,17 +162,6 @@ def host_columns(part: Any, names: list[str]) -> dict[str, list[Any]]:
     """
     host = vectors.to_pandas(part[[name for name in names if name in part.columns]])
     return {name: pa.array(column, from_pandas=True).to_pylist() for name, column in host.items()}
-
-
-def worker_threads(gpu: bool) -> int:
-    """Return how many cores are this worker's: what torch was given, or, beside a GPU, its share of the machine's."""
-    import torch
-
-    if not gpu:
-        return max(1, torch.get_num_threads())
-    from dask.system import CPU_COUNT
-
-    return max(1, CPU_COUNT // torch.cuda.device_count())
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -278,3 +278,14 @@ def _resized(image: Image.Image, size: int | tuple[int, int] | None) -> tuple[in
     if image.width <= image.height:
         return int(size * image.height / image.width), size
     return size, int(size * image.width / image.height)
+
+
+def worker_threads(gpu: bool) -> int:
+    """Return how many cores are this worker's: what torch was given, or, beside a GPU, its share of the machine's."""
+    import torch
+
+    if not gpu:
+        return max(1, torch.get_num_threads())
+    from dask.system import CPU_COUNT
+
+    return max(1, CPU_COUNT // torch.cuda.device_count())

@@ -245,7 +245,7 @@ def _of_copies(leader: np.ndarray, other: np.ndarray, similarity: np.ndarray, co
     """Hand the neighbours of leaders to their copies, as candidates where they are earlier than the copy."""
     start, stop = (np.searchsorted(copies.leader, leader, side) for side in ("left", "right"))
     where = np.repeat(np.arange(len(leader)), stop - start)
-    found = Twins(copies.copy[_runs(start, stop)], other[where], similarity[where])
+    found = Twins(copies.copy[runs(start, stop)], other[where], similarity[where])
     return Twins(*(column[found.twin < found.node] for column in found))
 
 
@@ -254,10 +254,10 @@ def _join(*twins: Twins) -> Twins:
 
 
 def _neighbours(nodes: np.ndarray, start: np.ndarray, later: np.ndarray) -> np.ndarray:
-    return later[_runs(start[nodes], start[nodes + 1])]
+    return later[runs(start[nodes], start[nodes + 1])]
 
 
-def _runs(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+def runs(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """Return the numbers from each start up to its stop, one run after the other."""
     length = stop - start
     return np.arange(length.sum()) + np.repeat(start - (np.cumsum(length) - length), length)

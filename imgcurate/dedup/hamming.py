@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imgcurate.dedup.graph import runs
+
 _BITS = 64
 #: Candidate pairs held at a time.
 _BLOCK = 1 << 20
@@ -195,7 +197,7 @@ def _candidates(keys: np.ndarray, band: _Band) -> Iterator[_Found]:
             met = groups[at] == wanted
             lower, upper = lower[met], at[met]
             yield (
-                _runs(starts[lower], counts[lower]),
+                runs(starts[lower], starts[lower] + counts[lower]),
                 np.repeat(starts[upper], counts[lower]),
                 np.repeat(counts[upper], counts[lower]),
             )
@@ -208,14 +210,11 @@ def _expand(rows: np.ndarray, low: np.ndarray, length: np.ndarray) -> Iterator[t
     while start < len(rows):
         done = ends[start] - length[start]
         stop = max(start + 1, int(np.searchsorted(ends, done + _BLOCK, side="right")))
-        yield np.repeat(rows[start:stop], length[start:stop]), _runs(low[start:stop], length[start:stop])
+        yield (
+            np.repeat(rows[start:stop], length[start:stop]),
+            runs(low[start:stop], low[start:stop] + length[start:stop]),
+        )
         start = stop
-
-
-def _runs(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return the ranges starts[k] .. starts[k] + lengths[k], one after the other."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
 def _everything(distinct: np.ndarray, reach: int) -> Iterator[_Found]:

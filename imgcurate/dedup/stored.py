@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
 import dask
 import numpy as np
@@ -23,13 +23,6 @@ from imgcurate.dedup.duplicates import Duplicates, build_graph, id_dtype
 _PLACE = ["url", "offset", "size"]
 _VERIFIED_AT_ONCE = 2000
 _BITS = 64
-
-
-class Prints(NamedTuple):
-    """A partition's images that have a fingerprint: their table, and what the client and a search have to know."""
-
-    table: pa.Table
-    values: np.ndarray
 
 
 def exact_duplicates(

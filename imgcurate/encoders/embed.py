@@ -124,7 +124,7 @@ def embed_part(
         unread = [row for row in range(len(part)) if errors[row] is None]
         refs = ((columns["url"][row], columns["offset"][row], columns["size"][row]) for row in unread)
         data = pixels.read_images(refs, storage_options)
-        prepared = _ahead(data, lambda image: _prepare(image, encoder), _decode_threads(gpu), 2 * batch_size)
+        prepared = _ahead(data, lambda image: _prepare(image, encoder), pixels.worker_threads(gpu), 2 * batch_size)
         for row, image in zip(unread, prepared, strict=True):
             if isinstance(image, pixels.PixelError):
                 errors[row] = str(image)
@@ -215,17 +215,6 @@ def _batches(images: Iterable[tuple[int, np.ndarray]], batch_size: int) -> Itera
             rows, batch = [], []
     if rows:
         yield rows, np.stack(batch)
-
-
-def _decode_threads(gpu: bool) -> int:
-    """Return how many cores are this worker's: what torch was given, or, beside a GPU, its share of the machine's."""
-    import torch
-
-    if not gpu:
-        return max(1, torch.get_num_threads())
-    from dask.system import CPU_COUNT
-
-    return max(1, CPU_COUNT // torch.cuda.device_count())
 
 
 def _to_list(column: pd.Series) -> list[Any]:
