@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgcurate import schema
+from imgcurate import identity, schema
 
 _MAX_CHILD_ELEMENTS = 2**31 - 1
 _NORM_BLOCK = 1 << 14
@@ -74,7 +74,7 @@ def to_matrix(column: Any) -> Any:
     return _with_null_rows(flat.reshape(int(valid.sum()), dimension), valid)
 
 
-def to_column(matrix: Any, like: Any, valid: np.ndarray | None = None) -> Any:
+def to_column(matrix: Any, like: Any, valid: np.ndarray | None = None, encoder: identity.Identity | None = None) -> Any:
     """Return `matrix` as an embedding column that fits the partition `like`.
 
     Parameters
@@ -85,6 +85,8 @@ def to_column(matrix: Any, like: Any, valid: np.ndarray | None = None) -> Any:
         Whose backend and index the column takes.
     valid : numpy.ndarray of shape (n,), bool, optional
         False where the row has no vector and becomes null. Default: every row has one.
+    encoder : Identity, optional
+        What made the vectors; pandas columns carry it in their type.
 
     Returns
     -------
@@ -113,6 +115,7 @@ def to_column(matrix: Any, like: Any, valid: np.ndarray | None = None) -> Any:
     lists = pa.ListArray.from_arrays(
         pa.array(offsets),
         pa.array(matrix.reshape(-1)),
+        type=identity.list_type(encoder),
         mask=None if valid.all() else pa.array(~valid),
     )
     return pd.Series(pd.arrays.ArrowExtensionArray(lists), index=like.index, name="embedding")

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgcurate import vectors
+from imgcurate import identity, vectors
 from imgcurate.dedup import clusters, rank
 
 
@@ -30,6 +30,7 @@ class Summary(NamedTuple):
     hashes: np.ndarray
     compared: np.ndarray
     dimension: int
+    encoders: frozenset[identity.Identity] = frozenset()
 
 
 def prepare(
@@ -62,7 +63,7 @@ def prepare(
         usable = usable & pc.is_null(host["error"]).to_numpy()
     keys = {f"key{number}": host[name] for number, name in enumerate(key_fields)}
     table = pa.table({"id": ids, "hash": hashes, **keys})
-    summary = Summary(hashes, usable, unit.shape[1])
+    summary = Summary(hashes, usable, unit.shape[1], identity.of_column(part[embedding_field]))
     if not usable.all():
         table, unit = table.filter(pa.array(usable)), unit[vectors.namespace(unit).asarray(usable)]
     return Rows(table, unit), summary, ids

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate import schema, storage, vectors
+from imgcurate import identity, schema, storage, vectors
 from imgcurate.dedup import blocks, buckets, held, join
 from imgcurate.dedup.duplicates import check_eps, id_dtype
 
@@ -96,6 +96,9 @@ def save_embeddings(
     dimension = held.one_dimension(
         rows.summaries, embedding_field, None if old is None else old.centroids.shape[1], "the saved embeddings"
     )
+    encoder = held.one_encoder(
+        rows.summaries, "the frame, or what is saved there," if old else "the frame", old.encoders if old else ()
+    )
     if not rows.n_compared:
         raise ValueError("no row of the frame has a usable vector: there is nothing to save")
     if old is not None:
@@ -120,6 +123,7 @@ def save_embeddings(
                 "centroid": pa.array(list(centroids), type=kind),
             }
         )
+        summary = summary.replace_schema_metadata(identity.to_metadata(encoder))
         storage.write_parquet_table(summary, f"{folder}/centroids.parquet", storage_options)
         tables = [dask.delayed(blocks.table_of)(block) for block in rows.blocks]
         dask.compute(
@@ -211,6 +215,7 @@ class FrameCorpus:
         """Return the pairs of a new image and one of the corpus, and how to name those of the corpus."""
         old = held.prepare(self._frame, self._id_field, self._embedding_field, [], 0)
         held.one_dimension(old.summaries, self._embedding_field, dimension, "the new images")
+        held.one_encoder([*new.summaries, *old.summaries], "the comparison with the corpus")
         task = dask.delayed(buckets.compare_with_others)
         found = [
             task(rows, at, others, other_at + new.n_compared, least)
@@ -232,15 +237,21 @@ class SavedCorpus:
     """What `save_embeddings` wrote: only the clusters are read that new images go to."""
 
     def __init__(
-        self, centroids: np.ndarray, parts: list[Part], id_field: str, storage_options: storage.Options
+        self,
+        centroids: np.ndarray,
+        parts: list[Part],
+        encoders: frozenset[identity.Identity],
+        id_field: str,
+        storage_options: storage.Options,
     ) -> None:
-        self.centroids, self._parts = centroids, parts
+        self.centroids, self._parts, self.encoders = centroids, parts, encoders
         self._id_field, self._storage_options = id_field, storage_options
 
     def compare(
         self, new: held.Held, dimension: int, probes: int, exact: bool, least: float
     ) -> tuple[list[Delayed], Fixed]:
         """Return the pairs of a new image and one of the corpus, and how to name those of the corpus."""
+        held.one_encoder(new.summaries, "the comparison with the corpus", self.encoders)
         # The images of the corpus lie in one cluster each, so the new ones are looked for in twice as many.
         width = len(self.centroids) if exact else 2 * probes
         sizes, members = _by_cluster(new, self.centroids, dimension, width, least)
@@ -301,10 +312,11 @@ def _saved(path: str | os.PathLike[str], id_field: str, storage_options: storage
     if not folders:
         raise FileNotFoundError(f"{os.fspath(path)!r} holds no embeddings that save_embeddings wrote")
     base = storage.absolute(path, storage_options).rstrip("/")
-    parts, centroids = [], None
+    parts, centroids, encoders = [], None, set()
     for folder in folders:
         name = folder.rpartition("/")[2]
         summary = storage.read_parquet_table(f"{base}/{name}/centroids.parquet", None, storage_options)
+        encoders.add(identity.from_metadata(summary.schema.metadata))
         if centroids is None:
             centroids = np.stack(summary["centroid"].to_numpy()).astype(np.float32)
         parts += [
@@ -312,7 +324,8 @@ def _saved(path: str | os.PathLike[str], id_field: str, storage_options: storage
             for cluster, rows in enumerate(summary["rows"].to_pylist())
         ]
     assert centroids is not None
-    return SavedCorpus(centroids, parts, id_field, storage_options)
+    known = frozenset(encoder for encoder in encoders if encoder is not None)
+    return SavedCorpus(centroids, parts, known, id_field, storage_options)
 
 
 def _grouped(rows: held.Held) -> list[tuple[Delayed, int]]:
@@ -331,16 +344,25 @@ def _columns(frame: Any, id_field: str, embedding_field: str) -> Any:
     return frame[[id_field, embedding_field, *(["error"] if "error" in frame.columns else [])]]
 
 
-def _evaluation(prepared: Sequence[tuple[blocks.Rows, blocks.Summary, pa.Array]], embedding_field: str) -> blocks.Rows:
+class _Evaluation(NamedTuple):
+    rows: blocks.Rows
+    encoders: frozenset[identity.Identity]
+
+
+def _evaluation(prepared: Sequence[tuple[blocks.Rows, blocks.Summary, pa.Array]], embedding_field: str) -> _Evaluation:
     usable = [(rows, summary) for rows, summary, _ in prepared if len(rows.vectors)]
-    held.one_dimension([summary for _, summary in usable], embedding_field)
-    return blocks.stack([rows for rows, _ in usable])
+    summaries = [summary for _, summary in usable]
+    held.one_dimension(summaries, embedding_field)
+    encoder = held.one_encoder(summaries, "the evaluation frame")
+    return _Evaluation(blocks.stack([rows for rows, _ in usable]), frozenset([encoder] if encoder else []))
 
 
 def _near_evaluation(
-    part: Any, evaluation: blocks.Rows, least: float, id_field: str, embedding_field: str, meta: pd.DataFrame
+    part: Any, whole: _Evaluation, least: float, id_field: str, embedding_field: str, meta: pd.DataFrame
 ) -> Any:
-    rows, _, _ = blocks.prepare(part, id_field, embedding_field, [], 0)
+    rows, summary, _ = blocks.prepare(part, id_field, embedding_field, [], 0)
+    held.one_encoder([summary], "the comparison of training and evaluation images", whole.encoders)
+    evaluation = whole.rows
     table = meta
     if len(rows.vectors) and len(evaluation.vectors):
         if rows.vectors.shape[1] != evaluation.vectors.shape[1]:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
-from imgcurate import vectors
+from imgcurate import identity, vectors
 from imgcurate.dedup import blocks, clusters
 
 
@@ -85,6 +85,11 @@ def one_dimension(
     if found and expected not in (None, found[0]):
         raise ValueError(f"{of} have dimension {expected}, the vectors of column {embedding_field!r} {found[0]}")
     return found[0] if found else 0
+
+
+def one_encoder(summaries: list[blocks.Summary], what: str = "the frame", beside: Any = ()) -> identity.Identity | None:
+    """Return what made the vectors, where it is known; raises where they, or those `beside` them, are of several encoders."""
+    return identity.one([encoder for summary in summaries for encoder in summary.encoders] + list(beside), what)
 
 
 def sample(held: Held, size: int) -> list[tuple[Delayed, int]]:

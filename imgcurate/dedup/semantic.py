@@ -62,7 +62,7 @@ def semantic_duplicates(
         ``cover``: an image goes only where a better-ranked one that is *kept* is within eps. ``pointwise``: it goes where any better-ranked
         one is, kept or not, as SemDeDup and NeMo Curator do. ``component``: of images that are connected by pairs, the best-ranked stays.
     probes : int
-        In how many clusters an image is compared; 1 as other tools do.
+        In how many clusters an image is compared; 1 as other tools do. Where more, also in the next one if that is nearly as near.
     exact : bool
         Lose no pair: an image goes to every cluster that may hold a partner of it, or everything is compared, whichever is cheaper.
     min_similarity : float, optional
@@ -87,7 +87,7 @@ def semantic_duplicates(
     KeyError
         Where a column is missing.
     ValueError
-        Where an option is out of range, ids are null or repeat, or vectors are of several lengths.
+        Where an option is out of range, ids are null or repeat, or vectors are of several lengths or encoders.
     TypeError
         Where a column does not hold what it should.
 
@@ -115,6 +115,7 @@ def semantic_duplicates(
     dimension = held_rows.one_dimension(
         held.summaries, embedding_field, None if given is None else given.shape[1], "centroids"
     )
+    held_rows.one_encoder(held.summaries)
     n = held.n_compared
     on_gpu = vectors.on_gpu(frame._meta)
     k = len(given) if given is not None else n_clusters or clusters.choose_n_clusters(n, dimension, probes, on_gpu)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imgcurate import vectors, weights
+from imgcurate import identity, vectors, weights
 
 DIMENSION = 768
 ENCODER = "openai/clip-vit-large-patch14"
@@ -55,6 +55,15 @@ def add_score(frame: Any, head: Head, function: Callable[[Any, str, str], Any], 
     return frame.assign(**{head.column: scores})
 
 
+def check_encoder(head: Head, known: identity.Identity | None) -> None:
+    """Raise a ValueError, which names both, where it is known that vectors are not CLIP's."""
+    if known is not None and known.kind not in ("clip", "clip_vision_model", "callable"):
+        raise ValueError(
+            f"the {head.title} takes embeddings of {ENCODER} and these are of {known}; embed the images with the encoder it "
+            f'was trained on: embed(frame, model="{ENCODER}")'
+        )
+
+
 def check_dimension(head: Head, dimension: int) -> None:
     """Raise a ValueError, which names both, where embeddings of `dimension` are not what the head was trained on."""
     if dimension != DIMENSION:
@@ -82,13 +91,14 @@ def score_part(part: Any, head: Head, path: str, fingerprint: str) -> Any:
     Raises
     ------
     ValueError
-        Where the embeddings are not of the head's dimension.
+        Where the embeddings are not of the head's dimension, or known to be of another kind of encoder.
     """
     matrix = vectors.to_matrix(part["embedding"])
     rows, dimension = matrix.shape
     if dimension == 0:  # No row of this partition has an embedding.
         return vectors.to_series([None] * rows, head.column, like=part)
     check_dimension(head, dimension)
+    check_encoder(head, identity.one(identity.of_column(part["embedding"]), "the frame"))
     return vectors.to_series(_score_blocks(matrix, head, head.load(path, fingerprint)), head.column, like=part)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 import pyarrow.parquet as pq
 
-from imgcurate import schema, storage, vectors
+from imgcurate import identity, schema, storage, vectors
 
 
 def write_parquet(
@@ -33,12 +33,15 @@ def write_parquet(
     Returns
     -------
     list of str
-        The files.
+        The files. Their metadata names the encoder of the embeddings, as JSON under ``imgcurate.encoder``: ``name``, ``kind``,
+        ``dimension`` and ``fingerprint``.
 
     Raises
     ------
     FileExistsError
         Where Parquet files are there and `overwrite` is false.
+    ValueError
+        Where the frame mixes the embeddings of two encoders.
 
     Examples
     --------
@@ -47,16 +50,27 @@ def write_parquet(
     schema.require(frame, [], "write_parquet")
     with storage.staged_folder(path, ".parquet", overwrite=overwrite, storage_options=storage_options) as folder:
         written = dask.compute(*write_parts(frame, folder, storage_options))
-    return [f"{storage.absolute(path, storage_options)}/{name}" for name, _ in written]
+        identity.one([encoder for part in written for encoder in part.encoders], "the frame")
+    return [f"{storage.absolute(path, storage_options)}/{part.name}" for part in written]
+
+
+class Written(NamedTuple):
+    """A file that was written: its name, number of rows, and the encoders of its embeddings."""
+
+    name: str
+    rows: int
+    encoders: frozenset[identity.Identity]
 
 
 def write_parts(frame: Any, folder: str, storage_options: storage.Options = None) -> list[Any]:
-    """Return one delayed task a partition, which writes it into `folder` and gives the file's name and its number of rows."""
+    """Return one delayed task a partition, which writes it into `folder` and gives a `Written`."""
     write = dask.delayed(_write_part)
     return [write(part, folder, f"part.{i:05d}.parquet", storage_options) for i, part in enumerate(frame.to_delayed())]
 
 
-def _write_part(part: Any, folder: str, name: str, storage_options: storage.Options) -> tuple[str, int]:
+def _write_part(part: Any, folder: str, name: str, storage_options: storage.Options) -> Written:
+    encoders = identity.of_column(part["embedding"]) if "embedding" in part.columns else frozenset()
+    table = vectors.to_arrow(part).replace_schema_metadata(identity.to_metadata(identity.one(encoders, "the frame")))
     with storage.open_output(f"{folder}/{name}", storage_options) as file:
-        pq.write_table(vectors.to_arrow(part), file, compression="zstd")
-    return name, len(part)
+        pq.write_table(table, file, compression="zstd")
+    return Written(name, len(part), encoders)
