@@ -98,6 +98,15 @@ def open_input(url: str, storage_options: Options = None, **kwargs: Any) -> cont
     return fsspec.open(url, "rb", **{**(storage_options or {}), **kwargs})
 
 
+def open_ranges(url: str, storage_options: Options = None) -> contextlib.AbstractContextManager[BinaryIO]:
+    """Open a file of which pieces are read that are as large as they should be: nothing is read ahead."""
+    if is_local(url) or "::" in url:
+        return open_input(url, storage_options)
+    fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
+    opened: contextlib.AbstractContextManager[BinaryIO] = fs.open(path, "rb", cache_type="none")
+    return opened
+
+
 def is_local(url: str) -> bool:
     """Tell whether a URL of a row is a path on this machine, as `expand` writes them."""
     return "://" not in url and "::" not in url

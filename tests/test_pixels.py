@@ -7,13 +7,16 @@ import struct
 import zlib
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 
-from imgcurate.pixels import PixelError, decode, read_images, resize_and_crop
+from imgcurate import pixels
+from imgcurate.pixels import PixelError, decode, decode_picture, read_images, resize_and_crop
 
 _ORIENTATION = 0x0112
 BICUBIC = Image.Resampling.BICUBIC
@@ -171,6 +174,74 @@ def test_a_truncated_webp_or_avif_is_an_error(format: str) -> None:
     assert error_of(data[: len(data) // 2]).startswith("decode: ")
 
 
+@settings(max_examples=40)
+@given(
+    format=st.sampled_from(["JPEG", "PNG", "TIFF", "BMP", "GIF"]), share=st.floats(0.05, 0.99), seed=st.integers(0, 9)
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_there_of_a_truncated_image_is_what_pillow_takes(format: str, share: float, seed: int) -> None:
+    data = encoded(picture(90, 70, seed=seed), format)
+    data = data[: int(len(data) * share)]
+    try:
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        with Image.open(io.BytesIO(data)) as opened:
+            expected = np.asarray(opened.convert("RGB"))
+    except Exception:
+        expected = None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        made = np.asarray(decode(data, truncated=True))
+    except PixelError:
+        made = None
+    # Of what is not even opened, or ends within the first line, there is nothing.
+    assert made is None or (expected is not None and np.array_equal(made, expected))
+    if format == "JPEG" and share > 0.6:
+        assert made is not None
+
+
+def test_a_heic_photo_is_decoded_where_the_extra_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs pip install 'imgcurate[heic]'")
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(picture(64, 48)).save(buffer, quality=90)
+    decoded = decode(buffer.getvalue())
+    assert np.abs(np.asarray(decoded, int) - np.asarray(picture(64, 48), int)).mean() < 12
+    monkeypatch.setattr(pixels, "_can_open_heic", lambda: False)
+    assert error_of(buffer.getvalue()) == "decode: HEIC needs pillow-heif: pip install 'imgcurate[heic]'"
+
+
+def test_files_of_cameras_and_editors_are_decoded_as_pillow_decodes_them() -> None:
+    image = picture(50, 40)
+    variants = {
+        "progressive JPEG": encoded(image, "JPEG", progressive=True),
+        "grey JPEG": encoded(image.convert("L"), "JPEG"),
+        "CMYK JPEG": encoded(image.convert("CMYK"), "JPEG"),
+        "4:1:1 JPEG": encoded(image, "JPEG", subsampling="4:1:1"),
+        "MPO": encoded(image, "MPO", save_all=True, append_images=[picture(50, 40, seed=3)]),
+        "interlaced PNG": encoded(image, "PNG", interlace=1),
+        "BMP": encoded(image, "BMP"),
+        "AVIF": encoded(image, "AVIF"),
+        "multipage TIFF": encoded(image, "TIFF", save_all=True, append_images=[picture(20, 20)]),
+        "LZW TIFF": encoded(image, "TIFF", compression="tiff_lzw"),
+    }
+    for name, data in variants.items():
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert np.array_equal(np.asarray(decode(data)), expected), name
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_draft_lies_where_the_picture_lies(orientation: int) -> None:
+    """Sizes that no fraction divides: what is resized from a draft must not be shifted or stretched."""
+    exif = Image.Exif()
+    exif[_ORIENTATION] = orientation
+    data = encoded(picture(1003, 797, seed=4), "JPEG", quality=95, exif=exif)
+    full, draft = decode_picture(data), decode_picture(data, lambda width, height: (width // 4, height // 4))
+    assert (full.width, full.height) == (draft.width, draft.height)
+    assert draft.image.width < full.image.width / 3
+    difference = np.abs(resize_and_crop(full, 40, (40, 40)).astype(int) - resize_and_crop(draft, 40, (40, 40)))
+    assert difference.mean() < 1 and difference.max() < 8
+
+
 def test_a_huge_image_is_refused_before_its_pixels_are_decoded() -> None:
     text = error_of(png_header(60_000, 60_000))
     assert text == "decode: 60000 x 60000 pixels is more than the limit of 89 megapixels"
@@ -230,7 +301,7 @@ def test_resizing_only_what_is_kept_is_resizing_and_then_cropping(
     expected = resize_then_crop(image, size, size - less).astype(int)
     difference = np.abs(resize_and_crop(image, size, (size - less, size - less)) - expected)
     if max(width, height) <= 3 * min(width, height) and less == 0:
-        assert not difference.any()
+        assert difference.max() <= 2
     assert difference.max() <= 6
     assert difference.mean() < 1
 
@@ -248,20 +319,23 @@ def test_pixels_are_those_of_transformers_processor(width: int, height: int, siz
     expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0).astype(int)
     difference = np.abs(resize_and_crop(image, size, (crop, crop)) - expected)
     if max(width, height) <= 3 * min(width, height) and size <= crop:
-        assert not difference.any()
+        assert difference.max() <= 2
     assert difference.max() <= 6
     assert difference.mean() < 1
 
 
 @pytest.mark.parametrize("size", [(333, 333), (640, 427), (101, 300), (1800, 601)])
-def test_ordinary_shapes_are_resized_bit_for_bit(size: tuple[int, int]) -> None:
+def test_ordinary_shapes_are_resized_as_pillow_does_but_for_rounding(size: tuple[int, int]) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
-    assert np.array_equal(resize_and_crop(noise, 224, (224, 224)), resize_then_crop(noise, 224, 224))
+    difference = np.abs(resize_and_crop(noise, 224, (224, 224)).astype(int) - resize_then_crop(noise, 224, 224))
+    assert difference.max() <= 2 and difference.mean() < 0.25
 
 
-def test_both_sides_given_squash_the_picture() -> None:
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, BICUBIC, Image.Resampling.LANCZOS])
+def test_both_sides_given_squash_the_picture(resample: int) -> None:
     image = picture(90, 30)
-    assert np.array_equal(resize_and_crop(image, (20, 20), None), np.asarray(image.resize((20, 20), BICUBIC)))
+    expected = np.asarray(image.resize((20, 20), resample)).astype(int)
+    assert np.abs(resize_and_crop(image, (20, 20), None, resample) - expected).max() <= 1
 
 
 def test_without_resize_the_centre_is_cut() -> None:
@@ -281,6 +355,51 @@ def test_a_strip_needs_no_giant_intermediate(size: tuple[int, int], monkeypatch:
     monkeypatch.setattr(Image.Image, "resize", watched)
     assert resize_and_crop(Image.new("RGB", size, "red"), 224, (224, 224)).shape == (224, 224, 3)
     assert made == [(224, 224)]
+
+
+def test_a_shard_is_read_in_one_pass_of_large_pieces(tmp_path: Path) -> None:
+    """As on an object store, where every read is a question to a server."""
+    asked: list[tuple[int, int]] = []
+
+    class File(AbstractBufferedFile):
+        def _fetch_range(self, start: int, end: int) -> bytes:
+            asked.append((start, end))
+            return content[start:end]
+
+    class Store(AbstractFileSystem):
+        protocol = "counted"
+
+        def info(self, path: str, **kwargs: object) -> dict[str, object]:
+            return {"name": path, "size": len(content), "type": "file"}
+
+        def _open(self, path: str, mode: str = "rb", **kwargs: object) -> File:
+            return File(self, path, mode, **kwargs)
+
+    fsspec.register_implementation("counted", Store, clobber=True)
+    content = np.random.default_rng(0).bytes(20 << 20)
+    # Images of 200 kB with headers and captions of 2 kB between them, and a hole.
+    places = [(at, 200_000) for at in range(512, 20 << 20, 202_000) if not 8 << 20 < at < 12 << 20]
+    places = [(at, size) for at, size in places if at + size <= len(content)]
+    read = list(read_images([("counted://shard.tar", at, size) for at, size in places]))
+    assert read == [content[at : at + size] for at, size in places]
+    assert len(asked) <= 6
+    assert sum(end - start for start, end in asked) <= 1.02 * sum(size for _, size in places)
+
+
+@given(
+    places=st.lists(st.tuples(st.integers(-1, 120), st.integers(-1, 40)) | st.just((None, 3)), max_size=12),
+)
+def test_pieces_are_cut_into_the_bytes_of_each_row(places: list[tuple[int | None, int]]) -> None:
+    content = bytes(range(100))
+    fsspec.filesystem("memory").pipe("/pieces.bin", content)
+    found = list(read_images([("memory://pieces.bin", *place) for place in places]))
+    for (offset, size), data in zip(places, found, strict=True):
+        if offset is None or offset < 0 or size < 0:
+            assert str(data) == "read: the row has no offset and size"
+        elif offset + size > len(content) and size:
+            assert isinstance(data, PixelError) and "the file is shorter" in str(data)
+        else:
+            assert data == content[offset : offset + size]
 
 
 def test_runs_of_rows_are_read_in_order(tmp_path: Path) -> None:
@@ -319,7 +438,9 @@ def test_storage_options_reach_the_store(tmp_path: Path) -> None:
     assert list(read_images(rows, {"path": str(tmp_path), "target_protocol": "file"})) == [b"abc"]
 
 
-def test_museum_photos_are_preprocessed_bit_for_bit_as_by_resize_then_crop(shared: Path) -> None:
+def test_museum_photos_are_preprocessed_as_by_resize_then_crop_but_for_rounding(shared: Path) -> None:
     for file in sorted((shared / "photos" / "met").glob("*.jpg"))[:10]:
         image = decode(file.read_bytes())
-        assert np.array_equal(resize_and_crop(image, 224, (224, 224)), resize_then_crop(image, 224, 224))
+        expected = resize_then_crop(image, 224, 224).astype(int)
+        difference = np.abs(resize_and_crop(image, 224, (224, 224)) - expected)
+        assert difference.max() <= 2 and difference.mean() < 0.01

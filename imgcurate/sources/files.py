@@ -11,7 +11,7 @@ import pandas as pd
 from imgcurate import schema, storage, vectors
 from imgcurate.cluster import backend
 
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif")
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif")
 
 File = tuple[str, str, int | None]  # url, image_id, and the size where the listing told it
 

@@ -12,7 +12,7 @@ import pandas as pd
 from imgcurate import schema, storage, tar, vectors
 from imgcurate.cluster import backend
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "avif")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "avif", "heic", "heif")
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 # How to open a remote shard for hopping from header to header: blocks large enough that the headers of small members come with
