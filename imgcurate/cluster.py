@@ -18,7 +18,6 @@ from distributed.system import MEMORY_LIMIT
 _LOOPBACK = "127.0.0.1"
 _MOST_WORKERS = 8
 _MEMORY_PER_WORKER = 3 * 2**30
-_MMAP_THRESHOLD = 32 * 2**20  # the largest that glibc takes
 
 
 class Client(distributed.Client):
@@ -208,15 +207,13 @@ def _cpu_cluster(workers: int | None, memory_limit: str | int | None, dashboard:
 
 @contextlib.contextmanager
 def _worker_environment(threads: int) -> Iterator[None]:
-    """Give each worker that is started here `threads` threads for torch and BLAS, and memory that is not handed back at once.
+    """Give each worker that is started here `threads` threads for torch and BLAS.
 
-    The nanny starts workers with one thread, and with a malloc that returns every freed block above 128 KiB to the system: a
-    network's activations then come as fresh pages, zeroed, at every layer, which costs a ViT-B/32 30 % of its speed. Both are read
-    when a process starts, so this is the one place to say otherwise. A variable that the user has set wins. The nanny writes what it
-    sets into this process too, where it would count as the user's at the next call; so it is put back.
+    The nanny starts workers with one thread, and the number is read when a process starts, so this is the one place to say otherwise. A
+    variable that the user has set wins. The nanny writes what it sets into this process too, where it would count as the user's at the next
+    call; so it is put back.
     """
     ours = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
-    ours["MALLOC_MMAP_THRESHOLD_"] = _MMAP_THRESHOLD
     before = {name: os.environ.get(name) for name in ours}
     environment = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **ours}
     try:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
-from imgcurate import pixels, vectors
+from imgcurate import images, pixels
 
 _SIDE, _KEPT = 32, 8
 
@@ -86,82 +83,12 @@ def phash_part(part: Any, storage_options: Mapping[str, Any] | None = None) -> A
 
     Examples
     --------
+    >>> import pandas as pd
     >>> phash_part(pd.DataFrame({"url": ["/nowhere.jpg"], "offset": [0], "size": [9]}))
        phash                            error
     0   <NA>  read: No such file or directory
     """
-    return map_images(part, lambda data: (phash(pixels.decode(data)),), {"phash": pa.uint64()}, storage_options)
-
-
-def map_images(
-    part: Any,
-    function: Callable[[bytes], tuple[Any, ...]],
-    types: Mapping[str, pa.DataType],
-    storage_options: Mapping[str, Any] | None = None,
-) -> Any:
-    """Compute columns from the stored bytes of each image of a partition, in threads, each holding one image at a time.
-
-    Parameters
-    ----------
-    part : pandas or cuDF DataFrame of n rows
-        With columns ``url``, ``offset``, ``size`` and perhaps ``error``. Rows that have an error are not read.
-    function : callable
-        Takes an image's bytes and gives one value a column; a `pixels.PixelError` that it raises is the row's error.
-    types : mapping of str to pyarrow.DataType
-        The columns.
-    storage_options : mapping, optional
-        Passed to fsspec.
-
-    Returns
-    -------
-    pandas or cuDF DataFrame of n rows
-        Those columns, null where there is an error, and ``error``; with the index of `part`.
-    """
-    columns = host_columns(part, ["url", "offset", "size", "error"])
-    errors = columns.get("error", [None] * len(part))
-    refs = list(zip(columns["url"], columns["offset"], columns["size"], strict=True))
-    values: list[tuple[Any, ...]] = [(None,) * len(types)] * len(part)
-
-    unread = [row for row, error in enumerate(errors) if error is None]
-    images = zip(unread, pixels.read_images((refs[row] for row in unread), storage_options), strict=True)
-    # One thread reads at a time: some of fsspec's stores give all who open a file the same handle.
-    reading = threading.Lock()
-
-    def work() -> None:
-        while True:
-            with reading:
-                row, data = next(images, (-1, b""))
-            if row < 0:
-                return
-            try:
-                if isinstance(data, pixels.PixelError):
-                    raise data
-                values[row] = function(data)
-            except pixels.PixelError as problem:
-                errors[row] = str(problem)
-
-    threads = pixels.worker_threads(vectors.on_gpu(part))
-    with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
-        for worker in [pool.submit(work) for _ in range(threads)]:
-            worker.result()
-    made = {name: pa.array([row[k] for row in values], type=kind) for k, (name, kind) in enumerate(types.items())}
-    made["error"] = pa.array(errors, type=pa.string())
-    host = pd.DataFrame({name: pd.arrays.ArrowExtensionArray(array) for name, array in made.items()})
-    result = vectors.from_pandas(host, part)
-    result.index = part.index
-    return result
-
-
-def host_columns(part: Any, names: list[str]) -> dict[str, list[Any]]:
-    """Return those of a partition's columns `names` that it has, as lists on the host; None is null.
-
-    Examples
-    --------
-    >>> host_columns(pd.DataFrame({"size": [3, None]}), ["size", "error"])
-    {'size': [3.0, None]}
-    """
-    host = vectors.to_pandas(part[[name for name in names if name in part.columns]])
-    return {name: pa.array(column, from_pandas=True).to_pylist() for name, column in host.items()}
+    return images.map_images(part, lambda data: (phash(pixels.decode(data)),), {"phash": pa.uint64()}, storage_options)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import xxhash
 
 from imgcurate import storage
-from imgcurate.phash import host_columns, map_images
+from imgcurate.images import host_columns, map_images
 
 _BLOCK = 1 << 20
 _LOW = (1 << 64) - 1
