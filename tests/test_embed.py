@@ -18,7 +18,8 @@ from PIL import Image
 from test_encoders import DIMENSION, pictures, save_checkpoint, tiny_clip, transformers_vectors
 
 from imgcurate import pixels, schema, vectors
-from imgcurate.encoders.embed import _ahead, embed, embed_part
+from imgcurate.encoders.embed import embed, embed_part
+from imgcurate.images import ahead
 
 ADDED = ["embedding", "width", "height", "error"]
 
@@ -279,7 +280,7 @@ def test_threads_draw_items_only_when_they_can_work_on_them() -> None:
         return item * item
 
     lock = threading.Lock()
-    assert list(_ahead(items(), work, threads=3, window=50)) == [item * item for item in range(500)]
+    assert list(ahead(items(), work, threads=3, window=50)) == [item * item for item in range(500)]
     assert most <= 4
 
 
@@ -289,14 +290,14 @@ def test_an_exception_in_a_thread_or_in_the_source_reaches_the_caller() -> None:
         raise RuntimeError("source")
 
     with pytest.raises(RuntimeError, match="source"):
-        list(_ahead(failing_source(), abs, threads=2, window=4))
+        list(ahead(failing_source(), abs, threads=2, window=4))
     with pytest.raises(ZeroDivisionError):
-        list(_ahead([1, 0, 1], lambda item: 1 // item, threads=2, window=2))
+        list(ahead([1, 0, 1], lambda item: 1 // item, threads=2, window=2))
 
 
 def test_stopping_early_leaves_no_thread_behind() -> None:
     before = threading.active_count()
-    results = _ahead(range(1000), abs, threads=4, window=8)
+    results = ahead(range(1000), abs, threads=4, window=8)
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from functools import cache, cached_property
 
 import numpy as np
 import torch
 from PIL import Image
 
-from imgcurate import weights
-from imgcurate.encoders.preprocess import Preprocess
+from imgcurate import pixels
+from imgcurate.encoders.preprocess import Prepare
+from imgcurate.identity import Identity
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Encoder:
     ----------
     name : str
         As the user wrote it.
+    kind : str
+        transformers' ``model_type``, such as ``"clip"``; ``"efficientnet-lite0"``; or ``"callable"``.
     dimension : int
         Length of its vectors.
     device : torch.device
@@ -33,28 +35,34 @@ class Encoder:
     """
 
     name: str
+    kind: str
     dimension: int
     device: torch.device
     dtype: torch.dtype
-    preparation: Preprocess
-    network: Callable[[torch.Tensor], torch.Tensor] = field(repr=False)
-    files: Sequence[Path] = field(repr=False)
+    preparation: Prepare
+    network: Callable[..., torch.Tensor] = field(repr=False)
+    hash: Callable[[], str] = field(repr=False)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex sha256 of the files it was loaded from; read when first asked for."""
-        return weights.fingerprint(self.files)
+        """Hex sha256 of the files it was loaded from; they are read when it is first asked for."""
+        return self.hash()
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        """Resize and crop an RGB image to what the network takes: (height, width, 3), uint8."""
+    @property
+    def identity(self) -> Identity:
+        """What its vectors are marked with."""
+        return Identity(self.name, self.kind, self.dimension, self.fingerprint)
+
+    def preprocess(self, image: Image.Image | pixels.Picture) -> np.ndarray:
+        """Make an RGB image what `encode` takes: most often (height, width, 3) bytes."""
         return self.preparation(image)
 
-    def encode(self, batch: np.ndarray) -> torch.Tensor:
+    def encode(self, batch: Sequence[np.ndarray]) -> torch.Tensor:
         """Return the vectors of prepared images.
 
         Parameters
         ----------
-        batch : numpy.ndarray of shape (b, height, width, 3), uint8
+        batch : b arrays that `preprocess` returned
 
         Returns
         -------
@@ -62,15 +70,14 @@ class Encoder:
             Of unit length, on `device`.
         """
         with torch.no_grad():
-            # Bytes are a quarter of what floats would be on the way to the device.
-            pixels = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).to(torch.float32)
-            scale, shift = (self._channels(values) for values in self.preparation.scale_and_shift())
-            features = self.network(pixels.mul_(scale).add_(shift).to(self.dtype)).to(torch.float32)
-            length = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=torch.float64)
-            return (features / length.clamp_min(1e-30)).to(torch.float32)
+            return unit(self.network(**self.preparation.inputs(batch, self.device)))
 
-    def _channels(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values).to(self.device).view(1, 3, 1, 1)
+
+def unit(features: torch.Tensor) -> torch.Tensor:
+    """Return rows scaled to unit length, float32; zeros stay zeros."""
+    features = features.to(torch.float32)
+    length = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=torch.float64)
+    return (features / length.clamp_min(1e-30)).to(torch.float32)
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -82,3 +89,21 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if major >= 8 else torch.float16 if major >= 7 else torch.float32
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return torch.bfloat16 if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else torch.float32
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return an array on `device`. To a GPU it is copied beside what the GPU computes, and nobody waits for it here."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    stream, computing = _copying(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        moved = tensor.pin_memory().to(device, non_blocking=True)
+    computing.wait_stream(stream)
+    moved.record_stream(computing)
+    return moved
+
+
+@cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 NAME = "efficientnet-lite0"
 DIMENSION = 1280
-_PREPARATION = Preprocess(size=224, crop=(224, 224), mean=(0.498,) * 3, std=(0.502,) * 3)
+PREPARATION = Preprocess(size=224, crop=(224, 224), mean=(0.498,) * 3, std=(0.502,) * 3)
 
 
 def weight_file() -> Path:
@@ -41,13 +41,14 @@ def load(file: Path, dtype: torch.dtype, device: torch.device) -> Encoder:
     import torch
     from efficientnet_lite_pytorch import EfficientNet
 
+    from imgcurate import weights
     from imgcurate.encoders.base import Encoder
 
     model = EfficientNet.from_name(NAME)
     model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     model = model.eval().to(device=device, dtype=dtype, memory_format=torch.channels_last)
 
-    def network(batch: torch.Tensor) -> torch.Tensor:
-        return model.extract_features(batch).mean(dim=(2, 3), dtype=torch.float32)
+    def network(pixel_values: torch.Tensor) -> torch.Tensor:
+        return model.extract_features(pixel_values.to(dtype)).mean(dim=(2, 3), dtype=torch.float32)
 
-    return Encoder(NAME, DIMENSION, device, dtype, _PREPARATION, network, (file,))
+    return Encoder(NAME, NAME, DIMENSION, device, dtype, PREPARATION, network, lambda: weights.fingerprint((file,)))

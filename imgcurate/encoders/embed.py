@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 
-from imgcurate import pixels, schema, vectors
-from imgcurate.encoders import check_dtype, load_encoder, resolve
+from imgcurate import images, measures, pixels, schema, vectors
+from imgcurate.encoders import Model, check_dtype, load_encoder, resolve
 
 if TYPE_CHECKING:
-    from imgcurate.encoders.base import Encoder
+    pass
 
 _ADDED = ["embedding", "width", "height", "error"]
 # On a CPU the activations of a small batch stay in the cache.
 _CPU_BATCH, _GPU_BATCH = 8, 256
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 
 def embed(
     frame: Any,
-    model: str = "openai/clip-vit-large-patch14",
+    model: Model = "openai/clip-vit-large-patch14",
     *,
     batch_size: int | None = None,
     dtype: str = "auto",
     model_dir: str | os.PathLike[str] | None = None,
+    image_size: int = 224,
+    draft: bool = True,
+    truncated: bool = False,
+    max_pixels: int = pixels.MAX_PIXELS,
+    measure: bool | Sequence[str] = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Any:
     """Add the vector of each image, its size, and the reason where there is none.
@@ -41,15 +40,27 @@ def embed(
     ----------
     frame : Dask DataFrame
         With columns ``url``, ``offset`` and ``size``. Rows that have an ``error`` already are not read.
-    model : str, default "openai/clip-vit-large-patch14"
-        A CLIP checkpoint (a hub id or a directory), or ``"efficientnet-lite0"``. The model runs where the frame is: on
-        the GPU for cuDF partitions, on the CPU for pandas partitions.
+    model : str, path or callable, default "openai/clip-vit-large-patch14"
+        A checkpoint of CLIP, SigLIP, SigLIP 2, DINOv2 or another vision model of transformers (a hub id or a directory);
+        ``"efficientnet-lite0"``; or a function that takes RGB bytes of shape (b, image_size, image_size, 3) and returns b vectors.
+        The model runs where the frame is: on the GPU for cuDF partitions, on the CPU for pandas partitions.
     batch_size : int, optional
         Images the model is given at once; it does not change the vectors. Default: 8 on a CPU, 256 on a GPU.
     dtype : {"auto", "float32", "bfloat16", "float16"}
         What the model computes in. "auto" is bfloat16 or float16 where the hardware is made for it, else float32.
     model_dir : path, optional
         A directory that holds the checkpoint as ``model_dir/<model>``, for use without a network.
+    image_size : int, default 224
+        The side of the pictures that a function is given (shorter side resized, bicubic, centre cropped). Checkpoints bring their own.
+    draft : bool, default True
+        Decode JPEGs that are at least eight times as large as what they are resized to at a half, a quarter or an eighth of their size. The
+        vectors' cosine to those of full decoding stays above .999.
+    truncated : bool, default False
+        Take what there is of a file whose end is missing; else it is an error.
+    max_pixels : int, default 89_478_485
+        Larger images are errors, and are not decoded.
+    measure : bool or sequence of str, default False
+        Add the columns of `imgcurate.measure`, or some of them, from the same decoding, which is in full then.
     storage_options : mapping, optional
         Passed to fsspec, where the images lie in a remote store.
 
@@ -67,26 +78,60 @@ def embed(
     ValueError, FileNotFoundError, ImportError
         Where the model cannot be had or is not one that can be used, an option is wrong, or the frame has an
         ``embedding`` already.
+
+    Notes
+    -----
+    The type of the column ``embedding`` carries the model's name and fingerprint through pandas, Dask and Parquet, so that vectors of two
+    models are never compared.
+
+    Examples
+    --------
+    >>> frame = embed(frame, "google/siglip-so400m-patch14-384")  # doctest: +SKIP
+    >>> frame = embed(frame, lambda batch: batch.reshape(len(batch), -1)[:, ::588])  # doctest: +SKIP
     """
     schema.require(frame, ["url", "offset", "size"], "embed")
     if "embedding" in frame.columns:
         raise ValueError("the frame already has a column 'embedding'; drop it first: frame.drop(columns='embedding')")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: a batch needs at least 1 image")
+    for name, value in (("batch_size", batch_size), ("image_size", image_size), ("max_pixels", max_pixels)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: it must be at least 1")
     check_dtype(dtype)
-    meta = vectors.empty_like(frame._meta, _ADDED)
+    measured = measures.chosen(measure)
+    taken = [name for name in measured if name in frame.columns and name not in _ADDED]
+    if taken:
+        raise ValueError(
+            f"the frame already has a column {taken[0]!r}; drop it first: frame.drop(columns={taken[0]!r})"
+        )
+    added_names = [*_ADDED, *(name for name in measured if name not in _ADDED)]
+    meta = vectors.empty_like(frame._meta, added_names)
     needed = [name for name in ("url", "offset", "size", "error") if name in frame.columns]
     added = frame[needed].map_partitions(
-        embed_part, resolve(model, model_dir), batch_size, dtype, dict(storage_options or {}), meta=meta
+        embed_part,
+        resolve(model, model_dir),
+        batch_size,
+        dtype,
+        image_size=image_size,
+        draft=draft,
+        truncated=truncated,
+        max_pixels=max_pixels,
+        measured=measured,
+        storage_options=dict(storage_options or {}),
+        meta=meta,
     )
-    return frame.assign(**{name: added[name] for name in _ADDED})
+    return frame.assign(**{name: added[name] for name in added_names})
 
 
 def embed_part(
     part: Any,
-    model: str,
+    model: Model,
     batch_size: int | None = None,
     dtype: str = "auto",
+    *,
+    image_size: int = 224,
+    draft: bool = True,
+    truncated: bool = False,
+    max_pixels: int = pixels.MAX_PIXELS,
+    measured: Sequence[str] = (),
     storage_options: Mapping[str, Any] | None = None,
 ) -> Any:
     """Embed the images of one partition.
@@ -95,127 +140,86 @@ def embed_part(
     ----------
     part : pandas or cuDF DataFrame of n rows
         With columns ``url``, ``offset``, ``size`` and perhaps ``error``.
-    model : str
+    model : str or callable
         As `imgcurate.encoders.resolve` returned it.
-    batch_size, dtype, storage_options
+    batch_size, dtype, image_size, draft, truncated, max_pixels, storage_options
         As for `embed`.
+    measured : sequence of str
+        Columns of `imgcurate.measure` to add.
 
     Returns
     -------
     pandas or cuDF DataFrame of n rows
-        Columns ``embedding``, ``width``, ``height`` and ``error``.
+        Columns ``embedding``, ``width``, ``height``, ``error`` and those measured.
     """
+    names = [*_ADDED, *(name for name in measured if name not in _ADDED)]
     if not len(part):
-        return vectors.empty_like(part, _ADDED)
+        return vectors.empty_like(part, names)
     import torch
 
+    from imgcurate.encoders.base import to_device
+
     gpu = vectors.on_gpu(part)
-    encoder = load_encoder(model, dtype=dtype, device="cuda" if gpu else "cpu")
+    encoder = load_encoder(model, dtype=dtype, device="cuda" if gpu else "cpu", image_size=image_size)
     batch_size = batch_size or (_GPU_BATCH if gpu else _CPU_BATCH)
-    columns = {name: _to_list(column) for name, column in vectors.to_pandas(part).items()}
-    errors = columns.get("error") or [None] * len(part)
-    widths: list[int | None] = [None] * len(part)
-    heights: list[int | None] = [None] * len(part)
+    errors, rows, data = images.unread(part, storage_options)
+    values: dict[str, list[Any]] = {name: [None] * len(part) for name in names[1:]}
+    values["error"] = errors
     # One tensor for the whole partition: vectors of the batches are written into it where they are computed.
     matrix = torch.zeros((len(part), encoder.dimension), device=encoder.device)
     valid = np.zeros(len(part), dtype=bool)
 
+    def prepare(image: bytes | pixels.PixelError) -> _Prepared | pixels.PixelError:
+        if isinstance(image, pixels.PixelError):
+            return image
+        # What is measured is the picture itself, not a smaller one.
+        enough = encoder.preparation.enough if draft and not measured else None
+        try:
+            picture = pixels.decode_picture(image, enough, max_pixels=max_pixels, truncated=truncated)
+        except pixels.PixelError as problem:
+            return problem
+        found = {"width": picture.width, "height": picture.height, **measures.of_picture(picture, len(image), measured)}
+        return _Prepared(found, encoder.preprocess(picture))
+
     def usable() -> Iterator[tuple[int, np.ndarray]]:
-        unread = [row for row in range(len(part)) if errors[row] is None]
-        refs = ((columns["url"][row], columns["offset"][row], columns["size"][row]) for row in unread)
-        data = pixels.read_images(refs, storage_options)
-        prepared = _ahead(data, lambda image: _prepare(image, encoder), pixels.worker_threads(gpu), 2 * batch_size)
-        for row, image in zip(unread, prepared, strict=True):
+        prepared = images.ahead(data, prepare, pixels.worker_threads(gpu), 2 * batch_size)
+        for row, image in zip(rows, prepared, strict=True):
             if isinstance(image, pixels.PixelError):
                 errors[row] = str(image)
             else:
-                widths[row], heights[row] = image.width, image.height
+                for name, value in image.found.items():
+                    values[name][row] = value
                 yield row, image.pixels
 
-    for rows, batch in _batches(usable(), batch_size):
-        matrix[torch.tensor(rows, device=encoder.device)] = encoder.encode(batch)
-        valid[rows] = True
+    for numbers, batch in _batches(usable(), batch_size):
+        matrix[to_device(np.array(numbers), encoder.device)] = encoder.encode(batch)
+        valid[numbers] = True
     finite = torch.isfinite(matrix).all(dim=1).cpu().numpy()
     for row in np.flatnonzero(valid & ~finite):
         errors[row] = "embed: the model's vector is not finite"
     valid &= finite
-    added = {
-        "embedding": vectors.to_column(matrix, like=part, valid=valid),
-        "width": vectors.to_series(widths, "width", like=part),
-        "height": vectors.to_series(heights, "height", like=part),
-        "error": vectors.to_series(errors, "error", like=part),
-    }
-    return part.assign(**added)[_ADDED]
+    host = {name: pa.array(column, type=schema.TYPES[name]) for name, column in values.items()}
+    added = images.columns_like(part, host)
+    added["embedding"] = vectors.to_column(matrix, like=part, valid=valid, encoder=encoder.identity)
+    return added[names]
 
 
 class _Prepared(NamedTuple):
-    width: int
-    height: int
+    found: dict[str, Any]
     pixels: np.ndarray
 
 
-def _prepare(data: bytes | pixels.PixelError, encoder: Encoder) -> _Prepared | pixels.PixelError:
-    if isinstance(data, pixels.PixelError):
-        return data
-    try:
-        image = pixels.decode(data)
-    except pixels.PixelError as problem:
-        return problem
-    return _Prepared(image.width, image.height, encoder.preprocess(image))
-
-
-def _ahead(items: Iterable[T], function: Callable[[T], R], threads: int, window: int) -> Iterator[R]:
-    """Map `function` over `items` in threads, in order, never more than `window` results ahead of who asks for them.
-
-    The threads draw the items themselves, one at a time, so that no more items (bytes of images) exist than threads.
-    """
-    source, drawing = iter(items), threading.Lock()
-    results: deque[Future[R]] = deque()
-    empty: deque[Future[R]] = deque()
-
-    def fill_one() -> None:
-        with drawing:
-            slot = empty.popleft()
-            try:
-                item = next(source)
-            except BaseException as problem:
-                # A future does not carry a StopIteration.
-                slot.set_exception(EOFError() if isinstance(problem, StopIteration) else problem)
-                return
-        try:
-            slot.set_result(function(item))
-        except BaseException as problem:
-            slot.set_exception(problem)
-
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    try:
-        while True:
-            while len(results) < window:
-                slot: Future[R] = Future()
-                results.append(slot)
-                empty.append(slot)
-                pool.submit(fill_one)
-            try:
-                yield results.popleft().result()
-            except EOFError:
-                return
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _batches(images: Iterable[tuple[int, np.ndarray]], batch_size: int) -> Iterator[tuple[list[int], np.ndarray]]:
+def _batches(
+    prepared: Iterable[tuple[int, np.ndarray]], batch_size: int
+) -> Iterator[tuple[list[int], list[np.ndarray]]]:
     """Gather (row, pixels) into (rows, batch) of at most `batch_size`."""
     rows: list[int] = []
     batch: list[np.ndarray] = []
-    for row, image in images:
+    for row, image in prepared:
         rows.append(row)
         batch.append(image)
         if len(rows) == batch_size:
-            yield rows, np.stack(batch)
+            yield rows, batch
             rows, batch = [], []
     if rows:
-        yield rows, np.stack(batch)
-
-
-def _to_list(column: pd.Series) -> list[Any]:
-    return [None if value is pd.NA or value != value else value for value in column.tolist()]
+        yield rows, batch

@@ -1,41 +1,48 @@
-"""CLIP checkpoints: found on disk or on the hub, checked by their JSON files, loaded as vision tower and projection."""
+"""Checkpoints in transformers' format: found on disk or on the hub, and checked by their JSON files."""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import os
-import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imgcurate import weights
 from imgcurate.encoders import efficientnet
-from imgcurate.encoders.preprocess import Preprocess, from_config
-
-if TYPE_CHECKING:
-    import torch
-
-    from imgcurate.encoders.base import Encoder
+from imgcurate.encoders.preprocess import Prepare, from_config, of_transformers, patches_from_config
 
 _KNOWN = (
     efficientnet.NAME,
     "openai/clip-vit-large-patch14",
     "openai/clip-vit-base-patch32",
     "openai/clip-vit-base-patch16",
+    "google/siglip-so400m-patch14-384",
+    "google/siglip2-base-patch16-naflex",
+    "facebook/dinov2-base",
 )
+# transformers looks into the nested settings of the second before it takes the first.
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "vocab.txt",
+)
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A CLIP checkpoint whose configuration lies in `directory` and has been checked; its weights may not be here yet.
+    """A checkpoint whose configuration lies in `directory` and has been checked; its weights may not be here yet.
 
     Attributes
     ----------
@@ -44,15 +51,14 @@ class Checkpoint:
     directory : pathlib.Path
     hub_id : str or None
         None for a directory of the user's.
-    dimension : int
-    preparation : Preprocess
+    kind : str
+        transformers' ``model_type``: ``"clip"``, ``"siglip"``, ``"dinov2"`` and so on.
     """
 
     name: str
     directory: Path
     hub_id: str | None
-    dimension: int
-    preparation: Preprocess
+    kind: str
 
     @property
     def source(self) -> str:
@@ -85,12 +91,65 @@ class Checkpoint:
         configuration = [self.directory / name for name in ("config.json", *_PREPROCESSORS)]
         return [*(file for file in configuration if file.exists()), *self.weight_files()]
 
+    def tokenizer_files(self) -> list[Path]:
+        """Return the files of the tokenizer, downloading those that are on the hub.
+
+        Raises
+        ------
+        FileNotFoundError
+            Where there are none.
+        """
+        found = [file for name in _TOKENIZERS if (file := self._first([name])) is not None]
+        if not found:
+            raise FileNotFoundError(
+                f"the model {self.name!r} has no tokenizer, so it reads no text; put tokenizer.json into {self.directory}"
+            )
+        return found
+
+    def config(self) -> dict[str, Any]:
+        """Return the content of config.json."""
+        return _read_json(self.directory / "config.json")
+
+    def dimension(self) -> int | None:
+        """Return the length of the vectors, where the configuration alone says it."""
+        if self.kind in ("clip", "clip_vision_model"):
+            return int(self.config().get("projection_dim", 512))
+        vision = self.config().get("vision_config", self.config())
+        return vision.get("hidden_size") if self.kind in _COMMON else None
+
+    def preparation(self) -> Prepare:
+        """Return how pictures are made what the network takes, from the checkpoint's own settings.
+
+        Raises
+        ------
+        ValueError
+            Where the settings cannot be used, or make what the network does not take.
+        """
+        preprocessor = _first_file(self.directory, self.hub_id, _PREPROCESSORS)
+        settings: dict[str, Any] = {}
+        for file in (self.directory / name for name in reversed(_PREPROCESSORS)):
+            if file.is_file():
+                content = _read_json(file)
+                nested = content.get("image_processor")
+                if nested or file.name == _PREPROCESSORS[0]:
+                    settings = nested or content
+                    break
+        source, vision = f"the model {self.name!r}", self.config()
+        vision = vision.get("vision_config", vision)
+        if self.kind in ("siglip2", "siglip2_vision_model"):
+            return patches_from_config(settings, vision, source)
+        made = from_config(settings, vision.get("image_size"), source, self.kind)
+        if made is None:
+            assert preprocessor is not None
+            return of_transformers(self.directory, source)
+        return made
+
     def _first(self, names: Sequence[str]) -> Path | None:
         return _first_file(self.directory, self.hub_id, names)
 
 
-def find(model: str, model_dir: str | os.PathLike[str] | None = None) -> Checkpoint:
-    """Find a CLIP checkpoint and check its configuration, without its weights.
+def find(model: str | os.PathLike[str], model_dir: str | os.PathLike[str] | None = None) -> Checkpoint:
+    """Find a checkpoint and check its configuration, without its weights.
 
     Parameters
     ----------
@@ -107,7 +166,7 @@ def find(model: str, model_dir: str | os.PathLike[str] | None = None) -> Checkpo
     FileNotFoundError
         Where it is nowhere. One sentence, which says what to download and where to put it.
     ValueError
-        Where it is not CLIP, or its configuration cannot be used.
+        Where it is of no kind that gives vectors of images, or its configuration cannot be used.
     """
     model = str(model)
     if model_dir is not None and not Path(model_dir).expanduser().is_dir():
@@ -129,80 +188,41 @@ def find(model: str, model_dir: str | os.PathLike[str] | None = None) -> Checkpo
     return _read(model, config.parent, model)
 
 
-def load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Encoder:
-    """Load the vision tower and projection of a checkpoint; no code and no pickle from it is run.
-
-    Raises
-    ------
-    ValueError
-        Where the weights are not those of the configuration: a part is missing, has another shape, or cannot be read.
-    """
-    from safetensors import SafetensorError
-    from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    from imgcurate.encoders.base import Encoder
-
-    content = _read_json(checkpoint.directory / "config.json")
-    # A full checkpoint states the projection's size beside the two towers; what stands in vision_config may be another.
-    whole = content["model_type"] == "clip"
-    files = checkpoint.files()
-    try:
-        with _quiet():
-            config: Any = CLIPConfig.from_dict(content).vision_config if whole else CLIPVisionConfig.from_dict(content)
-            config.projection_dim = checkpoint.dimension
-            loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
-                checkpoint.directory,
-                config=config,
-                dtype=dtype,
-                local_files_only=True,
-                weights_only=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except (OSError, RuntimeError, SafetensorError, ValueError, pickle.UnpicklingError) as problem:
-        text = " ".join(str(problem).split())
-        raise ValueError(
-            f"the weights of the model {checkpoint.name!r} cannot be read ({text}); download them again"
-        ) from problem
-    model, report = loaded
-    # What is missing would be random numbers.
-    absent = sorted(report["missing_keys"]) + sorted(str(entry[0]) for entry in report["mismatched_keys"])
-    if "visual_projection.weight" in absent:
-        raise ValueError(
-            f"the model {checkpoint.name!r} has no visual_projection.weight of {checkpoint.dimension} dimensions, so "
-            "what it gives is not CLIP's image embedding; use a CLIPModel or CLIPVisionModelWithProjection checkpoint"
-        )
-    if absent:
-        raise ValueError(
-            f"the weights of the model {checkpoint.name!r} lack {len(absent)} parameters that config.json asks for, "
-            f"such as {absent[0]}; download the checkpoint again"
-        )
-    model = model.eval().to(device)
-
-    def network(batch: torch.Tensor) -> torch.Tensor:
-        return model(pixel_values=batch).image_embeds
-
-    return Encoder(checkpoint.name, checkpoint.dimension, device, dtype, checkpoint.preparation, network, files)
-
-
 def _read(name: str, directory: Path, hub_id: str | None) -> Checkpoint:
     file = directory / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"the directory {str(directory)!r} has no config.json, so it is not a CLIP checkpoint")
-    config = _read_json(file)
-    kind = config.get("model_type")
-    if kind not in ("clip", "clip_vision_model"):
+        raise FileNotFoundError(f"the directory {str(directory)!r} has no config.json, so it is not a checkpoint")
+    kind = _read_json(file).get("model_type")
+    if not isinstance(kind, str) or not (kind in _COMMON or _sees_images(kind)):
         raise ValueError(
-            f"the model {name!r} is {kind!r}, not CLIP (model_type 'clip' or 'clip_vision_model'); "
-            f"use a CLIP checkpoint such as {_KNOWN[1]!r}, or {efficientnet.NAME!r}"
+            f"the model {name!r} is {kind!r} (model_type in config.json), which gives no vectors of images; use one of CLIP, "
+            f"SigLIP, DINOv2 or another vision model of transformers, such as {_KNOWN[1]!r}, or {efficientnet.NAME!r}"
         )
-    vision = config.get("vision_config", {}) if kind == "clip" else config
-    preprocessor = _first_file(directory, hub_id, _PREPROCESSORS)
-    settings = _read_json(preprocessor) if preprocessor is not None else {}
-    settings = settings.get("image_processor", settings)
-    preparation = from_config(settings, vision.get("image_size", 224), f"the model {name!r}")
-    return Checkpoint(name, directory, hub_id, config.get("projection_dim", 512), preparation)
+    checkpoint = Checkpoint(name, directory, hub_id, kind)
+    checkpoint.preparation()
+    return checkpoint
+
+
+# Known without asking transformers, which takes seconds to import.
+_COMMON = (
+    "clip",
+    "clip_vision_model",
+    "siglip",
+    "siglip_vision_model",
+    "siglip2",
+    "siglip2_vision_model",
+    "dinov2",
+    "vit",
+)
+
+
+def _sees_images(kind: str) -> bool:
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
+    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_MAPPING:
+        return False
+    model = MODEL_MAPPING[CONFIG_MAPPING[kind]]
+    return getattr(model, "main_input_name", "") == "pixel_values" or hasattr(model, "get_image_features")
 
 
 def _first_file(directory: Path | None, hub_id: str | None, names: Sequence[str]) -> Path | None:
@@ -239,7 +259,7 @@ def _nowhere(model: str, model_dir: str | os.PathLike[str] | None, reason: BaseE
     where = f"a directory, not in the hub's cache and cannot be downloaded{why}" if is_id else "a directory or a hub id"
     return (
         f"the model {model!r} is not {where}: {meant}download config.json, preprocessor_config.json and "
-        f"model.safetensors of a CLIP checkpoint into {place}{pass_it}, or use {efficientnet.NAME!r}"
+        f"model.safetensors of a checkpoint into {place}{pass_it}, or use {efficientnet.NAME!r}"
     )
 
 
@@ -251,19 +271,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{str(file)!r} does not hold a JSON object; download it again")
     return content
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers, which reports the text tower it was not asked for as unexpected, line by line."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
