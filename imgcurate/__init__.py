@@ -17,8 +17,12 @@ from imgcurate.dedup import (
     semantic_duplicates,
 )
 from imgcurate.encoders.embed import embed
+from imgcurate.encoders.text import encode_text
+from imgcurate.measures import measure
 from imgcurate.scores.aesthetic import score_aesthetic
+from imgcurate.scores.fraction import top_fraction
 from imgcurate.scores.nsfw import score_nsfw
+from imgcurate.scores.text import score_prompts, score_text
 from imgcurate.sinks.parquet import write_parquet
 from imgcurate.sinks.webdataset import write_webdataset
 from imgcurate.sources.files import read_files
@@ -30,7 +34,9 @@ __all__ = [
     "connect",
     "decontaminate",
     "embed",
+    "encode_text",
     "exact_duplicates",
+    "measure",
     "perceptual_duplicates",
     "read_files",
     "read_parquet",
@@ -39,7 +45,10 @@ __all__ = [
     "save_embeddings",
     "score_aesthetic",
     "score_nsfw",
+    "score_prompts",
+    "score_text",
     "semantic_duplicates",
+    "top_fraction",
     "write_parquet",
     "write_webdataset",
 ]
