@@ -84,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
         default="cover",
         help="see the README (default %(default)s)",
     )
+    run.add_argument(
+        "--measure", action="store_true", help="add sharpness, brightness, pHash and so on to images.parquet"
+    )
+    run.add_argument("--truncated", action="store_true", help="keep images whose end is missing; else they are errors")
     run.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default %(default)s")
     run.add_argument("--overwrite", action="store_true", help="replace the outputs of an earlier run in OUT")
     run.set_defaults(function=_run)
@@ -105,7 +109,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="openai/clip-vit-large-patch14",
-        help="a CLIP checkpoint (hub id or folder), or efficientnet-lite0 (default %(default)s)",
+        help="a checkpoint of CLIP, SigLIP, DINOv2, ... (hub id or folder), or efficientnet-lite0 (default %(default)s)",
     )
     parser.add_argument("--model-dir", metavar="DIR", help="where weights lie, for use without a network")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images a forward pass; default: by device")
@@ -148,6 +152,8 @@ def _run(options: argparse.Namespace) -> None:
             rule=options.rule,
             samples_per_shard=options.samples_per_shard,
             batch_size=options.batch_size,
+            measure=options.measure,
+            truncated=options.truncated,
             overwrite=options.overwrite,
             progress=True,
         )

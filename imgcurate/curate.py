@@ -22,9 +22,10 @@ from imgcurate.dedup.removal import remove
 from imgcurate.dedup.semantic import check, semantic_duplicates
 from imgcurate.dedup.stored import check_stored, exact_duplicates, perceptual_duplicates
 from imgcurate.encoders.embed import embed
+from imgcurate.identity import Identity
 from imgcurate.progress import Steps
 from imgcurate.scores import aesthetic, nsfw
-from imgcurate.scores.head import check_dimension
+from imgcurate.scores.head import check_dimension, check_encoder
 from imgcurate.sinks.parquet import write_parts
 from imgcurate.sinks.webdataset import check_samples_per_shard, write_shards
 from imgcurate.sources.parquet import read_parquet
@@ -61,6 +62,9 @@ def curate(
     samples_per_shard: int = 10_000,
     batch_size: int | None = None,
     dtype: str = "auto",
+    draft: bool = True,
+    truncated: bool = False,
+    measure: bool | Sequence[str] = False,
     overwrite: bool = False,
     storage_options: storage.Options = None,
     progress: bool = False,
@@ -73,7 +77,7 @@ def curate(
         As for `read_webdataset`.
     out : str or path
         A folder that is empty or not there yet. Gets ``shards/*.tar``, ``images.parquet/`` and ``manifest.json``.
-    model, model_dir, batch_size, dtype
+    model, model_dir, batch_size, dtype, draft, truncated, measure
         As for `embed`. `model_dir` also holds the weights of the scores.
     min_aesthetic : float, optional
         Keep images whose aesthetic score (0 to 1) is at least this. Default: not scored, not filtered.
@@ -135,8 +139,9 @@ def curate(
 
     def add_columns(rows: Any) -> Any:
         rows = embed(
-            rows, model, batch_size=batch_size, dtype=dtype, model_dir=model_dir, storage_options=storage_options
-        )
+            rows, model, batch_size=batch_size, dtype=dtype, model_dir=model_dir, draft=draft, truncated=truncated,
+            measure=measure, storage_options=storage_options,
+        )  # fmt: skip
         if min_aesthetic is not None:
             rows = aesthetic.score_aesthetic(rows, model_dir=model_dir)
         return rows if max_nsfw is None else nsfw.score_nsfw(rows, model_dir=model_dir)
@@ -430,6 +435,8 @@ def _models(
     for name, wanted, module in (("aesthetic", with_aesthetic, aesthetic), ("nsfw", with_nsfw, nsfw)):
         if wanted:
             check_dimension(module.HEAD, used["encoder"]["dimension"])
+            known = ("name", "kind", "dimension", "fingerprint")
+            check_encoder(module.HEAD, Identity(**{key: used["encoder"][key] for key in known}))
             path = module.weights_path(model_dir)
             used[name] = {"path": str(path), "fingerprint": weights.fingerprint(path)}
     return used
