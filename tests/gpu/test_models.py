@@ -14,6 +14,7 @@ from conftest import image_bytes
 from PIL import Image
 from test_curate import model_dir  # noqa: F401
 from test_encoders import pictures, save_checkpoint, tiny_clip, transformers_vectors
+from test_text import clip as clip_with_text  # noqa: F401
 
 import imgcurate as ic
 from gpu.conftest import Backend, embedded, host
@@ -126,3 +127,54 @@ def test_a_partition_without_vectors_has_null_scores(on: Backend, model_dir: Pat
     part = embedded(np.ones((4, 768)) / 768**0.5, np.array([False, False, True, True]))
     scored = SCORES[column](on.frame(part, cuts=(2, 2)), model_dir=model_dir)
     assert host(scored)[column].isna().tolist() == [True, True, False, False]
+
+
+def test_a_callable_runs_where_the_partition_is(on: Backend, tmp_path: Path) -> None:
+    frame = on.frame(rows_of(tmp_path / "a.bin", [image_bytes(seed) for seed in range(3)]), cuts=(1,))
+    found = vectors.to_matrix(host(ic.embed(frame, mean_colour, image_size=8))["embedding"])
+    assert found.shape == (3, 3) and np.abs(np.linalg.norm(found, axis=1) - 1).max() < 1e-6
+
+
+def mean_colour(batch: np.ndarray) -> np.ndarray:
+    return batch.mean(axis=(1, 2))
+
+
+def test_measures_are_those_of_the_cpu(on: Backend, tmp_path: Path) -> None:
+    part = rows_of(tmp_path / "a.bin", [image_bytes(1), b"x", image_bytes(2)])
+    frame = ic.measure(on.frame(part, cuts=(0, 2)))
+    expected = ic.measure(Backend("pandas", "cpu").frame(part)).compute(scheduler="sync")
+    found = host(frame)
+    for name in ("width", "format", "sharpness", "colourfulness", "phash", "error"):
+        assert found[name].astype(object).where(found[name].notna(), None).tolist() == (
+            expected[name].astype(object).where(expected[name].notna(), None).tolist()
+        ), name
+    assert frame.compute().dtypes.to_dict() == frame._meta.dtypes.to_dict()
+
+
+def test_text_scores_are_those_of_the_cpu(on: Backend, tmp_path: Path, clip_with_text: str) -> None:  # noqa: F811
+    part = rows_of(tmp_path / "a.bin", [image_bytes(seed) for seed in range(4)])
+    part = part.assign(caption=schema.table({"caption": ["a dog", None, "two cats", "a red dog"]})["caption"])
+
+    def scored(frame: Any) -> Any:
+        frame = ic.score_text(ic.embed(frame, clip_with_text, dtype="float32"), model=clip_with_text, dtype="float32")
+        return ic.score_prompts(frame, {"dog": "a dog", "cat": "a cat"}, model=clip_with_text, dtype="float32")
+
+    expected = scored(Backend("pandas", "cpu").frame(part)).compute(scheduler="sync")
+    frame = scored(on.frame(part, cuts=(1, 1)))
+    found = host(frame)
+    for name in ("clip_score", "dog", "cat"):
+        np.testing.assert_allclose(
+            found[name].to_numpy(dtype=float, na_value=np.nan),
+            expected[name].to_numpy(dtype=float, na_value=np.nan),
+            atol=1e-3,
+        )
+    assert found["clip_score"].isna().tolist() == [False, True, False, False]
+    assert frame.compute().dtypes.to_dict() == frame._meta.dtypes.to_dict()
+
+
+def test_the_top_fraction_is_exact(on: Backend) -> None:
+    scores = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    part = schema.table({"clip_score": [None if k % 10 == 0 else float(score) for k, score in enumerate(scores)]})
+    kept = host(ic.top_fraction(on.frame(part, cuts=(0, 300, 999)), "clip_score", 0.25))["clip_score"]
+    present = np.sort(np.delete(scores, np.arange(0, 1000, 10)))[::-1]
+    assert sorted(kept.astype(float), reverse=True) == present[:225].astype(float).tolist()

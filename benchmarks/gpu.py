@@ -1,0 +1,385 @@
+"""imgcurate on one GPU: the models, the similarity join, deduplication, and the whole job.
+
+    python benchmarks/gpu.py [--rounds 5] [--only peak embed join dedup run] [--output PATH]
+    python benchmarks/gpu.py --dry          a few rows on the CPU, to see that it runs; nothing is written
+
+peak    what a product of 8192 x 8192 matrices reaches in bfloat16, TF32 and float32: what the figures below are shares of.
+embed   ViT-B/32 and ViT-L/14 in their true configuration with random weights: images a second from uint8 in memory, from JPEG shards
+        through Dask, and how fast this machine's cores decode those, with the share of the bfloat16 peak (multiplications and additions of
+        the network / seconds / peak). The slower of model and decoding is the limit.
+join    100,000 x 768 in one cluster (embeddings.py): all pairs of cosine >= 0.95, against the algorithm of NeMo Curator (blocks of the
+        float32 matrix, upper triangle, highest of each column; in torch on the same GPU) in float32 and with TF32 allowed. The same images
+        must go.
+dedup   2,000,000 x 768 in 1,000 clusters: semantic_duplicates on a LocalCUDACluster, rows a second.
+run     the whole job from tar shards to tar shards, ViT-L/14, both heads: images a second.
+
+A part that fails says so in the table and in the results, and the others go on. Results go to benchmarks/results/gpu.json with the machine,
+versions and date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import embed as images_bench
+import embeddings
+import end_to_end
+import numpy as np
+import torch
+
+PARTS = ("peak", "embed", "join", "dedup", "run")
+EPS = 0.05
+# Multiplications and additions of one image: 2 * (parameters of each layer's products * tokens + attention) of the vision towers.
+FLOP = {"ViT-B/32": 8.8e9, "ViT-L/14": 162e9}
+PACKAGES = ("imgcurate", "torch", "transformers", "cudf", "cuml", "dask-cuda", "cupy", "dask")
+
+Result = dict[str, Any]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    arguments.add_argument("--images", type=int, default=4000)
+    arguments.add_argument("--dry", action="store_true")
+    arguments.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
+    options = arguments.parse_args()
+    if not options.dry and not torch.cuda.is_available():
+        raise SystemExit("there is no GPU that torch can use; --dry runs a few rows on the CPU")
+    bench = Bench(options)
+    report: Result = {"run": settings(options), **(json.loads(options.output.read_text()) if _is_kept(options) else {})}
+    report["run"] = settings(options)
+    for part in options.only:
+        print(f"{part} ...", file=sys.stderr, flush=True)
+        try:
+            report[part] = getattr(bench, part)()
+        except Exception as problem:
+            traceback.print_exc()
+            report[part] = {"failed": f"{type(problem).__name__}: {problem}"}
+        if not options.dry:
+            options.output.write_text(json.dumps(report, indent=2) + "\n")
+    show(report)
+
+
+def _is_kept(options: argparse.Namespace) -> bool:
+    return options.output.exists() and not options.dry
+
+
+def settings(options: argparse.Namespace) -> Result:
+    known = {}
+    for name in PACKAGES:
+        for distribution in (name, f"{name}-cu13", f"{name}-cuda13x"):
+            try:
+                known[name] = importlib.metadata.version(distribution)
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    on = "CPU (dry)" if options.dry else torch.cuda.get_device_name()
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": on,
+        "cores": os.cpu_count(),
+        "rounds": options.rounds,
+        "versions": known,
+    }
+
+
+class Bench:
+    """The parts, on a GPU or, dry, on the CPU."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.dry, self.rounds = options.dry, 1 if options.dry else options.rounds
+        self.images = 16 if options.dry else options.images
+        self.device = torch.device("cpu" if options.dry else "cuda")
+        self.peaks: dict[str, float] = {}
+
+    def peak(self) -> Result:
+        side = 256 if self.dry else 8192
+        self.peaks = {}
+        for name, dtype, tf32 in (("bfloat16", torch.bfloat16, False), ("tf32", torch.float32, True), ("float32", torch.float32, False)):  # fmt: skip
+            a = torch.randn(side, side, device=self.device, dtype=dtype)
+            with _tf32(tf32):
+                seconds = self._times(lambda a=a: [a @ a for _ in range(10)])
+            self.peaks[name] = 10 * 2 * side**3 / statistics.median(seconds) / 1e12
+        return {"tflops": {name: round(value, 2) for name, value in self.peaks.items()}}
+
+    def embed(self) -> Result:
+        import imgcurate as ic
+        from imgcurate.encoders import load_encoder
+
+        if not self.peaks:
+            self.peak()
+        found: Result = {}
+        batch, times = (2, 1) if self.dry else (256, 20)
+        with tempfile.TemporaryDirectory(prefix="imgcurate-bench-") as folder:
+            made = images_bench.make_images(Path(folder) / "distinct", min(200, self.images))
+            shards = images_bench.repeat(Path(folder), "shards", self.images)
+            decoding = self._decode(shards)
+            for model in ("ViT-B/32", "ViT-L/14"):
+                checkpoint = Path(folder) / "models" / model.replace("/", "-")
+                images_bench.make_model(checkpoint, model)
+                encoder = load_encoder(str(checkpoint), device=self.device)
+                pixels = list(np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8))
+                ready = self._times(lambda e=encoder, p=pixels: [e.encode(p) for _ in range(times)])
+                memory = [times * batch / seconds for seconds in ready]
+                with ic.connect(devices=[] if self.dry else None):
+                    frame = ic.read_webdataset(str(shards)).persist()
+                    len(frame)
+
+                    def work(frame: Any = frame, checkpoint: Path = checkpoint) -> None:
+                        ic.embed(frame, str(checkpoint))["embedding"].count().compute()
+
+                    work()
+                    jpeg = [self.images / seconds for seconds in self._times(work)]
+                share = FLOP[model] * statistics.median(memory) / 1e12 / self.peaks["bfloat16"]
+                limit = min(statistics.median(memory), decoding)
+                found[model] = {
+                    "from_memory": spread(memory),
+                    "of_bf16_peak": round(share, 3),
+                    "from_jpeg": spread(jpeg),
+                    "limit": "decoding" if decoding < statistics.median(memory) else "model",
+                    "of_limit": round(statistics.median(jpeg) / limit, 3),
+                }
+        return {"images": {"count": self.images, **made}, "decoding": round(decoding, 1), "models": found}
+
+    def join(self) -> Result:
+        from imgcurate.dedup import join
+
+        rows = embeddings.many(1000 if self.dry else 100_000, 768).vectors
+        if self.dry:
+            given: Any = rows
+        else:
+            import cupy
+
+            given = cupy.asarray(rows)
+        tensor = torch.from_numpy(rows).to(self.device)
+        seconds: dict[str, list[float]] = {}
+        removed: dict[str, np.ndarray] = {}
+
+        def ours() -> None:
+            pairs = join.pairs_within(given, 1 - EPS)
+            gone = np.zeros(len(rows), dtype=bool)
+            gone[pairs.right] = True
+            removed["imgcurate"] = gone
+
+        def nemo(name: str) -> None:
+            best = _nearest_earlier(tensor)
+            removed[name] = (best >= 1 - EPS).cpu().numpy()
+            unsure[name] = (best - (1 - EPS)).abs().cpu().numpy() < tolerance[name]
+
+        unsure: dict[str, np.ndarray] = {}
+        tolerance = {"NeMo's algorithm, float32": 1e-5, "NeMo's algorithm, TF32": 2e-3}
+        contestants: dict[str, tuple[Callable[[], None], bool]] = {"imgcurate": (ours, False)}
+        for name in tolerance:
+            contestants[name] = (lambda name=name: nemo(name), "TF32" in name)
+        for work, tf32 in contestants.values():
+            with _tf32(tf32):
+                work()
+        for _ in range(self.rounds):
+            for name, (work, tf32) in contestants.items():
+                with _tf32(tf32):
+                    seconds.setdefault(name, []).extend(self._times(work, 1))
+        same = {
+            name: bool(np.array_equal(removed["imgcurate"][~unsure[name]], removed[name][~unsure[name]]))
+            for name in tolerance
+        }
+        return {
+            "rows": len(rows),
+            "removed": int(removed["imgcurate"].sum()),
+            "seconds": {name: spread(values, 4) for name, values in seconds.items()},
+            "ratio": {
+                name: spread([b / a for a, b in zip(seconds["imgcurate"], seconds[name], strict=True)], 2)
+                for name in tolerance
+            },
+            "same_removals": same,
+        }
+
+    def dedup(self) -> Result:
+        import dask
+        import dask.dataframe as dd
+        from dedup_contestants import part
+
+        import imgcurate as ic
+        from imgcurate import vectors
+
+        count, size, clusters = (2000, 500, 4) if self.dry else (2_000_000, 10_000, 1000)
+        with ic.connect(devices=[] if self.dry else None):
+            made = [dask.delayed(part)(number, size, 768) for number in range(count // size)]
+            frame = dd.from_delayed(made, meta=part(0, 0, 768), verify_meta=False)
+            frame = vectors.to_backend(frame, "pandas" if self.dry else "cudf").persist()
+            len(frame)
+            removed = []
+
+            def work() -> None:
+                found = ic.semantic_duplicates(frame, eps=EPS, n_clusters=clusters)
+                removed.append(len(found.removals().compute()))
+
+            work()
+            seconds = self._times(work)
+        return {
+            "rows": count,
+            "clusters": clusters,
+            "removed": removed[-1],
+            "seconds": spread(seconds, 2),
+            "rows_per_second": spread([count / value for value in seconds], 0),
+        }
+
+    def run(self) -> Result:
+        import imgcurate as ic
+        from imgcurate.curate import curate
+
+        with tempfile.TemporaryDirectory(prefix="imgcurate-bench-") as folder:
+            images_bench.make_images(Path(folder) / "distinct", min(200, self.images))
+            shards = images_bench.repeat(Path(folder), "shards", self.images)
+            models = Path(folder) / "models"
+            end_to_end.make_models(models)
+            images_bench.make_model(models / "clip", "ViT-L/14")
+            seconds, kept = [], 0
+            with ic.connect(devices=[] if self.dry else None):
+                for number in range(self.rounds + 1):
+                    started = time.perf_counter()
+                    manifest = curate(
+                        str(shards),
+                        Path(folder) / f"out-{number}",
+                        model="clip",
+                        model_dir=models,
+                        min_aesthetic=0.0,
+                        max_nsfw=1.0,
+                        eps=EPS,
+                    )
+                    seconds.append(time.perf_counter() - started)
+                    kept = manifest["counts"]["kept"]
+        # The first loads the models and compiles kernels.
+        warm = seconds[1:]
+        return {
+            "images": self.images,
+            "kept": kept,
+            "first_seconds": round(seconds[0], 2),
+            "seconds": spread(warm, 2),
+            "steps": manifest["seconds"],
+            "images_per_second": spread([self.images / value for value in warm]),
+        }
+
+    def _times(self, work: Callable[[], Any], rounds: int | None = None) -> list[float]:
+        work()
+        taken = []
+        for _ in range(rounds or self.rounds):
+            self._wait()
+            started = time.perf_counter()
+            work()
+            self._wait()
+            taken.append(time.perf_counter() - started)
+        return taken
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _decode(self, shards: Path) -> float:
+        """Images a second that all cores decode and resize."""
+        decoding = images_bench.decoding({"shards": str(shards), "cores": os.cpu_count()})
+        next(decoding)
+        return self.images / min(next(decoding)["seconds"] for _ in range(1 if self.dry else 3))
+
+
+class _tf32:
+    """Allow or forbid TF32 in torch's products."""
+
+    def __init__(self, allowed: bool) -> None:
+        self._allowed = allowed
+
+    def __enter__(self) -> None:
+        self._before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = self._allowed
+
+    def __exit__(self, *exception: object) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = self._before
+
+
+def _nearest_earlier(rows: torch.Tensor) -> torch.Tensor:
+    """Return the highest cosine of each row with an earlier one as NeMo Curator finds it."""
+    best = torch.zeros(len(rows), device=rows.device)
+    at = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    for start in range(0, len(rows), 1024):
+        dots = torch.triu(rows[start : start + 1024] @ rows.T, diagonal=1 + start)
+        values, where = dots.max(dim=0)
+        better = values > best
+        best, at = torch.where(better, values, best), torch.where(better, where + start, at)
+    return best
+
+
+def spread(values: list[float], digits: int = 1) -> dict[str, float]:
+    return images_bench.spread(values, digits)
+
+
+def show(report: Result) -> None:
+    run = report["run"]
+    print(f"\n{run['device']}, {run['cores']} cores, {run['date']}; median (min to max)\n")
+    rows: list[tuple[str, str, str]] = []
+    for part in PARTS:
+        found = report.get(part)
+        if found is None:
+            continue
+        if "failed" in found:
+            rows.append((part, "failed", found["failed"]))
+            continue
+        rows += [(part, *row) for row in TABLES[part](found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    last = None
+    for part, what, value in rows:
+        print(f"{part if part != last else '':<{widths[0]}}  {what:<{widths[1]}}  {value}")
+        last = part
+
+
+def _range(values: dict[str, float], unit: str = "") -> str:
+    return f"{values['median']:,g} ({values['min']:,g} to {values['max']:,g}){unit}"
+
+
+def _of_embed(found: Result) -> list[tuple[str, str]]:
+    rows = [("decoding, all cores", f"{found['decoding']:,} images/s")]
+    for model, of in found["models"].items():
+        rows += [
+            (f"{model} from uint8", f"{_range(of['from_memory'], ' images/s')}, {of['of_bf16_peak']:.0%} of the bf16 peak"),
+            (f"{model} from JPEG", f"{_range(of['from_jpeg'], ' images/s')}, {of['of_limit']:.0%} of the limit: {of['limit']}"),
+        ]  # fmt: skip
+    return rows
+
+
+def _of_join(found: Result) -> list[tuple[str, str]]:
+    rows = [(name, _range(values, " s")) for name, values in found["seconds"].items()]
+    return rows + [
+        (f"ratio to {name}", f"{_range(values, ' x')}, same removals: {found['same_removals'][name]}")
+        for name, values in found["ratio"].items()
+    ]
+
+
+TABLES: dict[str, Callable[[Result], list[tuple[str, str]]]] = {
+    "peak": lambda found: [(name, f"{value:,} TFLOP/s") for name, value in found["tflops"].items()],
+    "embed": _of_embed,
+    "join": _of_join,
+    "dedup": lambda found: [
+        (f"{found['rows']:,} x 768, k={found['clusters']}", _range(found["rows_per_second"], " rows/s"))
+    ],
+    "run": lambda found: list(
+        itertools.chain(
+            [("tar to tar, ViT-L/14", _range(found["images_per_second"], " images/s"))],
+            [(f"  {step}", f"{seconds:.2f} s") for step, seconds in found["steps"].items()],
+        )
+    ),
+}
+
+if __name__ == "__main__":
+    main()
