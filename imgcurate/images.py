@@ -17,7 +17,7 @@ from imgcurate import pixels, vectors
 
 # glibc's names for what mallopt sets, and the largest that it takes for the second.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES, _MAPPED_BYTES = 128 << 20, 32 << 20
+_KEPT_BYTES, _MAPPED_BYTES = 256 << 20, 32 << 20
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -113,7 +113,7 @@ def map_images(
 
 @cache
 def keep_freed_memory() -> None:
-    """Let this process keep up to 128 MiB that it has freed.
+    """Let this process keep up to 256 MiB that it has freed.
 
     Dask's nanny makes workers give back every freed block above 64 KiB at once: pixels and a network's activations then come as fresh pages,
     zeroed, again and again, which costs an image of 5 megapixels a third of its decoding and a ViT-B/32 a tenth to a third of its speed. Where

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgcurate import identity, vectors
+from imgcurate import identity, images, vectors
 from imgcurate.dedup import clusters, rank
 
 
@@ -54,6 +54,7 @@ def prepare(
     TypeError
         Where ids are neither strings nor integers, or the embedding column does not hold vectors.
     """
+    images.keep_freed_memory()
     wanted = [id_field, *key_fields, *(["error"] if "error" in part.columns else [])]
     host = vectors.to_arrow(part[list(dict.fromkeys(wanted))])
     ids = plain_ids(host[id_field], id_field)
