@@ -22,6 +22,7 @@ from imgcurate.dedup.removal import remove
 from imgcurate.dedup.semantic import check, semantic_duplicates
 from imgcurate.dedup.stored import check_stored, exact_duplicates, perceptual_duplicates
 from imgcurate.encoders.embed import embed
+from imgcurate.encoders.function import name_of
 from imgcurate.identity import Identity
 from imgcurate.progress import Steps
 from imgcurate.scores import aesthetic, nsfw
@@ -47,7 +48,7 @@ def curate(
     shards: storage.Paths,
     out: str | os.PathLike[str],
     *,
-    model: str = "openai/clip-vit-large-patch14",
+    model: encoders.Model = "openai/clip-vit-large-patch14",
     model_dir: str | os.PathLike[str] | None = None,
     min_aesthetic: float | None = None,
     max_nsfw: float | None = None,
@@ -428,7 +429,7 @@ def _claim(out: str | os.PathLike[str], shards: storage.Paths, overwrite: bool, 
 
 
 def _models(
-    model: str, model_dir: str | os.PathLike[str] | None, with_aesthetic: bool, with_nsfw: bool
+    model: encoders.Model, model_dir: str | os.PathLike[str] | None, with_aesthetic: bool, with_nsfw: bool
 ) -> dict[str, Any]:
     """Say which weights will be used; raises where one is missing or does not fit, before any image is read."""
     used: dict[str, Any] = {"encoder": encoders.describe(model, model_dir)}
@@ -453,6 +454,8 @@ def _versions() -> dict[str, str]:
 
 
 def _as_json(value: Any) -> Any:
+    if callable(value):
+        return name_of(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, list | tuple):

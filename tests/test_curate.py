@@ -16,8 +16,9 @@ from conftest import Member, image_bytes, read_tar, write_tar
 from distributed import Client
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from imgcurate import cli
+from imgcurate import cli, identity
 from imgcurate.curate import curate
+from imgcurate.sources.parquet import read_parquet
 from imgcurate.sources.webdataset import read_webdataset
 
 
@@ -362,3 +363,17 @@ def test_a_wrong_command_is_answered_in_one_sentence(
     assert error.startswith("imgcurate: ")
     assert said in error
     assert "\n" not in error
+
+
+def test_a_users_function_curates_and_is_named_in_the_manifest(client: Client, shards: Path, tmp_path: Path) -> None:
+    def mean_colour(batch: np.ndarray) -> np.ndarray:
+        return batch.reshape(len(batch), -1, 3).mean(axis=1)
+
+    manifest = curate(shards, tmp_path / "out", model=mean_colour, eps=0.0001, measure=["sharpness"])
+    assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    encoder = manifest["models"]["encoder"]
+    assert manifest["options"]["model"] == encoder["name"] and encoder["name"].endswith("mean_colour")
+    images = read_parquet(tmp_path / "out" / "images.parquet").compute()
+    (known,) = identity.of_column(images["embedding"])
+    assert (known.dimension, known.fingerprint) == (3, encoder["fingerprint"])
+    assert images["sharpness"].notna().tolist() == images["error"].isna().tolist()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgcurate import weights
-from imgcurate.encoders import checkpoint, efficientnet
+from imgcurate.encoders import checkpoint, efficientnet, function
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ def load_encoder(
         if callable(model):
             from imgcurate.encoders import custom
 
-            return custom.load(model, image_size, place)
+            return custom.load(function.wrap(model), image_size, place)
         if model == efficientnet.NAME:
             return _load_efficientnet(efficientnet.weight_file(), kind, place)
         found = checkpoint.find(model, model_dir)
@@ -124,7 +124,8 @@ def find_text(model: Any, model_dir: str | os.PathLike[str] | None = None) -> ch
         Where there is no such model, or it reads no text.
     """
     if callable(model) or model == efficientnet.NAME:
-        raise ValueError(f"the model {_name(model)!r} reads no text; use a CLIP or SigLIP checkpoint")
+        name = function.name_of(model) if callable(model) else model
+        raise ValueError(f"the model {name!r} reads no text; use a CLIP or SigLIP checkpoint")
     found = checkpoint.find(model, model_dir)
     if "text_config" not in found.config():
         raise ValueError(
@@ -144,8 +145,8 @@ def resolve(model: Model, model_dir: str | os.PathLike[str] | None = None) -> An
 
     Returns
     -------
-    str or callable
-        What to load on a worker, without `model_dir`: an absolute directory, the name, or the callable.
+    str or Function
+        What to load on a worker, without `model_dir`: an absolute directory, the name, or the callable with its fingerprint.
 
     Raises
     ------
@@ -153,7 +154,7 @@ def resolve(model: Model, model_dir: str | os.PathLike[str] | None = None) -> An
         As `load_encoder`.
     """
     if callable(model):
-        return model
+        return function.wrap(model)
     if model == efficientnet.NAME:
         efficientnet.weight_file()
         return model
@@ -212,9 +213,3 @@ def _stamps(files: list[Path]) -> Stamps:
 
 def _description(name: str, kind: str, dimension: int, fingerprint: str, path: str | None) -> dict[str, Any]:
     return {"name": name, "kind": kind, "dimension": dimension, "fingerprint": fingerprint, "path": path}
-
-
-def _name(model: Any) -> str:
-    from imgcurate.encoders import custom
-
-    return custom.name_of(model) if callable(model) else str(model)

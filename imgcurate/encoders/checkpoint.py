@@ -125,7 +125,7 @@ class Checkpoint:
         ValueError
             Where the settings cannot be used, or make what the network does not take.
         """
-        preprocessor = _first_file(self.directory, self.hub_id, _PREPROCESSORS)
+        self._first(_PREPROCESSORS)  # downloads it where it is on the hub
         settings: dict[str, Any] = {}
         for file in (self.directory / name for name in reversed(_PREPROCESSORS)):
             if file.is_file():
@@ -139,10 +139,7 @@ class Checkpoint:
         if self.kind in ("siglip2", "siglip2_vision_model"):
             return patches_from_config(settings, vision, source)
         made = from_config(settings, vision.get("image_size"), source, self.kind)
-        if made is None:
-            assert preprocessor is not None
-            return of_transformers(self.directory, source)
-        return made
+        return of_transformers(self.directory, source) if made is None else made
 
     def _first(self, names: Sequence[str]) -> Path | None:
         return _first_file(self.directory, self.hub_id, names)

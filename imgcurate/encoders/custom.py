@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from dask.base import tokenize
 from PIL import Image
 
 from imgcurate import pixels
 from imgcurate.encoders.base import Encoder
+from imgcurate.encoders.function import Function
 from imgcurate.encoders.preprocess import Preprocess
 
 
@@ -32,7 +32,7 @@ class _Bytes:
         return {"batch": np.stack(arrays)}
 
 
-def load(function: Callable[[np.ndarray], Any], side: int, device: torch.device) -> Encoder:
+def load(function: Function, side: int, device: torch.device) -> Encoder:
     """Return an encoder that calls `function` with batches of shape (b, side, side, 3), uint8, RGB.
 
     Raises
@@ -40,7 +40,7 @@ def load(function: Callable[[np.ndarray], Any], side: int, device: torch.device)
     TypeError, ValueError
         Where a batch of two pictures does not give two vectors of numbers.
     """
-    name = name_of(function)
+    name = function.name
 
     def network(batch: np.ndarray) -> torch.Tensor:
         made = function(batch)
@@ -59,16 +59,6 @@ def load(function: Callable[[np.ndarray], Any], side: int, device: torch.device)
     with torch.no_grad():
         dimension = network(np.zeros((2, side, side, 3), dtype=np.uint8)).shape[1]
     cut = _Bytes(Preprocess(side, (side, side)))
-    return Encoder(name, "callable", dimension, device, torch.float32, cut, network, lambda: tokenize(function, side))
-
-
-def name_of(function: Any) -> str:
-    """Return what a callable is called.
-
-    Examples
-    --------
-    >>> name_of(np.mean)
-    'numpy.mean'
-    """
-    of = function if hasattr(function, "__qualname__") else type(function)
-    return f"{of.__module__}.{of.__qualname__}"
+    return Encoder(
+        name, "callable", dimension, device, torch.float32, cut, network, lambda: f"{function.fingerprint}-{side}"
+    )

@@ -26,7 +26,8 @@ class Encoded(NamedTuple):
     cut: np.ndarray
 
 
-@dataclass(frozen=True)
+# Compared as an object, so that what is made with it can be kept for it.
+@dataclass(frozen=True, eq=False)
 class TextEncoder:
     """A loaded text tower.
 
