@@ -111,6 +111,14 @@ def test_vectors_are_those_of_transformers(tmp_path: Path, family: Callable[[], 
     }
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
+def test_strips_and_dots_get_a_vector(tmp_path: Path, family: Any, size: tuple[int, int]) -> None:
+    save(tmp_path, family)
+    made = vectors_of(load_encoder(str(tmp_path), device="cpu"), [Image.new("RGB", size, "teal")])
+    assert np.isfinite(made).all()
+
+
 @pytest.mark.parametrize("family", [siglip, siglip2], ids=["siglip", "siglip2"])
 def test_a_vision_tower_saved_alone_gives_the_same_vectors(tmp_path: Path, family: Any) -> None:
     model, processor = save(tmp_path / "whole", family)

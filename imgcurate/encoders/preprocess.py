@@ -29,6 +29,8 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # 5 megapixels takes half the time.
 _ENOUGH = 4
 
+_STRIP = 64
+
 
 class Prepare(Protocol):
     """What is done with a picture before the network."""
@@ -127,7 +129,7 @@ class OfTransformers:
 
     def __call__(self, image: Image.Image | pixels.Picture) -> np.ndarray:
         """Return an RGB image as (3, height, width) floats."""
-        picture = image if isinstance(image, Image.Image) else image.image
+        picture = _centre_of_strip(image if isinstance(image, Image.Image) else image.image)
         made = self.processor(picture, return_tensors="np")["pixel_values"][0]
         return np.asarray(made, dtype=np.float32)
 
@@ -140,6 +142,16 @@ class OfTransformers:
         from imgcurate.encoders.base import to_device
 
         return {"pixel_values": to_device(np.stack(arrays), device)}
+
+
+def _centre_of_strip(image: Image.Image) -> Image.Image:
+    """Return the middle of a picture that is more than `_STRIP` times as long as it is wide: resized whole, 1 x 20,000 pixels fill the memory."""
+    width, height = image.size
+    longest = _STRIP * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(width - longest, 0) // 2, max(height - longest, 0) // 2
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
 class _Usual(NamedTuple):
