@@ -68,11 +68,12 @@ def of_column(column: Any) -> frozenset[Identity]:
     ['org/model']
     """
     if not isinstance(column, pa.ChunkedArray):
-        # A conversion would make one chunk, and one type, of several.
-        column = getattr(getattr(column, "array", None), "_pa_array", None)
-    if column is None:
+        # As it is: a conversion would make one chunk, and one type, of several.
+        as_arrow = getattr(getattr(column, "array", None), "__arrow_array__", None)
+        column = as_arrow() if as_arrow is not None else None
+    if not isinstance(column, pa.ChunkedArray):
         return frozenset()
-    kinds = [chunk.type for chunk in column.chunks if len(chunk) > chunk.null_count] if len(column) else []
+    kinds = [chunk.type for chunk in column.chunks if len(chunk) > chunk.null_count]
     return frozenset(identity for kind in kinds if (identity := _of_type(kind)) is not None)
 
 

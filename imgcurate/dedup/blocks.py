@@ -108,12 +108,13 @@ def affordable(samples: Sequence[Rows], wanted: float, needed: float, share: flo
     if len(matrix) < 2:
         return wanted
     dots = matrix @ matrix.T
-    dots = np.sort(dots[np.triu_indices(len(dots), 1)])
+    dots = dots[np.triu_indices(len(dots), 1)]
     # At least ten pairs of the sample, or chance would decide.
     most = max(int(share * len(dots)), 10)
     if most >= len(dots):
         return wanted
-    return float(min(max(float(dots[-most]), wanted), needed))
+    lowest = float(np.partition(dots, len(dots) - most)[len(dots) - most])
+    return float(min(max(lowest, wanted), needed))
 
 
 def vector_sum(rows: Rows) -> np.ndarray:
