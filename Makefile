@@ -37,6 +37,7 @@ lint: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/end_to_end.py
+	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/dedup.py
 
 notebooks: $(VENV)/.ready
