@@ -60,8 +60,9 @@ def main() -> None:
     if not options.dry and not torch.cuda.is_available():
         raise SystemExit("there is no GPU that torch can use; --dry runs a few rows on the CPU")
     bench = Bench(options)
-    report: Result = {"run": settings(options), **(json.loads(options.output.read_text()) if _is_kept(options) else {})}
-    report["run"] = settings(options)
+    # What is not measured this time stays as it was.
+    report: Result = json.loads(options.output.read_text()) if options.output.exists() and not options.dry else {}
+    report["settings"] = settings(options)
     for part in options.only:
         print(f"{part} ...", file=sys.stderr, flush=True)
         try:
@@ -72,10 +73,6 @@ def main() -> None:
         if not options.dry:
             options.output.write_text(json.dumps(report, indent=2) + "\n")
     show(report)
-
-
-def _is_kept(options: argparse.Namespace) -> bool:
-    return options.output.exists() and not options.dry
 
 
 def settings(options: argparse.Namespace) -> Result:
@@ -326,8 +323,8 @@ def spread(values: list[float], digits: int = 1) -> dict[str, float]:
 
 
 def show(report: Result) -> None:
-    run = report["run"]
-    print(f"\n{run['device']}, {run['cores']} cores, {run['date']}; median (min to max)\n")
+    about = report["settings"]
+    print(f"\n{about['device']}, {about['cores']} cores, {about['date']}; median (min to max)\n")
     rows: list[tuple[str, str, str]] = []
     for part in PARTS:
         found = report.get(part)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from conftest import image_bytes
 from distributed import Client
 from test_curate import model_dir  # noqa: F401
@@ -99,32 +98,3 @@ def test_more_vectors_than_the_limit_of_the_device_spill_and_the_answer_is_the_s
         gpu_client.run(_limit, None)
     assert found == expected and len(found) == len(matrix) // 10
     assert all(unspilled <= limit + _ROWS * _DIMENSION * 4 for _, unspilled in states.values())
-
-
-@pytest.mark.usefixtures("gpu_client")
-def test_two_workers_share_one_gpu(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    script = (
-        "from dask_cuda import LocalCUDACluster\n"
-        "from distributed import Client\n"
-        "import numpy as np, pandas as pd\n"
-        "import imgcurate as ic\n"
-        "from imgcurate import vectors\n"
-        "import dask.dataframe as dd\n"
-        "if __name__ == '__main__':\n"
-        "    with LocalCUDACluster(n_workers=2, CUDA_VISIBLE_DEVICES=[0], rmm_async=True, enable_cudf_spill=True) as cluster:\n"
-        "        with Client(cluster) as client:\n"
-        "            ic.connect(client.scheduler.address)\n"
-        "            part = pd.DataFrame({'image_id': [str(n) for n in range(400)]})\n"
-        "            matrix = np.random.default_rng(0).standard_normal((400, 64)).astype(np.float32)\n"
-        "            matrix[1::2] = matrix[::2]\n"
-        "            part = part.assign(embedding=vectors.to_column(matrix, part))\n"
-        "            frame = vectors.to_backend(dd.from_pandas(part, npartitions=4), 'cudf')\n"
-        "            print(len(ic.semantic_duplicates(frame, n_clusters=4).removals().compute()))\n"
-    )
-    file = tmp_path / "two.py"
-    file.write_text(script)
-    run = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, check=False)
-    assert run.stdout.strip() == "200", run.stderr
