@@ -23,39 +23,48 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Unread(NamedTuple):
-    """The images of a partition that have no error yet.
+class Worked(NamedTuple):
+    """What came of a partition's images.
 
     Attributes
     ----------
     errors : list of str or None
-        Of all rows.
-    rows : list of int
-        Those without an error, in the order of their places in the files.
-    data : iterator of bytes or PixelError
-        One for each of `rows`.
+        Of all rows: their own, and those of images that could not be used, as far as `results` has been asked for.
+    results : iterator of (int, R)
+        The row and the result of each other image.
     """
 
     errors: list[str | None]
-    rows: list[int]
-    data: Iterator[bytes | pixels.PixelError]
+    results: Iterator[tuple[int, Any]]
 
 
-def unread(part: Any, storage_options: Mapping[str, Any] | None = None) -> Unread:
-    """Return the images of a partition to be read.
+def work(
+    part: Any,
+    function: Callable[[bytes], Any],
+    storage_options: Mapping[str, Any] | None = None,
+    window: int | None = None,
+) -> Worked:
+    """Read the images of a partition and work on them in threads, each holding one image at a time.
 
     Parameters
     ----------
     part : pandas or cuDF DataFrame
-        With columns ``url``, ``offset``, ``size`` and perhaps ``error``.
+        With columns ``url``, ``offset``, ``size`` and perhaps ``error``. Rows that have an error are not read, the others in the order of
+        their places in the files.
+    function : callable
+        Takes an image's bytes; a `pixels.PixelError` that it raises is the row's error.
     storage_options : mapping, optional
         Passed to fsspec.
+    window : int, optional
+        How many results there may be that were not asked for. Default: four a thread.
 
     Examples
     --------
-    >>> part = pd.DataFrame({"url": ["b", "a", "b"], "offset": [9, 0, 0], "size": [1, 1, 9], "error": [None, "broken", None]})
-    >>> unread(part).rows
-    [2, 0]
+    >>> import fsspec
+    >>> fsspec.filesystem("memory").pipe("/work.bin", b"0123456789")
+    >>> places = {"url": ["memory://work.bin"] * 3, "offset": [9, 0, 2], "size": [1, 1, 3], "error": [None, "broken", None]}
+    >>> list(work(pd.DataFrame(places), bytes.decode).results)
+    [(2, '234'), (0, '9')]
     """
     keep_freed_memory()
     columns = host_columns(part, ["url", "offset", "size", "error"])
@@ -65,7 +74,22 @@ def unread(part: Any, storage_options: Mapping[str, Any] | None = None) -> Unrea
     rows = [row for row, error in enumerate(errors) if error is None]
     rows.sort(key=lambda row: (first[urls[row]], -1 if offsets[row] is None else offsets[row]))
     data = pixels.read_images(((urls[row], offsets[row], sizes[row]) for row in rows), storage_options)
-    return Unread(errors, rows, data)
+
+    def on_one(image: bytes | pixels.PixelError) -> Any:
+        try:
+            return image if isinstance(image, pixels.PixelError) else function(image)
+        except pixels.PixelError as problem:
+            return problem
+
+    def results() -> Iterator[tuple[int, Any]]:
+        threads = pixels.worker_threads(vectors.on_gpu(part))
+        for row, made in zip(rows, ahead(data, on_one, threads, window or 4 * threads), strict=True):
+            if isinstance(made, pixels.PixelError):
+                errors[row] = str(made)
+            else:
+                yield row, made
+
+    return Worked(errors, results())
 
 
 def map_images(
@@ -92,21 +116,10 @@ def map_images(
     pandas or cuDF DataFrame of n rows
         Those columns, null where there is an error, and ``error``; with the index of `part`.
     """
-    errors, rows, data = unread(part, storage_options)
+    errors, results = work(part, function, storage_options)
     values: list[tuple[Any, ...]] = [(None,) * len(types)] * len(errors)
-
-    def work(image: bytes | pixels.PixelError) -> tuple[Any, ...] | pixels.PixelError:
-        try:
-            return image if isinstance(image, pixels.PixelError) else function(image)
-        except pixels.PixelError as problem:
-            return problem
-
-    threads = pixels.worker_threads(vectors.on_gpu(part))
-    for row, made in zip(rows, ahead(data, work, threads, 4 * threads), strict=True):
-        if isinstance(made, pixels.PixelError):
-            errors[row] = str(made)
-        else:
-            values[row] = made
+    for row, made in results:
+        values[row] = made
     columns = {name: pa.array([row[k] for row in values], type=kind) for k, (name, kind) in enumerate(types.items())}
     return columns_like(part, {**columns, "error": pa.array(errors, type=pa.string())})
 

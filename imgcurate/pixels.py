@@ -95,7 +95,7 @@ def read_images(
                 # The whole run shares the verdict: asking a dead server once a row would take hours.
                 yield from (_read_error(problem) for _ in run)
                 continue
-            for piece in _pieces((offset, size) for _, offset, size in run):
+            for piece in _pieces(_place(offset, size) for _, offset, size in run):
                 yield from _read_piece(file, piece)
 
 
@@ -181,12 +181,9 @@ def decode_picture(
     PixelError
         As `decode`.
     """
-    if not data:
-        raise PixelError("decode", "empty file")
     if truncated and data.startswith(_JPEG_START):
         data += _JPEG_END  # as Pillow does; what is missing becomes grey
-    image = _open(data)
-    _check_size(image, max_pixels)
+    image = _open(data, max_pixels)
     format = image.format or ""
     try:
         width, height = image.size
@@ -219,10 +216,7 @@ def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     PixelError
         As `decode` does of headers.
     """
-    if not data:
-        raise PixelError("decode", "empty file")
-    image = _open(data)
-    _check_size(image, max_pixels)
+    image = _open(data, max_pixels)
     width, height = image.size
     # Pillow has turned the size of a TIFF already.
     if image.format != "TIFF" and _orientation(image) >= 5:
@@ -321,52 +315,47 @@ def _resize(picture: Picture, width: int, height: int, resample: Image.Resamplin
     return np.ascontiguousarray(made[0].permute(1, 2, 0).numpy())
 
 
-Range = tuple[int | None, int | None]
+Place = tuple[int, int]
 
 
-def _pieces(ranges: Iterable[Range]) -> Iterator[list[Range]]:
-    """Gather ranges that follow each other closely, up to a few megabytes."""
-    piece: list[Range] = []
-    start = end = 0
-    for offset, size in ranges:
-        if piece and _is_place(offset, size):
-            assert offset is not None and size is not None
+def _place(offset: int | None, size: int | None) -> Place | None:
+    if offset is None or size is None or not (offset >= 0 and size >= 0):
+        return None
+    # Other tools store integers that may be null as floats.
+    return int(offset), int(size)
+
+
+def _pieces(places: Iterable[Place | None]) -> Iterator[list[Place] | None]:
+    """Gather places that follow each other closely, up to a few megabytes; what is no place stands by itself."""
+    piece: list[Place] = []
+    for place in places:
+        if piece and place:
+            (start, _), end, (offset, size) = piece[0], sum(piece[-1]), place
             if end <= offset <= end + _GAP_BYTES and offset + size - start <= _READ_BYTES:
-                piece.append((offset, size))
-                end = int(offset + size)
+                piece.append(place)
                 continue
         if piece:
             yield piece
-            piece = []
-        if _is_place(offset, size):
-            assert offset is not None and size is not None
-            piece, start, end = [(offset, size)], int(offset), int(offset + size)
-        else:
-            yield [(offset, size)]
+        piece = [place] if place else []
+        if not place:
+            yield None
     if piece:
         yield piece
 
 
-def _is_place(offset: int | None, size: int | None) -> bool:
-    return offset is not None and size is not None and offset >= 0 and size >= 0
-
-
-def _read_piece(file: Any, piece: list[Range]) -> Iterator[bytes | PixelError]:
-    first, last = piece[0], piece[-1]
-    if not _is_place(*first):
+def _read_piece(file: Any, places: list[Place] | None) -> Iterator[bytes | PixelError]:
+    if places is None:
         yield PixelError("read", "the row has no offset and size")
         return
-    # Other tools store integers that may be null as floats.
-    places = [(int(offset or 0), int(size or 0)) for offset, size in piece]
-    start, end = places[0][0], int((last[0] or 0) + (last[1] or 0))
+    start, end = places[0][0], sum(places[-1])
     try:
         file.seek(start)
         data: bytes = file.read(end - start)
     except Exception as problem:
-        yield from (_read_error(problem) for _ in piece)
+        yield from (_read_error(problem) for _ in places)
         return
     for offset, size in places:
-        image = data if len(piece) == 1 else data[offset - start : offset - start + size]
+        image = data if len(places) == 1 else data[offset - start : offset - start + size]
         if len(image) != size:
             text = f"{len(image)} bytes where there should be {size}; the file is shorter than when it was listed"
             yield PixelError("read", text)
@@ -378,12 +367,14 @@ def _read_error(problem: Exception) -> PixelError:
     return PixelError("read", getattr(problem, "strerror", None) or str(problem) or type(problem).__name__)
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Open without decoding pixels.
 
     ``Image.open`` does the same, but refuses what is too large without saying how large it is, warns on stderr about
     half of that, and forgets why the one format that recognised the file could not read it.
     """
+    if not data:
+        raise PixelError("decode", "empty file")
     Image.init()
     heic = data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
     if heic and not _can_open_heic():
@@ -401,9 +392,12 @@ def _open(data: bytes) -> Image.Image:
             verdict = PixelError("decode", accepted)
         elif accepted:
             try:
-                return factory(io.BytesIO(data), "")
+                image: Image.Image = factory(io.BytesIO(data), "")
             except Exception as problem:
                 verdict = _decode_error(name, problem)
+            else:
+                _check_size(image, max_pixels)
+                return image
     raise verdict
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgcurate import weights
 from imgcurate.encoders import checkpoint, efficientnet, function
+from imgcurate.identity import Identity
 
 if TYPE_CHECKING:
     import torch
@@ -63,13 +65,7 @@ def load_encoder(
     FileNotFoundError, TypeError, ValueError, ImportError
         Where there is no such model, or it is not one that can be used.
     """
-    import torch
-
-    from imgcurate.encoders.base import choose_dtype
-
-    check_dtype(dtype)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    kind = choose_dtype(dtype, place)
+    kind, place = _where(dtype, device)
     with _LOADING:
         if callable(model):
             from imgcurate.encoders import custom
@@ -104,15 +100,10 @@ def load_text_encoder(
     FileNotFoundError, ValueError
         Where there is no such model, or it reads no text.
     """
-    import torch
-
-    from imgcurate.encoders.base import choose_dtype
-
-    check_dtype(dtype)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind, place = _where(dtype, device)
     found = find_text(model, model_dir)
     with _LOADING:
-        return _load_text(found, _stamps(found.weight_files()), choose_dtype(dtype, place), place)
+        return _load_text(found, _stamps(found.weight_files()), kind, place)
 
 
 def find_text(model: Any, model_dir: str | os.PathLike[str] | None = None) -> checkpoint.Checkpoint:
@@ -173,9 +164,10 @@ def describe(model: Model, model_dir: str | os.PathLike[str] | None = None, imag
         found = checkpoint.find(model, model_dir)
         dimension, path = found.dimension(), str(found.directory)
         if dimension is not None:
-            return _description(found.name, found.kind, dimension, weights.fingerprint(found.files()), path)
+            known = Identity(found.name, found.kind, dimension, weights.fingerprint(found.files()))
+            return {**asdict(known), "path": path}
     encoder = load_encoder(model, model_dir=model_dir, device="cpu", image_size=image_size)
-    return _description(encoder.name, encoder.kind, encoder.dimension, encoder.fingerprint, path)
+    return {**asdict(encoder.identity), "path": path}
 
 
 def check_dtype(dtype: str) -> None:
@@ -211,5 +203,12 @@ def _stamps(files: list[Path]) -> Stamps:
     return tuple((file, file.stat().st_mtime_ns) for file in files)
 
 
-def _description(name: str, kind: str, dimension: int, fingerprint: str, path: str | None) -> dict[str, Any]:
-    return {"name": name, "kind": kind, "dimension": dimension, "fingerprint": fingerprint, "path": path}
+def _where(dtype: str, device: str | torch.device | None) -> tuple[torch.dtype, torch.device]:
+    """Return what a model computes in, and where."""
+    import torch
+
+    from imgcurate.encoders.base import choose_dtype
+
+    check_dtype(dtype)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return choose_dtype(dtype, place), place

@@ -162,34 +162,26 @@ def embed_part(
     gpu = vectors.on_gpu(part)
     encoder = load_encoder(model, dtype=dtype, device="cuda" if gpu else "cpu", image_size=image_size)
     batch_size = batch_size or (_GPU_BATCH if gpu else _CPU_BATCH)
-    errors, rows, data = images.unread(part, storage_options)
+
+    def prepare(image: bytes) -> _Prepared:
+        # What is measured is the picture itself, not a smaller one.
+        enough = encoder.preparation.enough if draft and not measured else None
+        picture = pixels.decode_picture(image, enough, max_pixels=max_pixels, truncated=truncated)
+        found = {"width": picture.width, "height": picture.height, **measures.of_picture(picture, len(image), measured)}
+        return _Prepared(found, encoder.preprocess(picture))
+
+    errors, results = images.work(part, prepare, storage_options, 2 * batch_size)
     values: dict[str, list[Any]] = {name: [None] * len(part) for name in names[1:]}
     values["error"] = errors
     # One tensor for the whole partition: vectors of the batches are written into it where they are computed.
     matrix = torch.zeros((len(part), encoder.dimension), device=encoder.device)
     valid = np.zeros(len(part), dtype=bool)
 
-    def prepare(image: bytes | pixels.PixelError) -> _Prepared | pixels.PixelError:
-        if isinstance(image, pixels.PixelError):
-            return image
-        # What is measured is the picture itself, not a smaller one.
-        enough = encoder.preparation.enough if draft and not measured else None
-        try:
-            picture = pixels.decode_picture(image, enough, max_pixels=max_pixels, truncated=truncated)
-        except pixels.PixelError as problem:
-            return problem
-        found = {"width": picture.width, "height": picture.height, **measures.of_picture(picture, len(image), measured)}
-        return _Prepared(found, encoder.preprocess(picture))
-
     def usable() -> Iterator[tuple[int, np.ndarray]]:
-        prepared = images.ahead(data, prepare, pixels.worker_threads(gpu), 2 * batch_size)
-        for row, image in zip(rows, prepared, strict=True):
-            if isinstance(image, pixels.PixelError):
-                errors[row] = str(image)
-            else:
-                for name, value in image.found.items():
-                    values[name][row] = value
-                yield row, image.pixels
+        for row, image in results:
+            for name, value in image.found.items():
+                values[name][row] = value
+            yield row, image.pixels
 
     for numbers, batch in _batches(usable(), batch_size):
         matrix[to_device(np.array(numbers), encoder.device)] = encoder.encode(batch)

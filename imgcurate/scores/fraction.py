@@ -8,7 +8,7 @@ import dask
 import numpy as np
 from dask.delayed import Delayed
 
-from imgcurate import images, schema
+from imgcurate import schema, vectors
 
 # A number is found 16 bits at a time, from the highest: four counts of 65,536, however many rows there are.
 _BITS = 16
@@ -83,9 +83,9 @@ def _threshold(frame: Any, column: str, fraction: float) -> float:
 
 def _keys(part: Any, column: str) -> np.ndarray:
     """Return a partition's values as whole numbers in the same order."""
-    values = images.host_columns(part, [column])[column]
+    values = vectors.to_pandas(part[[column]])[column]
     try:
-        numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+        numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError):
         raise TypeError(f"column {column!r} does not hold numbers") from None
     numbers = numbers[~np.isnan(numbers)] + 0.0  # -0.0 is 0.0

@@ -153,7 +153,7 @@ def _score_text_part(part: Any, column: str, model: str, dtype: str) -> Any:
     matrix = vectors.to_matrix(part["embedding"])
     scores, cut = np.full(len(texts), np.nan, dtype=np.float32), np.full(len(texts), None, dtype=object)
     if rows and matrix.shape[1]:
-        encoder = _encoder_of(part, model, dtype)
+        encoder = _encoder_of(part, matrix.shape[1], model, dtype)
         made, were_cut = encoder.encode([str(texts[row]) for row in rows])
         cut[rows] = were_cut
         xp = vectors.namespace(matrix)
@@ -172,7 +172,7 @@ def _score_prompts_part(part: Any, classes: tuple[tuple[str, tuple[str, ...]], .
     matrix = vectors.to_matrix(part["embedding"])
     probabilities = np.full((len(matrix), len(names)), np.nan, dtype=np.float64)
     if len(matrix) and matrix.shape[1]:
-        encoder = _encoder_of(part, model, dtype)
+        encoder = _encoder_of(part, matrix.shape[1], model, dtype)
         directions = _directions(encoder, classes)
         xp = vectors.namespace(matrix)
         logits = encoder.scale * vectors.to_numpy(matrix.astype(xp.float64) @ xp.asarray(directions.T))
@@ -188,7 +188,7 @@ def _score_prompts_part(part: Any, classes: tuple[tuple[str, tuple[str, ...]], .
     return images.columns_like(part, columns)
 
 
-def _encoder_of(part: Any, model: str, dtype: str) -> TextEncoder:
+def _encoder_of(part: Any, dimension: int, model: str, dtype: str) -> TextEncoder:
     """Return the text tower; raises where the images of `part` were embedded by another model."""
     encoder = load_text_encoder(model, dtype=dtype, device="cuda" if vectors.on_gpu(part) else "cpu")
     known = identity.one(identity.of_column(part["embedding"]), "the frame")
@@ -196,7 +196,6 @@ def _encoder_of(part: Any, model: str, dtype: str) -> TextEncoder:
         raise ValueError(
             f"the images were embedded by {known} and the texts by {encoder.identity}; give both the same model"
         )
-    dimension = vectors.to_matrix(part["embedding"]).shape[1]
     if dimension != encoder.dimension:
         raise ValueError(
             f"the images' embeddings have dimension {dimension} and those of texts by {encoder.name!r} {encoder.dimension}; give both the same model"
