@@ -169,9 +169,8 @@ def _screened(
             place = hot[cell] * _CELL + offset
             line, offset = place // len(beside), place % len(beside)
             if len(place) * _ALONE > dots.numel():
-                at = np.arange(start, start + len(block))
                 yield from _tile_in_full(
-                    rows[start : start + height], others[column : column + width], at, column, triangle, least
+                    rows[start : start + height], others[column : column + width], start, column, triangle, least
                 )
             else:
                 yield from _checked(rows, others, line + start, offset + column, least)
@@ -200,25 +199,26 @@ def _checked(rows: Any, others: Any, left: Any, right: Any, least: float) -> Ite
 def _in_full(rows: Any, others: Any, triangle: bool, least: float) -> Iterator[Pairs]:
     height, width = _TILE[_device(rows)]
     for start in range(0, len(rows), height):
-        at = np.arange(start, min(start + height, len(rows)))
         for column in range(start if triangle else 0, len(others), width):
             yield from _tile_in_full(
-                rows[start : start + height], others[column : column + width], at, column, triangle, least
+                rows[start : start + height], others[column : column + width], start, column, triangle, least
             )
 
 
-def _tile_in_full(
-    block: Any, beside: Any, at: np.ndarray, column: int, triangle: bool, least: float
-) -> Iterator[Pairs]:
-    """Compare the rows at positions `at` with a run of others that begins at `column`, by a matrix product in float64."""
-    dots = screen.as_tensor(block).double() @ screen.as_tensor(beside).double().T
-    similarity = _host(dots.float().clamp(max=1))
-    near = similarity.astype(np.float64) >= least
+def _tile_in_full(block: Any, beside: Any, start: int, column: int, triangle: bool, least: float) -> Iterator[Pairs]:
+    """Compare the rows from `start` on with a run of others that begins at `column`, by a matrix product in float64."""
+    import torch
+
+    similarity = (screen.as_tensor(block).double() @ screen.as_tensor(beside).double().T).float().clamp_(max=1)
+    near = similarity.double() >= least
     if triangle:
-        near &= at[:, None] < np.arange(column, column + near.shape[1])[None, :]
-    line, offset = np.nonzero(near)
+        height, width = near.shape
+        at = torch.arange(start, start + height, device=near.device)[:, None]
+        near &= at < torch.arange(column, column + width, device=near.device)
+    line, offset = _where(near)
     if len(line):
-        yield Pairs(at[line].astype(np.int32), (offset + column).astype(np.int32), similarity[near])
+        found = similarity[line, offset]
+        yield Pairs(_host(line + start).astype(np.int32), _host(offset + column).astype(np.int32), _host(found))
 
 
 def _round_down(value: float, dtype: Any) -> Any:

@@ -111,7 +111,7 @@ def _check_kinds(frame: Any, column: Any, on: str) -> None:
 
 def _kind(column: Any) -> str | None:
     """Return "numbers" or "text"; None where the type does not tell (an object column that is still to be read)."""
-    host = vectors.to_pandas(column.to_frame(name="id")) if vectors.on_gpu(column) else column
+    host = vectors.to_pandas(column.to_frame(name="id"))["id"] if vectors.on_gpu(column) else column
     if pd.api.types.is_numeric_dtype(host.dtype):
         return "numbers"
     if isinstance(host.dtype, pd.CategoricalDtype):

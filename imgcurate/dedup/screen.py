@@ -41,8 +41,8 @@ _STEP = 32
 #: Cost of one multiplication of the heads (float32) and of one pair that is looked at in full, per dimension, and of reading one
 #: product of the screen, all in multiplications of the screen.
 _HEAD_COST, _PAIR_COST, _READ_COST = 6, 500, 12
-#: What `plan` itself costs.
-_PLAN_COST = 2e10
+#: What `plan` itself costs. It runs on the host, and a GPU multiplies a thousand times in the time that a CPU does once.
+_PLAN_COST = {"cpu": 2e10, "cuda": 1e13}
 _HEAD_BLOCK = 4096
 _RUN = 128
 
@@ -113,15 +113,16 @@ def plan(sample: Any, n: int, least: float, dtype: str, other: int | None = None
         Without a basis where screening whole vectors is the cheapest.
     """
     whole = Screen(dtype)
-    rows = vectors.to_numpy(sample[:: -(-len(sample) // (2 * _SAMPLE_ROWS)) or 1])
-    dimension = rows.shape[1]
+    dimension = sample.shape[1]
     pairs = n * (n - 1) / 2 if other is None else n * other
     total = n + (other or 0)
+    most = min(_MOST_DIRECTIONS, dimension // 2, len(sample) // 4)
+    # Asked first, because a GPU's rows come to the host for what follows.
+    if most < _STEP or pairs * dimension < 4 * _PLAN_COST["cuda" if vectors.on_gpu(sample) else "cpu"]:
+        return whole
+    rows = vectors.to_numpy(sample[:: -(-len(sample) // (2 * _SAMPLE_ROWS))])
     # The rows that a basis was fitted to have too little left over, so others say what it is worth.
     fitted, judged = rows[::2], rows[1::2]
-    most = min(_MOST_DIRECTIONS, dimension // 2, len(fitted) // 2)
-    if most < _STEP or pairs * dimension < 4 * _PLAN_COST:
-        return whole
     basis = _principal_directions(fitted, most)
     heads = judged.astype(np.float64) @ basis
     cheapest, best = pairs * dimension, whole
