@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from imgcurate.dedup import join, screen
 from imgcurate.vectors import unit_rows
@@ -107,3 +113,47 @@ def test_a_dense_cluster_is_compared_in_full() -> None:
     rng = np.random.default_rng(3)
     rows = unit_rows((1 + 0.01 * rng.standard_normal((3000, 64))).astype(np.float32))[0]
     check(join.pairs_within(rows, 0.999), brute_force(rows), 0.999)
+
+
+@pytest.fixture
+def inexact_torch() -> Iterator[None]:
+    """torch as users set it for speed: float32 products in bfloat16 or TF32, on the CPU too where it can."""
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+class Watched(TorchFunctionMode):
+    """Notes how torch is set whenever it multiplies matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("mm", "addmm_", "matmul", "__matmul__"):
+            self.seen.append(torch.get_float32_matmul_precision())
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.usefixtures("inexact_torch")
+@pytest.mark.parametrize("low", [False, True])
+def test_products_are_exact_however_torch_is_set_and_the_setting_stays(low: bool) -> None:
+    rows, others = (with_copies(n, 64, seed=n) for n in (300, 200))
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((64, 32)))[0]
+    with Watched() as watched:
+        screen.products(rows, others)
+        screen.apply(rows, screen.Screen("float32", basis))
+        join.pairs_within(rows, 0.5, low_precision=low)
+        join.pairs_between(rows, others, 0.5, low_precision=low)
+    assert len(watched.seen) >= 4 and set(watched.seen) == {"highest"}
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+@pytest.mark.usefixtures("inexact_torch")
+def test_the_setting_comes_back_when_the_last_thread_is_done() -> None:
+    with screen.exact_products():
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(screen.products, np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)).result()
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "medium"

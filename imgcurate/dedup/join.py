@@ -92,6 +92,7 @@ def pairs_between(rows: Any, others: Any, least: float, *, low_precision: bool |
     return compare(rows, others, chosen, least)
 
 
+@screen.exact_products()
 def compare(rows: Any, others: Any, chosen: Screen, least: float, shorts: tuple[Any, Any] = (None, None)) -> Pairs:
     """Find the pairs inside `rows`, or where `others` is given, of `rows` with them.
 

@@ -24,8 +24,11 @@ exceed 1 by. In bfloat16 that is 0.0059 + K 2^-23 + 3 eta, and eta is about 10^-
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +48,10 @@ _HEAD_COST, _PAIR_COST, _READ_COST = 6, 500, 12
 _PLAN_COST = {"cpu": 2e10, "cuda": 1e13}
 _HEAD_BLOCK = 4096
 _RUN = 128
+
+_exact = threading.Lock()
+_exact_users = 0
+_settings_before: tuple[Any, ...] = ()
 
 
 class Screen(NamedTuple):
@@ -75,6 +82,47 @@ class Screen(NamedTuple):
         if self.basis is None:
             return 0.0
         return self.basis.shape[1] ** 0.5 * (_RUN + 2 + -(-dimension // _RUN)) * 2.0**-24
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Forbid what torch may have been told to do less exactly, on the CPU too: float32 products in TF32 or bfloat16, and sums in float16.
+
+    Users and their models set this for a whole process (``torch.set_float32_matmul_precision``), and the bounds above are none then. The
+    setting comes back when the last thread that needs it otherwise is done.
+    """
+    global _exact_users, _settings_before
+    with _exact:
+        if not _exact_users:
+            _settings_before = _set_products()
+        _exact_users += 1
+    try:
+        yield
+    finally:
+        with _exact:
+            _exact_users -= 1
+            if not _exact_users:
+                _set_products(*_settings_before)
+
+
+def _set_products(
+    legacy: str | None = "highest", gpu: str | None = None, cpu: str | None = None, sums: bool = False
+) -> tuple[Any, ...]:
+    """Set how torch multiplies, by default exactly, and return how it did before."""
+    import torch
+
+    on_gpu, on_cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    try:
+        known: str | None = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set through the newer of torch's two interfaces, which the older one cannot tell
+        known = None
+    before = known, on_gpu.fp32_precision, on_cpu.fp32_precision, on_gpu.allow_fp16_reduced_precision_reduction
+    if legacy is not None:
+        torch.set_float32_matmul_precision(legacy)
+    if gpu is not None:
+        on_gpu.fp32_precision, on_cpu.fp32_precision = gpu, cpu
+    on_gpu.allow_fp16_reduced_precision_reduction = sums
+    return before
 
 
 def choose_dtype(device: str, low_precision: bool | None = None) -> str:
@@ -141,6 +189,7 @@ def plan(sample: Any, n: int, least: float, dtype: str, other: int | None = None
     return best
 
 
+@exact_products()
 def apply(rows: Any, screen: Screen) -> Any:
     """Return the short, low-precision vectors of `rows`.
 
@@ -201,12 +250,14 @@ def as_tensor(array: Any) -> Any:
     return torch.from_dlpack(array)
 
 
+@exact_products()
 def products(a: Any, b: Any) -> Any:
     """Return the float32 dot products of the rows of `a` with those of `b`, as an array where they are."""
     return vectors.namespace(a).from_dlpack(as_tensor(a) @ as_tensor(b).T)
 
 
 @functools.cache
+@exact_products()
 def _is_fast(device: str, dtype: str) -> bool:
     """Tell whether products in `dtype` are exact enough and twice as fast as in float32, by trying.
 
