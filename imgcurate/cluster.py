@@ -235,7 +235,9 @@ def _gpu_cluster(devices: Sequence[int] | None, memory_limit: str | int | None, 
         # One allocator for RMM, torch and CuPy; without it each keeps its own pool and they starve one another.
         rmm_async=True,
         rmm_allocator_external_lib_list=["torch", "cupy"],
-        enable_cudf_spill=True,
+        # dask-cuda moves what workers hold to the host from 80 % of the GPU's memory on. cuDF's own spilling in its place would pin every
+        # frame whose embeddings have been read, because a view of a buffer forbids it, and knows nothing of CuPy's arrays.
+        enable_cudf_spill=False,
         host=_LOOPBACK,
         dashboard_address=dashboard,
     )

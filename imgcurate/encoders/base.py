@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -92,18 +92,10 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return an array on `device`. To a GPU it is copied beside what the GPU computes, and nobody waits for it here."""
+    """Return an array on `device`; nobody waits here for the copy to a GPU.
+
+    The copy is made on the stream that computes. On one of its own its memory could be given to the next copy before it is read, because
+    RMM as torch's allocator does not know `record_stream`; and a batch is copied in about a hundredth of the time of its forward pass.
+    """
     tensor = torch.from_numpy(array)
-    if device.type != "cuda":
-        return tensor.to(device)
-    stream, computing = _copying(device), torch.cuda.current_stream(device)
-    with torch.cuda.stream(stream):
-        moved = tensor.pin_memory().to(device, non_blocking=True)
-    computing.wait_stream(stream)
-    moved.record_stream(computing)
-    return moved
-
-
-@cache
-def _copying(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -8,12 +8,12 @@ from typing import Any
 
 import dask
 import pytest
-from distributed import Client
+from distributed import Client, Worker
 
 from imgcurate.cluster import backend, connect
 
 
-def _seen_by_worker() -> dict[str, Any]:
+def _seen_by_worker(dask_worker: Worker) -> dict[str, Any]:
     import cudf
     import cupy
     import rmm
@@ -24,7 +24,10 @@ def _seen_by_worker() -> dict[str, Any]:
         "resource": type(rmm.mr.get_current_device_resource()).__name__,
         "cupy": cupy.cuda.get_allocator().__name__,
         "torch": torch.cuda.memory.get_allocator_backend(),
-        "spill": cudf.get_option("spill"),
+        "cudf spills": cudf.get_option("spill"),
+        "share of the device before spilling": round(
+            dask_worker.data.device_buffer.n / torch.cuda.mem_get_info()[1], 2
+        ),
     }
 
 
@@ -49,13 +52,14 @@ def test_a_second_call_for_other_devices_is_told_that_the_client_is_reused(gpu_c
         assert connect(devices=[]) is gpu_client
 
 
-def test_cudf_cupy_and_torch_share_one_allocator_and_cudf_spills(gpu_client: Client) -> None:
+def test_cudf_cupy_and_torch_share_one_allocator_and_dask_cuda_spills(gpu_client: Client) -> None:
     for seen in gpu_client.run(_seen_by_worker).values():
         assert seen == {
             "resource": "CudaAsyncMemoryResource",
             "cupy": "rmm_cupy_allocator",
             "torch": "pluggable",
-            "spill": True,
+            "cudf spills": False,
+            "share of the device before spilling": 0.8,
         }
 
 

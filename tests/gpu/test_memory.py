@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from conftest import image_bytes
-from distributed import Client
+from distributed import Client, Worker
 from test_curate import model_dir  # noqa: F401
 
 import imgcurate as ic
@@ -59,23 +59,22 @@ def test_vectors_make_no_round_trip_through_the_host(
     assert largest < 20 * _DIMENSION * 4 / 2
 
 
-def _limit(size: int | None) -> None:
-    import cudf
-    from cudf.core.buffer.spill_manager import get_global_manager
+def _limit(size: float, dask_worker: Worker) -> float:
+    """Set how many bytes of the device a worker may hold, and return how many it might before."""
+    buffer = dask_worker.data.device_buffer
+    before, buffer.n = buffer.n, size
+    buffer.evict_until_below_target()
+    return before
 
-    manager = get_global_manager()
-    assert manager is not None and cudf.get_option("spill"), "connect() turns spilling on"
-    manager._device_memory_limit = size
 
+def _held(dask_worker: Worker) -> tuple[float, int]:
+    """Return how many bytes a worker holds on the device, and how many objects of the device it holds on the host."""
+    from dask_cuda.device_host_file import DeviceSerialized
 
-def _spillable() -> tuple[int, int]:
-    from cudf.core.buffer.spill_manager import get_global_manager
-
-    manager = get_global_manager()
-    spilled, unspilled = manager.spill_to_device_limit(), 0
-    for buffer in manager.buffers():
-        unspilled += 0 if buffer.is_spilled else buffer.size
-    return spilled, unspilled
+    data = dask_worker.data
+    return data.device_buffer.fast.total_weight, sum(
+        isinstance(value, DeviceSerialized) for value in data.host.values()
+    )
 
 
 def test_more_vectors_than_the_limit_of_the_device_spill_and_the_answer_is_the_same(gpu_client: Client) -> None:
@@ -83,18 +82,19 @@ def test_more_vectors_than_the_limit_of_the_device_spill_and_the_answer_is_the_s
     matrix = rng.standard_normal((8 * _ROWS, _DIMENSION)).astype(np.float32)
     matrix[1::10] = matrix[::10]
     frame = CUDF.frame(embedded(matrix), cuts=tuple(range(_ROWS, 8 * _ROWS, _ROWS)))
-    expected = sorted(
-        ic.semantic_duplicates(frame, eps=0.001, n_clusters=8).removals().compute()["image_id"].to_pandas()
-    )
-    limit = 2 * _ROWS * _DIMENSION * 4
-    gpu_client.run(_limit, limit)
-    try:
+
+    def find() -> tuple[list[str], Any]:
         held = frame.persist()
-        found = sorted(
-            ic.semantic_duplicates(held, eps=0.001, n_clusters=8).removals().compute()["image_id"].to_pandas()
-        )
-        states = gpu_client.run(_spillable)
+        found = ic.semantic_duplicates(held, eps=0.001, n_clusters=8)
+        return sorted(found.removals().compute()["image_id"].to_pandas()), (held, found)
+
+    expected, _ = find()
+    limit = 2 * _ROWS * _DIMENSION * 4
+    before = gpu_client.run(_limit, limit)
+    try:
+        found, _alive = find()
+        states = gpu_client.run(_held)
     finally:
-        gpu_client.run(_limit, None)
+        gpu_client.run(_limit, min(before.values()))
     assert found == expected and len(found) == len(matrix) // 10
-    assert all(unspilled <= limit + _ROWS * _DIMENSION * 4 for _, unspilled in states.values())
+    assert all(on_device <= limit and spilled > 0 for on_device, spilled in states.values())
