@@ -17,6 +17,7 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from imgcurate import storage
@@ -308,11 +309,20 @@ def _resize(picture: Picture, width: int, height: int, resample: Image.Resamplin
         return np.asarray(image)
     import torch
 
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    pixels = torch.from_dlpack(_shared(image)).permute(2, 0, 1)[None]
     # By factors, because the picture may end within a pixel; a little more, because the size that they make is rounded down.
     factors = (height / bottom * (1 + 1e-9), width / right * (1 + 1e-9))
     made = torch.nn.functional.interpolate(pixels, scale_factor=factors, mode=mode, antialias=True)
-    return np.ascontiguousarray(made[0].permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(made[0, :3].permute(1, 2, 0).numpy())
+
+
+def _shared(image: Image.Image) -> np.ndarray:
+    """Return an RGB image's own memory, of four bytes a pixel; a copy of three where it lies in several pieces (above 16 MiB)."""
+    try:
+        flat = pa.array(image).flatten()
+    except ValueError:
+        return np.array(image)
+    return flat.to_numpy().reshape(image.height, image.width, 4)
 
 
 Place = tuple[int, int]
@@ -458,7 +468,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_to_8_bits(np.asarray(image), sixteen=image.mode != "F"))
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        # Converting what is RGB already would copy it.
+        return image if image.mode == "RGB" else image.convert("RGB")
     layer = image.convert("RGBA")
     canvas = Image.new("RGB", layer.size, "white")
     canvas.paste(layer, mask=layer.getchannel("A"))

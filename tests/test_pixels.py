@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import torch
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -444,3 +445,15 @@ def test_museum_photos_are_preprocessed_as_by_resize_then_crop_but_for_rounding(
         expected = resize_then_crop(image, 224, 224).astype(int)
         difference = np.abs(resize_and_crop(image, 224, (224, 224)) - expected)
         assert difference.max() <= 2 and difference.mean() < 0.01
+
+
+@pytest.mark.parametrize("side", [40, 2100])  # above 2048 x 2048 Pillow's memory is in several pieces
+def test_shared_memory_is_the_image_and_is_not_copied_where_it_need_not_be(side: int) -> None:
+    content = np.random.default_rng(0).integers(0, 256, (side, side + 3, 3), dtype=np.uint8)
+    shared = pixels._shared(Image.fromarray(content))
+    assert np.array_equal(shared[..., :3], content) and shared.shape[2] == (4 if side == 40 else 3)
+    resized = pixels.resize_and_crop(Image.fromarray(content), 32, (32, 32))
+    tensor = torch.from_numpy(content).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(tensor, (32, 32 * (side + 3) // side), mode="bicubic", antialias=True)
+    left = (expected.shape[3] - 32) // 2
+    assert np.abs(resized.astype(int) - expected[0, :, :, left : left + 32].permute(1, 2, 0).numpy()).max() <= 1
