@@ -28,7 +28,7 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -q
 
 test-gpu: $(VENV)/.ready
-	$(BIN)/python -m pytest -q tests/gpu -rs
+	$(BIN)/python -m pytest -q tests/gpu
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

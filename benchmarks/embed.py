@@ -121,7 +121,7 @@ def make_images(folder: Path, count: int) -> dict[str, Any]:
     from imgcurate import demo
 
     draw, noise = random.Random(0), np.random.default_rng(0)
-    photos = [photo.path for photo in demo.photos()]
+    photos = [photo.path for photo in demo.photos(fewest=1)]
     photos = [path for path in photos if min(Image.open(path).size) >= 400]
     folder.mkdir()
     megapixels, sizes = [], []
@@ -143,6 +143,7 @@ def make_images(folder: Path, count: int) -> dict[str, Any]:
         sizes.append(buffer.tell() / 1e6)
     return {
         "distinct": count,
+        "photos": len(photos),
         "megapixels": [round(value, 2) for value in (min(megapixels), statistics.mean(megapixels), max(megapixels))],
         "megabytes": round(statistics.mean(sizes), 3),
     }

@@ -33,6 +33,7 @@ from imgcurate.sources.parquet import read_parquet
 from imgcurate.sources.webdataset import read_webdataset
 
 _PACKAGES = ("imgcurate", "dask", "pandas", "pyarrow", "torch", "transformers", "scikit-learn", "pillow")
+_GPU_PACKAGES = ("cudf-cu13", "cuml-cu13", "dask-cuda", "cupy-cuda13x")
 _OUTPUTS = ("shards", "images.parquet", "manifest.json")
 _WORK = ".work"
 _STAGES = ("exact", "perceptual", "semantic")
@@ -445,7 +446,7 @@ def _models(
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *(_GPU_PACKAGES if backend() == "cudf" else ())):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

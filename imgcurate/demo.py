@@ -72,8 +72,13 @@ class _Sample:
     about: Mapping[str, str]
 
 
-def photos() -> list[Photo]:
+def photos(fewest: int = _FEWEST) -> list[Photo]:
     """Find the photos of the packages that are installed.
+
+    Parameters
+    ----------
+    fewest : int, default 10
+        How many there must be.
 
     Returns
     -------
@@ -83,7 +88,7 @@ def photos() -> list[Photo]:
     Raises
     ------
     FileNotFoundError
-        Where fewer than ten are found.
+        Where fewer are found.
     """
     there = []
     for package, (license_, folder, files) in _PHOTOS.items():
@@ -95,7 +100,7 @@ def photos() -> list[Photo]:
             path = Path(str(distribution.locate_file(f"{folder}/{file}")))
             if path.is_file():
                 there.append(Photo(name, path, caption, package, license_))
-    if len(there) < _FEWEST:
+    if len(there) < fewest:
         raise FileNotFoundError(
             f"the demo needs the photos that {', '.join(_PHOTOS)} carry and found {len(there)} of them; "
             "pip install 'imgcurate[small]'"

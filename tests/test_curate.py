@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 from collections.abc import Sequence
@@ -208,7 +209,7 @@ def test_the_manifest_says_what_was_run(client: Client, shards: Path, tmp_path: 
     assert manifest["options"]["keep"] == [["width", "max"]]
     assert set(manifest["models"]) == {"encoder", "aesthetic"}
     assert all(re.fullmatch("[0-9a-f]{64}", model["fingerprint"]) for model in manifest["models"].values())
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["versions"]["torch"] == importlib.metadata.version("torch")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["images.parquet", "manifest.json", "shards"]
 
 

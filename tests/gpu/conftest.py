@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from imgcurate import schema, vectors
 from imgcurate.cluster import connect, gpu_available
 
 _HERE = Path(__file__).parent
+_ALONE = pytest.StashKey[bool]()
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,33 @@ def gpu_client(request: pytest.FixtureRequest) -> Iterator[distributed.Client]:
 
 def in_own_session(request: pytest.FixtureRequest) -> bool:
     """Tell whether nothing but the tests of this folder runs in this session."""
-    return all(_HERE in item.path.parents for item in request.session.items)
+    return request.config.stash[_ALONE]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[_ALONE] = all(_HERE in item.path.parents for item in session.items)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print a table of what ran on which backend, where these tests have a session of their own."""
+    if not config.stash.get(_ALONE, False):
+        return
+    rows: dict[tuple[str, str], Counter[str]] = {}
+    reasons: dict[tuple[str, str], str] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            file, _, name = report.nodeid.partition("::")
+            parameters = name.partition("[")[2].removesuffix("]").split("-")
+            row = Path(file).stem, next((backend for backend in ("pandas", "cudf") if backend in parameters), "")
+            rows.setdefault(row, Counter())["failed" if outcome == "error" else outcome] += 1
+            if outcome == "skipped":
+                reasons[row] = str(report.longrepr[2]).removeprefix("Skipped: ")
+    terminalreporter.section("by backend")
+    line = "{:<18}{:<8}{:>7}{:>7}{:>8}  {}"
+    terminalreporter.write_line(line.format("", "", "passed", "failed", "skipped", "because"))
+    for row, counts in sorted(rows.items()):
+        numbers = (counts[outcome] for outcome in ("passed", "failed", "skipped"))
+        terminalreporter.write_line(line.format(*row, *numbers, reasons.get(row, "")).rstrip())
 
 
 @pytest.fixture(params=["pandas", "cudf"])
