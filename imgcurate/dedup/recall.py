@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from imgcurate import vectors
 from imgcurate.dedup import graph, join, nodes, rank
 from imgcurate.dedup.blocks import Rows
 
@@ -38,13 +39,12 @@ def sample(table: pa.Table, rows: Rows, seed: int, size: int) -> tuple[np.ndarra
     """
     hashes = rank.hash_ids(table["id"].combine_chunks(), seed)
     chosen = np.argsort(hashes, kind="stable")[:size]
-    return hashes[chosen], table["row"].to_numpy()[chosen], rows.vectors[chosen]
+    xp = vectors.namespace(rows.vectors)
+    return hashes[chosen], table["row"].to_numpy()[chosen], rows.vectors[xp.asarray(chosen)]
 
 
 def draw(candidates: Sequence[tuple[np.ndarray, np.ndarray, Any]], size: int) -> tuple[np.ndarray, Any]:
     """Return the sample's row numbers and vectors."""
-    from imgcurate import vectors
-
     hashes, numbers = (np.concatenate(column) for column in list(zip(*candidates, strict=True))[:2])
     chosen = np.argsort(hashes, kind="stable")[:size]
     xp = vectors.namespace(candidates[0][2])

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import image_bytes
 
 import imgcurate as ic
 from gpu.conftest import PANDAS, Backend, embedded, host
+from gpu.test_models import rows_of
 from imgcurate import vectors
 
 EPS = 0.05
@@ -166,3 +168,77 @@ def test_repeated_ids_are_refused_by_name(on: Backend) -> None:
     part["image_id"] = part["image_id"].where(part.index != 3, "img0001")
     with pytest.raises(ValueError, match="img0001"):
         ic.semantic_duplicates(on.frame(part, (2,)), eps=EPS)
+
+
+@pytest.mark.parametrize(
+    "options", [{"n_clusters": 5, "probes": 1}, {"n_clusters": 5}, {"n_clusters": 5, "exact": True}]
+)
+def test_probes_and_exact_search_find_what_they_find_on_the_cpu(
+    on: Backend, on_cpu: OnCpu, options: dict[str, Any]
+) -> None:
+    unit = planted(seed=6)
+    part, given = embedded(unit), {**options, "eps": EPS, "centroids": unit[:5], "keep": "id"}
+    found = ic.semantic_duplicates(on.frame(part, CUTS), **given)
+    expected = on_cpu(lambda: removed(ic.semantic_duplicates(PANDAS.frame(part, CUTS), **given)))
+    assert removed(found) == expected
+    if "exact" in options:
+        assert expected == brute_force(unit, np.arange(len(unit)), "cover")
+    assert found.recall(50).recall <= 1
+
+
+def test_what_was_found_is_saved_loaded_and_asked_for_other_thresholds(on: Backend, tmp_path: Path) -> None:
+    unit = planted(seed=7)
+    found = ic.semantic_duplicates(on.frame(embedded(unit), CUTS), eps=EPS, keep="id", min_similarity=0.7)
+    found.save(tmp_path / "found")
+    for again in (found, ic.Duplicates.load(tmp_path / "found")):
+        assert removed(again) == brute_force(unit, np.arange(len(unit)), "cover")
+        assert removed(again, 0.001) == removed(ic.semantic_duplicates(on.frame(embedded(unit)), eps=0.001, keep="id"))
+        assert again.duplicate_ratio == pytest.approx(len(removed(again)) / len(unit))
+    assert len(host(found.least_similar(5))) == 5 and type(found.pairs._meta).__module__.startswith(on.name)
+    assert {name for names in host(found.groups)["duplicates"] for name in names} == removed(found)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_images_near_those_of_a_corpus_go(on: Backend, on_cpu: OnCpu, tmp_path: Path, saved: bool) -> None:
+    unit = planted(seed=8)
+    old, new = (
+        embedded(rows).assign(image_id=[f"{name}{row:04}" for row in range(len(rows))])
+        for name, rows in (("old", unit[:250]), ("img", unit[250:]))
+    )
+
+    def search(backend: Backend, folder: Path) -> set[str]:
+        corpus: Any = backend.frame(old, (100, 100))
+        if saved:
+            assert ic.save_embeddings(corpus, folder, n_clusters=1) == 250
+            corpus = folder
+        return removed(ic.semantic_duplicates(backend.frame(new, (50,)), eps=EPS, keep="id", against=corpus))
+
+    found = search(on, tmp_path / "here")
+    assert found == on_cpu(lambda: search(PANDAS, tmp_path / "cpu"))
+    # Rows of the corpus come first and are never removed.
+    cross = cosines(unit)[250:, :250] >= 1 - EPS
+    assert {f"img{row:04}" for row in np.flatnonzero(cross.any(axis=1))} <= found
+
+
+def test_training_images_near_evaluation_images_are_named(on: Backend) -> None:
+    unit = planted(seed=9)
+    train, evaluation = on.frame(embedded(unit[100:]), (0, 200)), on.frame(embedded(unit[:100]))
+    named = ic.decontaminate(train, evaluation, eps=EPS)
+    found = host(named).sort_values("image_id")
+    near = cosines(unit)[100:, :100]
+    rows = np.flatnonzero((near >= 1 - EPS).any(axis=1))
+    assert found["image_id"].tolist() == [f"img{row:04}" for row in rows] and len(rows) > 5
+    assert found["duplicate_of"].tolist() == [f"img{row:04}" for row in near[rows].argmax(axis=1)]
+    assert len(ic.remove(train, named)) == len(unit) - 100 - len(rows)
+
+
+def test_equal_bytes_and_equal_looks_are_found_as_on_the_cpu(on: Backend, on_cpu: OnCpu, tmp_path: Path) -> None:
+    contents = [image_bytes(seed) for seed in range(6)]
+    broken = b"no image"
+    part = rows_of(
+        tmp_path / "a.bin", [*contents, contents[0], image_bytes(1, format="PNG"), contents[2], broken, broken]
+    )
+    for stage, options in ((ic.exact_duplicates, {}), (ic.perceptual_duplicates, {"max_distance": 2})):
+        found = removed(stage(on.frame(part, (3, 3, 8)), keep="id", **options))
+        assert found == on_cpu(lambda stage=stage, options=options: removed(stage(PANDAS.frame(part, (3,)), keep="id", **options)))  # fmt: skip
+        assert {"a/6", "a/8"} <= found
