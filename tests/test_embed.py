@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import image_bytes
-from distributed import Client
+from distributed import Client, LocalCluster
 from PIL import Image
 from test_encoders import DIMENSION, pictures, save_checkpoint, tiny_clip, transformers_vectors
 
 from imgcurate import pixels, schema, vectors
-from imgcurate.encoders.embed import embed, embed_part
+from imgcurate.encoders.embed import beside_the_next_task, embed, embed_part
 from imgcurate.images import ahead
 
 ADDED = ["embedding", "width", "height", "error"]
@@ -311,3 +311,27 @@ def test_museum_photos_are_embedded(client: Client, shared: Path) -> None:
     cosines = matrix_of(done) @ matrix_of(done).T
     assert done["error"].isna().all()
     assert cosines.diagonal().min() > 0.999 and np.median(cosines) < 0.5
+
+
+BEGUN, GATES = [threading.Event() for _ in range(3)], [threading.Event() for _ in range(3)]
+
+
+def wait_at_its_gate(number: int) -> int:
+    BEGUN[number].set()
+    with beside_the_next_task():
+        GATES[number].wait(30)
+    return number
+
+
+def test_one_task_waits_beside_the_next_and_no_more() -> None:
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        futures = [client.submit(wait_at_its_gate, number, priority=-number, pure=False) for number in range(3)]
+        assert BEGUN[0].wait(30) and BEGUN[1].wait(30) and not BEGUN[2].wait(1)
+        GATES[0].set()
+        assert futures[0].result() == 0 and BEGUN[2].wait(30)
+        for gate in GATES:
+            gate.set()
+        assert client.gather(futures) == [0, 1, 2]

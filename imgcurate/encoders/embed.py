@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, NamedTuple
 
+import distributed
 import numpy as np
 import pyarrow as pa
 
 from imgcurate import images, measures, pixels, schema, vectors
 from imgcurate.encoders import Model, check_dtype, load_encoder, resolve
 
-if TYPE_CHECKING:
-    pass
-
 _ADDED = ["embedding", "width", "height", "error"]
 # On a CPU the activations of a small batch stay in the cache.
 _CPU_BATCH, _GPU_BATCH = 8, 256
+
+_waiting = threading.Lock()
 
 
 def embed(
@@ -186,7 +188,9 @@ def embed_part(
     for numbers, batch in _batches(usable(), batch_size):
         matrix[to_device(np.array(numbers), encoder.device)] = encoder.encode(batch)
         valid[numbers] = True
-    finite = torch.isfinite(matrix).all(dim=1).cpu().numpy()
+    # A GPU still computes the last batches here, and this worker's cores could decode the next partition's first.
+    with beside_the_next_task() if gpu else nullcontext():
+        finite = torch.isfinite(matrix).all(dim=1).cpu().numpy()
     for row in np.flatnonzero(valid & ~finite):
         errors[row] = "embed: the model's vector is not finite"
     valid &= finite
@@ -194,6 +198,19 @@ def embed_part(
     added = images.columns_like(part, host)
     added["embedding"] = vectors.to_column(matrix, like=part, valid=valid, encoder=encoder.identity)
     return added[names]
+
+
+@contextmanager
+def beside_the_next_task() -> Iterator[None]:
+    """Let this Dask worker begin its next task while this one only waits.
+
+    One task of a process waits so at a time; another that comes here keeps its place in the worker until it may, or tasks that decode
+    faster than the GPU computes would pile up before it.
+    """
+    with _waiting:
+        with suppress(ValueError):  # no worker runs this
+            distributed.secede()
+        yield
 
 
 class _Prepared(NamedTuple):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dask
 import pytest
 from distributed import Client, Worker
+from test_curate import model_dir, shards  # noqa: F401
 
+import imgcurate as ic
 from imgcurate.cluster import backend, connect
 
 
@@ -79,3 +83,36 @@ if __name__ == "__main__":
 def test_a_client_without_devices_stays_one_of_pandas_when_it_is_reused() -> None:
     run = subprocess.run([sys.executable, "-c", CPU_SCRIPT], capture_output=True, text=True, check=False)
     assert run.stdout.strip().endswith("done"), run.stderr
+
+
+SEVERAL_SCRIPT = """
+import sys
+import distributed
+import imgcurate as ic
+from imgcurate.cluster import backend
+
+if __name__ == "__main__":
+    shards, model = sys.argv[1:]
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1") as cluster:
+        client = ic.connect(cluster.scheduler_address)
+        assert backend() == "cudf" and len(client.scheduler_info(n_workers=-1)["workers"]) == 2
+        frame = ic.embed(ic.read_webdataset(shards), model, dtype="float32").persist()
+        found = ic.semantic_duplicates(frame, eps=1e-4, n_clusters=1, keep="id")
+        print(*sorted(found.removals().compute()["image_id"].to_pandas()))
+"""
+
+
+def test_workers_of_any_cluster_may_share_a_gpu(
+    gpu_client: Client,
+    on_cpu: Callable[[Callable[[], Any]], Any],
+    shards: Path,  # noqa: F811
+    model_dir: Path,  # noqa: F811
+) -> None:
+    command = [sys.executable, "-c", SEVERAL_SCRIPT, str(shards), str(model_dir / "tiny-clip")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def expected() -> list[str]:
+        frame = ic.embed(ic.read_webdataset(shards), str(model_dir / "tiny-clip"), dtype="float32")
+        return sorted(ic.semantic_duplicates(frame, eps=1e-4, n_clusters=1, keep="id").removals().compute()["image_id"])
+
+    assert run.stdout.split() == on_cpu(expected), run.stderr

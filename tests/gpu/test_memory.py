@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from conftest import image_bytes
@@ -18,45 +18,56 @@ from imgcurate import vectors
 _ROWS, _DIMENSION = 4000, 768
 
 
-def _watch() -> None:
-    """Record the size of every array that CuPy or torch brings to the host in this process."""
-    import cupy
-    import torch
+class _Watched:
+    """What has gone between host and device in this process since `watch`: bytes of each array."""
 
-    brought: list[int] = []
-    get, cpu = cupy.ndarray.get, torch.Tensor.cpu
+    brought: ClassVar[list[int]] = []
+    sent: ClassVar[list[int]] = []
 
-    def counted_get(self: Any, *args: Any, **kwargs: Any) -> Any:
-        brought.append(self.nbytes)
-        return get(self, *args, **kwargs)
+    @classmethod
+    def watch(cls) -> None:
+        import torch
 
-    def counted_cpu(self: Any, *args: Any, **kwargs: Any) -> Any:
-        brought.append(self.nbytes)
-        return cpu(self, *args, **kwargs)
+        from imgcurate.encoders import base
 
-    # CuPy's class is compiled: what cannot be replaced there is watched where imgcurate asks for it.
-    vectors.to_numpy = lambda array: counted_get(array) if vectors.on_gpu(array) else np.asarray(array)
-    torch.Tensor.cpu = counted_cpu
-    _watch.brought = brought  # type: ignore[attr-defined]
+        to_numpy, cpu, to_device = vectors.to_numpy, torch.Tensor.cpu, base.to_device
+
+        def watched_to_numpy(array: Any) -> Any:
+            cls.brought += [array.nbytes] if vectors.on_gpu(array) else []
+            return to_numpy(array)
+
+        def watched_cpu(tensor: Any, *arguments: Any) -> Any:
+            cls.brought += [tensor.nbytes]
+            return cpu(tensor, *arguments)
+
+        def watched_to_device(array: Any, device: Any) -> Any:
+            cls.sent += [array.nbytes]
+            return to_device(array, device)
+
+        vectors.to_numpy, torch.Tensor.cpu, base.to_device = watched_to_numpy, watched_cpu, watched_to_device
+
+    @classmethod
+    def seen(cls) -> tuple[int, int]:
+        """Return the largest array that was brought, and what was sent in all."""
+        return max(cls.brought, default=0), sum(cls.sent)
 
 
-def _brought() -> list[int]:
-    return list(_watch.brought)  # type: ignore[attr-defined]
-
-
-def test_vectors_make_no_round_trip_through_the_host(
+def test_only_small_pixels_go_to_the_gpu_and_no_vectors_come_back(
     gpu_client: Client,
     tmp_path: Path,
     model_dir: Path,  # noqa: F811
 ) -> None:
-    gpu_client.run(_watch)
+    gpu_client.run(_Watched.watch)
     part = rows_of(tmp_path / "a.bin", [image_bytes(seed) for seed in range(64)])
     frame = ic.embed(CUDF.frame(part, cuts=(20, 40)), "tiny-clip", model_dir=model_dir)
     scored = ic.score_nsfw(ic.score_aesthetic(frame, model_dir=model_dir), model_dir=model_dir).persist()
     ic.semantic_duplicates(scored, eps=0.01, n_clusters=4).removals().compute()
-    largest = max(size for sizes in gpu_client.run(_brought).values() for size in [0, *sizes])
+    seen = gpu_client.run(_Watched.seen).values()
     # Numbers of rows and bits of screens come to the host; a matrix of vectors of any partition does not.
-    assert largest < 20 * _DIMENSION * 4 / 2
+    assert max(brought for brought, _ in seen) < 20 * _DIMENSION * 4 / 2
+    # One byte a channel of what the model sees, and few more: the numbers of rows, and what the model is tried with.
+    pixels = 64 * 32 * 32 * 3
+    assert pixels <= sum(sent for _, sent in seen) < 1.2 * pixels
 
 
 def _limit(size: float, dask_worker: Worker) -> float:
