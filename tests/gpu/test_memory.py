@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,6 +37,7 @@ class _Watched:
             cls.brought += [array.nbytes] if vectors.on_gpu(array) else []
             return to_numpy(array)
 
+        @functools.wraps(cpu)
         def watched_cpu(tensor: Any, *arguments: Any) -> Any:
             cls.brought += [tensor.nbytes]
             return cpu(tensor, *arguments)
