@@ -10,7 +10,6 @@ from typing import Any
 
 import dask
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
@@ -189,11 +188,13 @@ def check(
 
 def _check_frame(frame: Any, id_field: str, embedding_field: str, key_fields: list[str]) -> None:
     schema.require(frame, [id_field, embedding_field, *key_fields], "semantic_duplicates")
-    known = vectors.to_arrow(frame._meta[list(dict.fromkeys([id_field, *key_fields]))]).schema
+    columns = list(dict.fromkeys([id_field, embedding_field, *key_fields]))
+    # Asked of Arrow, because pandas cannot be asked about cuDF's types.
+    known = vectors.to_arrow(frame._meta[columns]).schema
     if not pa.types.is_null(known.field(id_field).type):  # of an object column nothing is known before it is read
         blocks.check_id_type(known.field(id_field).type, id_field)
-    kind = frame._meta[embedding_field].dtype
-    if not pd.api.types.is_object_dtype(kind) and pd.api.types.is_string_dtype(kind):
+    kind = known.field(embedding_field).type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         raise TypeError(
             f"column {embedding_field!r} holds text, not vectors; where it held arrays, Dask has turned them into text: store "
             "them as lists (Arrow, Parquet) or set dask.config.set({'dataframe.convert-string': False}) before reading"

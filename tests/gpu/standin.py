@@ -178,9 +178,19 @@ cupy: Any = _CuPy("cupy")
 # cuDF
 
 
-def _forbid(caller: str = f"{imgcurate.__path__[0]}/") -> None:
+class ListDtype(pd.api.extensions.ExtensionDtype):
+    """The type of a column of lists. Functions of pandas that are asked about cuDF's raise."""
+
+    name, type = "list", "list"
+
+
+def _is_ours(frame: types.FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(f"{imgcurate.__path__[0]}/")
+
+
+def _forbid() -> None:
     """Refuse a call that imgcurate made: pandas itself makes it all the time."""
-    if sys._getframe(2).f_code.co_filename.startswith(caller):
+    if _is_ours(sys._getframe(2)):
         raise TypeError("implicit conversion of a cuDF object to the host")
 
 
@@ -218,6 +228,12 @@ class Series(pd.Series):
 
     def unique(self) -> Series:
         return Series(super().unique())
+
+    @property
+    def dtype(self) -> Any:
+        kind = super().dtype
+        lists = isinstance(kind, pd.ArrowDtype) and pa.types.is_list(kind.pyarrow_dtype)
+        return ListDtype() if lists and _is_ours(sys._getframe(1)) else kind
 
     @property
     def has_nulls(self) -> bool:
