@@ -17,5 +17,5 @@ def test_the_gpus_lines_run_on_arrays_that_refuse_what_a_gpus_refuse() -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(_HERE), os.environ.get("PYTHONPATH", "")])}
     run = subprocess.run(command, cwd=_HERE.parent, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-5000:]
-    for room in ("dedup", "models", "vectors"):
+    for room in ("dedup", "models", "vectors", "whole_job"):
         assert re.search(rf"test_{room} +cudf +[1-9]\d* +0 +0", run.stdout), run.stdout[-2000:]

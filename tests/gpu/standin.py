@@ -35,11 +35,11 @@ from dask.utils import Dispatch
 from torch.overrides import TorchFunctionMode
 
 import imgcurate
-from imgcurate import cluster, vectors
+from imgcurate import cluster, progress, vectors
 
 _CUDA = torch.device("cuda", 0)
 #: Tests of what cuDF and a cluster do themselves.
-_OTHERS_WORK = ("test_cluster", "test_frames", "test_names", "test_whole_job")
+_OTHERS_WORK = ("test_cluster", "test_frames", "test_names")
 
 
 # CuPy
@@ -428,7 +428,6 @@ class _Client:
     """A cluster of one worker, in this process."""
 
     def __enter__(self) -> _Client:
-        dask.config.set({"dataframe.backend": "cudf"})
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -437,11 +436,27 @@ class _Client:
     def run(self, function: Callable[[], Any]) -> dict[str, Any]:
         return {"here": function()}
 
+    def compute(self, tasks: list[Any]) -> list[Any]:
+        return list(dask.compute(*tasks))
+
+    def gather(self, results: list[Any]) -> list[Any]:
+        return results
+
     def nthreads(self) -> dict[str, int]:
         return {"here": 1}
 
+    ncores = nthreads
+
     def scheduler_info(self, n_workers: int = -1) -> Any:
         return {"workers": {"here": {}}}
+
+
+_client = _Client()
+
+
+def _connect(*_: Any, **__: Any) -> _Client:
+    dask.config.set({"dataframe.backend": "cudf"})
+    return _client
 
 
 class KMeans:
@@ -490,8 +505,9 @@ def pytest_load_initial_conftests() -> None:
     dd.read_parquet = _read_parquet
     vectors.to_backend = _to_backend
     cluster.gpu_available = lambda: True
-    cluster.connect = _Client
-    distributed.get_client = _Client
+    cluster.connect = imgcurate.connect = _connect
+    distributed.get_client = lambda: _client
+    progress.Steps._watch = lambda *_: None  # there are no futures to watch
     torch.from_dlpack = _from_dlpack
     torch.Tensor.record_stream = lambda self, stream: None
     torch.cuda.is_available = lambda: True
