@@ -24,6 +24,11 @@ def on_gpu(part: Any) -> bool:
     return type(part).__module__.partition(".")[0] in ("cudf", "cupy")
 
 
+def device(part: Any) -> str:
+    """Return what torch calls the device of a partition, column or array: ``"cuda"`` or ``"cpu"``."""
+    return "cuda" if on_gpu(part) else "cpu"
+
+
 def namespace(array: Any) -> Any:
     """Return the module (NumPy or CuPy) whose functions work on `array`."""
     if on_gpu(array):
@@ -36,6 +41,11 @@ def namespace(array: Any) -> Any:
 def to_numpy(array: Any) -> np.ndarray:
     """Return `array` on the host."""
     return array.get() if on_gpu(array) else np.asarray(array)
+
+
+def take(matrix: Any, positions: np.ndarray) -> Any:
+    """Return rows of a matrix by their positions, or by a mask, that lie on the host."""
+    return matrix[namespace(matrix).asarray(positions)]
 
 
 def to_matrix(column: Any) -> Any:
@@ -168,10 +178,12 @@ def to_arrow(part: Any) -> pa.Table:
     return pa.Table.from_pandas(part, preserve_index=False).replace_schema_metadata(None)
 
 
-def to_pandas(part: Any) -> pd.DataFrame:
-    """Return a partition on the host, Arrow-typed; a pandas partition is returned as it is."""
+def to_pandas(part: Any) -> Any:
+    """Return a partition or column on the host, Arrow-typed; one of pandas is returned as it is."""
     if not on_gpu(part):
         return part
+    if part.ndim == 1:
+        return to_pandas(part.to_frame(name="column"))["column"].rename(part.name)
     host = to_arrow(part).to_pandas(types_mapper=pd.ArrowDtype)
     host.index = part.index.to_pandas()
     return host

@@ -66,7 +66,7 @@ def prepare(
     table = pa.table({"id": ids, "hash": hashes, **keys})
     summary = Summary(hashes, usable, unit.shape[1], identity.of_column(part[embedding_field]))
     if not usable.all():
-        table, unit = table.filter(pa.array(usable)), unit[vectors.namespace(unit).asarray(usable)]
+        table, unit = table.filter(pa.array(usable)), vectors.take(unit, usable)
     return Rows(table, unit), summary, ids
 
 
@@ -165,4 +165,4 @@ def check_id_type(kind: pa.DataType, name: str) -> None:
 
 
 def _take(rows: Rows, chosen: np.ndarray) -> Rows:
-    return Rows(rows.table.take(pa.array(chosen)), rows.vectors[vectors.namespace(rows.vectors).asarray(chosen)])
+    return Rows(rows.table.take(pa.array(chosen)), vectors.take(rows.vectors, chosen))

@@ -65,13 +65,13 @@ class _Places(NamedTuple):
         """Return the vectors, or those chosen."""
         at = self.at if chosen is None else self.at[chosen]
         if len(self.matrices) == 1:
-            return _at(self.matrices[0], at)
+            return vectors.take(self.matrices[0], at)
         xp = vectors.namespace(self.matrices[0])
         out = xp.empty((len(at), self.matrices[0].shape[1]), dtype=xp.float32)
         start = 0
         for matrix in self.matrices:
             here = np.flatnonzero((at >= start) & (at < start + len(matrix)))
-            out[xp.asarray(here)] = _at(matrix, at[here] - start)
+            out[xp.asarray(here)] = vectors.take(matrix, at[here] - start)
             start += len(matrix)
         return out
 
@@ -196,7 +196,7 @@ def gather(pieces: Sequence[Members]) -> Members:
 
 def plan(bucket: Members, n_buckets: int, least: float) -> screen.Screen:
     """Choose how the rows of a large cluster are screened, by one of its buckets."""
-    dtype = screen.choose_dtype("cuda" if vectors.on_gpu(bucket.vectors) else "cpu")
+    dtype = screen.choose_dtype(vectors.device(bucket.vectors))
     return screen.plan(bucket.vectors, len(bucket.row) * n_buckets, least, dtype)
 
 
@@ -330,7 +330,3 @@ def _stack(pieces: Sequence[Members]) -> _Places:
 
 def _slice(members: Members, start: int, stop: int) -> Members:
     return Members(*(column[start:stop] for column in members[:5]))
-
-
-def _at(matrix: Any, positions: np.ndarray) -> Any:
-    return matrix[vectors.namespace(matrix).asarray(positions)]

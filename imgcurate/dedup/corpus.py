@@ -423,7 +423,7 @@ def _write_clusters(
     ids = pa.concat_tables(tables, promote_options="permissive")["id"]
     for cluster in numbers:
         at = np.flatnonzero(members.cluster == cluster)
-        matrix = vectors.to_numpy(members.vectors[vectors.namespace(members.vectors).asarray(at)])
+        matrix = vectors.to_numpy(vectors.take(members.vectors, at))
         table = pa.table(
             {
                 id_field: ids.take(pa.array(members.row[at])),

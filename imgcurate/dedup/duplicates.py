@@ -450,7 +450,7 @@ def check_eps(eps: Any) -> None:
 
 def id_dtype(column: Any) -> Any:
     """Return the type that ids have in the results: that of the frame's column on the host, plain where it is categorical."""
-    dtype = vectors.to_pandas(column.to_frame())[column.name].dtype
+    dtype = vectors.to_pandas(column).dtype
     if isinstance(dtype, pd.ArrowDtype) and pa.types.is_dictionary(dtype.pyarrow_dtype):
         return pd.ArrowDtype(dtype.pyarrow_dtype.value_type)
     if not isinstance(dtype, pd.CategoricalDtype):

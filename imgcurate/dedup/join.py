@@ -68,7 +68,7 @@ def pairs_within(rows: Any, least: float, *, low_precision: bool | None = None) 
     >>> pairs_within(np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32), 0.7)
     Pairs(left=array([1], dtype=int32), right=array([2], dtype=int32), similarity=array([0.8], dtype=float32))
     """
-    chosen = screen.plan(rows, len(rows), least, screen.choose_dtype(_device(rows), low_precision))
+    chosen = screen.plan(rows, len(rows), least, screen.choose_dtype(vectors.device(rows), low_precision))
     return compare(rows, None, chosen, least)
 
 
@@ -87,7 +87,7 @@ def pairs_between(rows: Any, others: Any, least: float, *, low_precision: bool |
     Pairs
         ``left`` are positions in `rows`, ``right`` in `others`.
     """
-    dtype = screen.choose_dtype(_device(rows), low_precision)
+    dtype = screen.choose_dtype(vectors.device(rows), low_precision)
     chosen = screen.plan(others, len(others), least, dtype, other=len(rows))
     return compare(rows, others, chosen, least)
 
@@ -133,10 +133,6 @@ def cosines(a: Any, b: Any) -> np.ndarray:
     """
     xp = vectors.namespace(a)
     return vectors.to_numpy(xp.minimum(xp.einsum("ij,ij->i", a, b, dtype=xp.float64).astype(xp.float32), 1))
-
-
-def _device(rows: Any) -> str:
-    return "cuda" if vectors.on_gpu(rows) else "cpu"
 
 
 def _screened(
@@ -198,7 +194,7 @@ def _checked(rows: Any, others: Any, left: Any, right: Any, least: float) -> Ite
 
 
 def _in_full(rows: Any, others: Any, triangle: bool, least: float) -> Iterator[Pairs]:
-    height, width = _TILE[_device(rows)]
+    height, width = _TILE[vectors.device(rows)]
     for start in range(0, len(rows), height):
         for column in range(start if triangle else 0, len(others), width):
             yield from _tile_in_full(

@@ -39,8 +39,7 @@ def sample(table: pa.Table, rows: Rows, seed: int, size: int) -> tuple[np.ndarra
     """
     hashes = rank.hash_ids(table["id"].combine_chunks(), seed)
     chosen = np.argsort(hashes, kind="stable")[:size]
-    xp = vectors.namespace(rows.vectors)
-    return hashes[chosen], table["row"].to_numpy()[chosen], rows.vectors[xp.asarray(chosen)]
+    return hashes[chosen], table["row"].to_numpy()[chosen], vectors.take(rows.vectors, chosen)
 
 
 def draw(candidates: Sequence[tuple[np.ndarray, np.ndarray, Any]], size: int) -> tuple[np.ndarray, Any]:
@@ -48,7 +47,7 @@ def draw(candidates: Sequence[tuple[np.ndarray, np.ndarray, Any]], size: int) ->
     hashes, numbers = (np.concatenate(column) for column in list(zip(*candidates, strict=True))[:2])
     chosen = np.argsort(hashes, kind="stable")[:size]
     xp = vectors.namespace(candidates[0][2])
-    return numbers[chosen], xp.concatenate([matrix for _, _, matrix in candidates])[xp.asarray(chosen)]
+    return numbers[chosen], vectors.take(xp.concatenate([matrix for _, _, matrix in candidates]), chosen)
 
 
 def true_pairs(drawn: tuple[np.ndarray, Any], table: pa.Table, rows: Rows, least: float) -> np.ndarray:

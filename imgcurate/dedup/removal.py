@@ -76,8 +76,7 @@ def _id_column(removals: Any, on: str) -> Any:
         return removals.removals()[removals.id_field]
     if isinstance(removals, str | os.PathLike):
         removals = _read(os.fspath(removals))
-    if vectors.on_gpu(removals):
-        removals = vectors.to_pandas(removals.to_frame() if removals.ndim == 1 else removals)
+    removals = vectors.to_pandas(removals)
     if not isinstance(removals, pd.DataFrame | pd.Series) and not hasattr(removals, "to_delayed"):
         raise TypeError(
             f"remove takes ids as a frame, a series, a Duplicates or the path of a Parquet directory, not "
@@ -111,7 +110,7 @@ def _check_kinds(frame: Any, column: Any, on: str) -> None:
 
 def _kind(column: Any) -> str | None:
     """Return "numbers" or "text"; None where the type does not tell (an object column that is still to be read)."""
-    host = vectors.to_pandas(column.to_frame(name="id"))["id"] if vectors.on_gpu(column) else column
+    host = vectors.to_pandas(column)
     if pd.api.types.is_numeric_dtype(host.dtype):
         return "numbers"
     if isinstance(host.dtype, pd.CategoricalDtype):
@@ -124,7 +123,7 @@ def _kind(column: Any) -> str | None:
 
 def _unique(columns: Sequence[Any], on: str) -> pd.Series:
     """Return the distinct ids of all partitions, on the host, in order of appearance."""
-    hosts = [_plain(vectors.to_pandas(column.to_frame(name=on))[on]) for column in columns]
+    hosts = [_plain(vectors.to_pandas(column)).rename(on) for column in columns]
     return pd.concat(hosts, ignore_index=True).dropna().drop_duplicates().reset_index(drop=True)
 
 

@@ -166,7 +166,7 @@ def plan(sample: Any, n: int, least: float, dtype: str, other: int | None = None
     total = n + (other or 0)
     most = min(_MOST_DIRECTIONS, dimension // 2, len(sample) // 4)
     # Asked first, because a GPU's rows come to the host for what follows.
-    if most < _STEP or pairs * dimension < 4 * _PLAN_COST["cuda" if vectors.on_gpu(sample) else "cpu"]:
+    if most < _STEP or pairs * dimension < 4 * _PLAN_COST[vectors.device(sample)]:
         return whole
     rows = vectors.to_numpy(sample[:: -(-len(sample) // (2 * _SAMPLE_ROWS))])
     # The rows that a basis was fitted to have too little left over, so others say what it is worth.

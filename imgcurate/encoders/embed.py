@@ -162,7 +162,7 @@ def embed_part(
     from imgcurate.encoders.base import to_device
 
     gpu = vectors.on_gpu(part)
-    encoder = load_encoder(model, dtype=dtype, device="cuda" if gpu else "cpu", image_size=image_size)
+    encoder = load_encoder(model, dtype=dtype, device=vectors.device(part), image_size=image_size)
     batch_size = batch_size or (_GPU_BATCH if gpu else _CPU_BATCH)
 
     def prepare(image: bytes) -> _Prepared:

@@ -157,7 +157,7 @@ def _score_text_part(part: Any, column: str, model: str, dtype: str) -> Any:
         made, were_cut = encoder.encode([str(texts[row]) for row in rows])
         cut[rows] = were_cut
         xp = vectors.namespace(matrix)
-        these = matrix[xp.asarray(rows)].astype(xp.float64)
+        these = vectors.take(matrix, np.array(rows)).astype(xp.float64)
         text = xp.asarray(made.cpu().numpy() if xp is np else made).astype(xp.float64)
         scores[rows] = vectors.to_numpy(xp.einsum("ij,ij->i", these, text))
     columns = {
@@ -190,7 +190,7 @@ def _score_prompts_part(part: Any, classes: tuple[tuple[str, tuple[str, ...]], .
 
 def _encoder_of(part: Any, dimension: int, model: str, dtype: str) -> TextEncoder:
     """Return the text tower; raises where the images of `part` were embedded by another model."""
-    encoder = load_text_encoder(model, dtype=dtype, device="cuda" if vectors.on_gpu(part) else "cpu")
+    encoder = load_text_encoder(model, dtype=dtype, device=vectors.device(part))
     known = identity.one(identity.of_column(part["embedding"]), "the frame")
     if known is not None and known.fingerprint != encoder.identity.fingerprint:
         raise ValueError(

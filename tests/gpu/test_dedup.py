@@ -151,6 +151,7 @@ def test_remove_takes_every_form_of_list_and_keeps_the_vectors(on: Backend, tmp_
         tmp_path / "gone",
         pd.Series(sorted(gone)),
         on.part(host(found.removals())),
+        on.part(host(found.removals()))["image_id"].rename(None),
     ):
         kept = host(ic.remove(frame, removals))
         assert kept["image_id"].tolist() == expected["image_id"].tolist()
