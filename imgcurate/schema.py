@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-#: Every column imgcurate writes, with its Arrow type. Sources make the first nine, verbs add the rest.
+#: Every column imgcurate writes, with its Arrow type. Sources make those of `SOURCE_COLUMNS`, verbs add the rest.
 TYPES: dict[str, pa.DataType] = {
     "image_id": pa.string(),
     "url": pa.string(),
@@ -17,11 +17,13 @@ TYPES: dict[str, pa.DataType] = {
     "size": pa.int64(),
     "sample_offset": pa.int64(),
     "sample_size": pa.int64(),
+    "etag": pa.string(),
     "caption": pa.string(),
     "metadata": pa.string(),
     "width": pa.int32(),
     "height": pa.int32(),
     "error": pa.string(),
+    "digest": pa.string(),
     "embedding": pa.list_(pa.float32()),
     "aspect": pa.float32(),
     "bytes_per_pixel": pa.float32(),
@@ -53,6 +55,7 @@ SOURCE_COLUMNS = (
     "size",
     "sample_offset",
     "sample_size",
+    "etag",
     "caption",
     "metadata",
     "error",
