@@ -13,7 +13,7 @@ import pytest
 from conftest import image_bytes, write_tar
 from distributed import Client
 
-from imgcurate import schema, tar
+from imgcurate import schema, storage, tar
 from imgcurate.sources.files import read_files
 from imgcurate.sources.parquet import read_parquet
 from imgcurate.sources.webdataset import read_webdataset
@@ -39,6 +39,30 @@ def test_a_row_names_the_bytes_of_its_image(shards: Path) -> None:
         assert Path(row.url).read_bytes()[row.offset : row.offset + row.size] == image_bytes(seed)
     assert rows["caption"].tolist()[5] == "caption 1 1"
     assert rows["error"].isna().all() and rows["metadata"].isna().all()
+
+
+def test_a_row_carries_the_version_of_its_file(shards: Path, tmp_path: Path) -> None:
+    for frame in (read_webdataset(shards), read_files(_photos(tmp_path))):
+        rows = frame.compute()
+        assert rows["etag"].tolist() == [storage.etag(url) for url in rows["url"]]
+
+
+def test_partitions_of_shards_that_changed_have_other_tokens(shards: Path) -> None:
+    def keys() -> list[str]:
+        return [str(part.key) for part in read_webdataset(shards).to_delayed()]
+
+    before = keys()
+    assert keys() == before
+    (shards / "00001.tar").write_bytes((shards / "00001.tar").read_bytes())
+    assert keys() != before
+
+
+def test_a_shard_that_changes_between_finding_and_listing_is_named(shards: Path) -> None:
+    frame = read_webdataset(shards)
+    write_tar(shards / "00001.tar", [("0000.jpg", image_bytes(99))])
+    with pytest.raises(tar.ShardChanged, match=r"00001\.tar has changed since it was listed"):
+        frame.compute()
+    assert len(read_webdataset(shards).compute()) == 4 + 1 + 4
 
 
 def test_rows_have_the_types_of_the_schema(shards: Path, tmp_path: Path) -> None:

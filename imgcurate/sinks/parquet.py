@@ -71,6 +71,6 @@ def write_parts(frame: Any, folder: str, storage_options: storage.Options = None
 def _write_part(part: Any, folder: str, name: str, storage_options: storage.Options) -> Written:
     encoders = identity.of_column(part["embedding"]) if "embedding" in part.columns else frozenset()
     table = vectors.to_arrow(part).replace_schema_metadata(identity.to_metadata(identity.one(encoders, "the frame")))
-    with storage.open_output(f"{folder}/{name}", storage_options) as file:
+    with storage.open_atomic(f"{folder}/{name}", storage_options) as file:
         pq.write_table(table, file, compression="zstd")
     return Written(name, len(part), encoders)

@@ -7,17 +7,22 @@ import io
 import os
 import tarfile
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import dask
 import dask.dataframe as dd
 import pandas as pd
+import xxhash
 
-from imgcurate import schema, storage, tar, vectors
+from imgcurate import images, schema, storage, tar, vectors
 
 _COLUMNS = ["image_id", "url", "member", "offset", "size", "sample_offset", "sample_size"]
-_CHUNK = 8 << 20
+# What is compared while it is copied, where the frame has it.
+_COMPARED = ["etag", "digest"]
+# Small enough to stay in a core's cache from its reading to its second digest.
+_BLOCK = 1 << 20
 
 
 def write_webdataset(
@@ -46,7 +51,8 @@ def write_webdataset(
     Returns
     -------
     dask.dataframe.DataFrame
-        One row a shard: url, samples, bytes, renamed (samples whose key was taken in this shard and that got another).
+        One row a shard: url, samples, bytes, renamed (samples whose key was taken in this shard and that got another), digest (xxh3_128 of
+        the shard's bytes in hexadecimal).
 
     Raises
     ------
@@ -54,8 +60,9 @@ def write_webdataset(
         Where shards are there and `overwrite` is false.
     KeyError
         Where the frame lacks a column.
-    imgcurate.tar.ShardError
-        Where a source has changed since it was listed.
+    imgcurate.tar.ShardChanged
+        Where a source has another ``etag`` than when it was listed, or an image that is copied another ``digest`` than when it was embedded
+        or measured. Then no shard appears.
 
     Notes
     -----
@@ -71,7 +78,7 @@ def write_webdataset(
     with storage.staged_folder(path, ".tar", overwrite=overwrite, storage_options=storage_options) as folder:
         tasks, _rows = write_shards(frame, folder, samples_per_shard, storage_options)
         shards = list(dask.compute(*tasks))
-    table = pd.DataFrame(shards, columns=["url", "samples", "bytes", "renamed"])
+    table = pd.DataFrame(shards, columns=["url", *Written._fields])
     table["url"] = [f"{storage.absolute(path, storage_options)}/{url.rpartition('/')[2]}" for url in table["url"]]
     return dd.from_pandas(table, npartitions=1)
 
@@ -85,13 +92,13 @@ def check_samples_per_shard(samples_per_shard: int) -> None:
 def write_shards(
     frame: Any, folder: str, samples_per_shard: int, storage_options: storage.Options = None
 ) -> tuple[list[Any], Any]:
-    """Return one delayed task a shard, which writes it into `folder` and gives (url, samples, bytes, renamed).
+    """Return one delayed task a shard, which writes it into `folder` and gives (url, samples, bytes, renamed, digest).
 
     Computes `frame` as far as its rows go: how many there are decides what goes into which shard. The second value is those rows
     in the workers' memory; the tasks read them, and Dask drops them when nobody holds the value any more.
     """
     schema.require(frame, _COLUMNS, "write_webdataset")
-    columns = _COLUMNS + ["error"] * ("error" in frame.columns)
+    columns = [*_COLUMNS, *(name for name in ("error", *_COMPARED) if name in frame.columns)]
     pick = dask.delayed(_pick_rows, nout=3)
     # Rows are small without their vectors: kept in memory, so that what made them (a model, perhaps) runs once.
     picked = dask.persist(*[output for part in frame[columns].to_delayed() for output in pick(part)])
@@ -99,7 +106,7 @@ def write_shards(
     counts, bad = dask.compute(list(picked[1::3]), list(picked[2::3]))
     if sum(bad):
         warnings.warn(f"{sum(bad):,} rows have an error and are not written", stacklevel=3)
-    write = dask.delayed(_write_shard)
+    write = dask.delayed(_write_cuts)
     tasks = []
     for number, cuts in enumerate(cut_into_shards(counts, samples_per_shard)):
         rows_of_shard = [(parts[partition], start, stop) for partition, start, stop in cuts]
@@ -135,41 +142,118 @@ def cut_into_shards(counts: Sequence[int], samples_per_shard: int) -> Iterator[l
         yield shard
 
 
+class Written(NamedTuple):
+    """A shard that was written.
+
+    Attributes
+    ----------
+    samples, bytes : int
+    renamed : int
+        Samples that got another key, because theirs was taken.
+    digest : str
+        xxh3_128 of the whole file.
+    """
+
+    samples: int
+    bytes: int
+    renamed: int
+    digest: str
+
+
+def write_shard(rows: pd.DataFrame, url: str, storage_options: storage.Options = None) -> Written:
+    """Write rows as one shard, which is there under its name when it is whole and never otherwise.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Columns image_id, url, member, offset, size, sample_offset, sample_size, and perhaps etag and digest, to be compared with what is
+        copied.
+    url : str
+    storage_options : dict, optional
+        For the fsspec filesystem, of sources and output.
+
+    Raises
+    ------
+    imgcurate.tar.ShardChanged
+        Where a source is not what was listed, or an image not what its digest says.
+    """
+    keys = _keys(rows)
+    with storage.open_atomic(url, storage_options) as file, _Sources(storage_options) as sources:
+        out = _Writer(file, sources)
+        for row, (key, new_key) in zip(_rows(rows), keys, strict=True):
+            if row.member is None:
+                out.add_file(row, new_key or key)
+            elif row.sample_offset is None:
+                out.add_scattered(row, key, new_key)
+            elif new_key is None:
+                out.add_run(row)
+            else:
+                out.add_renamed(row, key, new_key)
+        out.finish()
+        sources.refuse_changed()
+    renamed = sum(new is not None for _, new in keys)
+    return Written(len(rows), out.written, renamed, out.digest.hexdigest())
+
+
+def keys_of(rows: pd.DataFrame) -> list[str]:
+    """Return the key that each row has in the shard that `write_shard` makes of them.
+
+    Examples
+    --------
+    >>> keys_of(pd.DataFrame({"image_id": ["0/a", "1/a"], "member": ["a.jpg", "a.jpg"]}))
+    ['a', '1/a']
+    """
+    return [key if new_key is None else new_key for key, new_key in _keys(rows)]
+
+
 def _pick_rows(part: Any) -> tuple[pd.DataFrame, int, int]:
     """Return the rows of a partition that can be written, their number, and the number of the others."""
     rows = vectors.to_pandas(part)
     usable = rows[rows["error"].isna()] if "error" in rows else rows
-    return usable[_COLUMNS], len(usable), len(rows) - len(usable)
+    columns = [*_COLUMNS, *(name for name in _COMPARED if name in rows)]
+    return usable[columns], len(usable), len(rows) - len(usable)
 
 
-def _write_shard(
+def _write_cuts(
     cuts: Sequence[tuple[pd.DataFrame, int, int]], url: str, storage_options: storage.Options
-) -> tuple[str, int, int, int]:
+) -> tuple[str, int, int, int, str]:
     rows = pd.concat([part.iloc[start:stop] for part, start, stop in cuts], ignore_index=True)
-    keys = _keys(rows)
-    renamed = sum(new is not None for _, new in keys)
-    with storage.open_output(url, storage_options) as file, _Sources(storage_options) as sources:
-        out = _Writer(file, sources)
-        for row, (key, new_key) in zip(rows.itertuples(index=False), keys, strict=True):
-            if row.member is pd.NA:
-                out.add_file(row.url, row.size, new_key or key)
-            elif row.sample_offset is pd.NA:
-                out.add_scattered(row.url, key, new_key)
-            elif new_key is None:
-                out.add_run(row.url, row.sample_offset, row.sample_size)
-            else:
-                out.add_renamed(row.url, row.sample_offset, row.sample_size, key, new_key)
-        size = out.finish()
-    return url, len(rows), size, renamed
+    return url, *write_shard(rows, url, storage_options)
+
+
+class _Row(NamedTuple):
+    """What is copied of a row; null is None."""
+
+    url: str
+    member: str | None
+    offset: int
+    size: int
+    sample_offset: int | None
+    sample_size: int | None
+    etag: str | None
+    digest: str | None
+
+    def changed(self, what: str) -> tar.ShardChanged:
+        return tar.ShardChanged(self.url, what)
+
+
+def _rows(rows: pd.DataFrame) -> list[_Row]:
+    columns = images.host_columns(rows, list(_Row._fields)) | {"digest": images.digests_of(rows)}
+    for name in ("offset", "size", "sample_offset", "sample_size"):
+        # Other tools store integers that may be null as floats.
+        columns[name] = [None if number is None else int(number) for number in columns[name]]
+    nothing: list[Any] = [None] * len(rows)
+    return [_Row(*values) for values in zip(*(columns.get(name, nothing) for name in _Row._fields), strict=True)]
 
 
 def _keys(rows: pd.DataFrame) -> list[tuple[str, str | None]]:
     """Return each row's key, and the one it takes instead where an earlier row of the shard has the same."""
-    keys = [_key(row) for row in rows[["image_id", "member"]].itertuples(index=False)]
+    columns = images.host_columns(rows, ["image_id", "member"])
+    keys = [_key(*row) for row in zip(columns["image_id"], columns["member"], strict=True)]
     taken: set[str] = set()
     natural = set(keys)
     result: list[tuple[str, str | None]] = []
-    for key, image_id in zip(keys, rows["image_id"], strict=True):
+    for key, image_id in zip(keys, columns["image_id"], strict=True):
         if key not in taken:
             taken.add(key)
             result.append((key, None))
@@ -183,12 +267,12 @@ def _keys(rows: pd.DataFrame) -> list[tuple[str, str | None]]:
     return result
 
 
-def _key(row: Any) -> str:
-    if row.member is pd.NA:
-        return _safe_key(os.path.splitext(row.image_id)[0])
-    named = tar.split_name(row.member)
+def _key(image_id: Any, member: str | None) -> str:
+    if member is None:
+        return _safe_key(os.path.splitext(image_id)[0])
+    named = tar.split_name(member)
     if named is None:
-        raise ValueError(f"{row.image_id}: member {row.member!r} is not a sample's")
+        raise ValueError(f"{image_id}: member {member!r} is not a sample's")
     return named[0]
 
 
@@ -205,6 +289,7 @@ class _Sources:
         self.storage_options = storage_options
         self.url: str | None = None
         self.stack = contextlib.ExitStack()
+        self.etags: dict[str, set[str]] = {}
         self.listings: dict[str, dict[str, tar.Sample]] = {}
 
     def __enter__(self) -> _Sources:
@@ -213,18 +298,76 @@ class _Sources:
     def __exit__(self, *exception: Any) -> None:
         self.stack.close()
 
-    def open(self, url: str) -> BinaryIO:
-        if url != self.url:
-            self.stack.close()
-            self.file = self.stack.enter_context(storage.open_input(url, self.storage_options))
-            self.url = url
+    def open(self, row: _Row) -> BinaryIO:
+        """Open the source of a row, and compare its etag with the row's the first time."""
+        with _gone_is_changed(row.url):
+            if row.url != self.url:
+                self.stack.close()
+                self.file = self.stack.enter_context(storage.open_sequential(row.url, self.storage_options))
+                self.url = row.url
+            # Of an image file all that is copied has the digest.
+            if row.etag is not None and (row.member is not None or row.digest is None):
+                known = self.etags.setdefault(row.url, set())
+                if row.etag not in known:
+                    tar.refuse_changed(row.url, [row.etag], self.storage_options)
+                    known.add(row.etag)
         return self.file
 
-    def members(self, url: str, key: str) -> list[tar.Member]:
-        if url not in self.listings:
-            samples = tar.scan(self.open(url), storage.size_of(url, self.storage_options), url)
-            self.listings = {url: {sample.key: sample for sample in samples}}
-        return self.listings[url][key].members
+    def refuse_changed(self) -> None:
+        """Compare the etags again of all sources that were opened."""
+        for url, etags in self.etags.items():
+            with _gone_is_changed(url):
+                tar.refuse_changed(url, etags, self.storage_options)
+
+    def members(self, row: _Row, key: str) -> list[tar.Member]:
+        """Return the members of a sample, found by listing the shard again."""
+        if row.url not in self.listings:
+            self.open(row)
+            with storage.open_input(row.url, self.storage_options) as file:
+                samples = tar.scan(file, storage.size_of(row.url, self.storage_options), row.url)
+            self.listings = {row.url: {sample.key: sample for sample in samples}}
+        sample = self.listings[row.url].get(key)
+        if sample is None or not any(_holds(member, row) for member in sample.members):
+            raise row.changed(f"the sample {key} is not where it was")
+        return sample.members
+
+
+@contextlib.contextmanager
+def _gone_is_changed(url: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise tar.ShardChanged(url, "it is gone") from None
+
+
+def _holds(member: tar.Member, row: _Row) -> bool:
+    return (member.offset, member.size) == (row.offset, row.size)
+
+
+class _Comparison:
+    """Compares images with their digests while the bytes of their file pass, block by block."""
+
+    def __init__(self, rows: Sequence[_Row]) -> None:
+        self.rows = deque(row for row in rows if row.digest is not None)
+        self.digest = xxhash.xxh3_128()
+
+    def take(self, place: int, block: bytes) -> None:
+        """Take a block that lies at `place` in the file, next to the one before."""
+        view, stop = memoryview(block), place + len(block)
+        while self.rows:
+            row = self.rows[0]
+            self.digest.update(view[max(row.offset - place, 0) : max(row.offset + row.size - place, 0)])
+            if row.offset + row.size > stop:
+                return
+            if self.digest.hexdigest() != row.digest:
+                raise row.changed(f"the image at byte {row.offset} is not the one looked at before")
+            self.rows.popleft()
+            self.digest.reset()
+
+    def finish(self) -> None:
+        """See that all images have passed."""
+        if self.rows:
+            raise self.rows[0].changed(f"the image at byte {self.rows[0].offset} lies outside its sample")
 
 
 class _Writer:
@@ -232,51 +375,95 @@ class _Writer:
 
     def __init__(self, file: BinaryIO, sources: _Sources) -> None:
         self.file, self.sources = file, sources
-        self.pending: tuple[str, int, int] | None = None
+        self.pending: list[_Row] = []
+        self.start = self.stop = 0
         self.written = 0
+        self.digest = xxhash.xxh3_128()
 
-    def add_run(self, url: str, start: int, size: int) -> None:
-        if self.pending is not None and self.pending[0] == url and self.pending[2] == start:
-            self.pending = (url, self.pending[1], start + size)
-            return
-        self._flush()
-        self.pending = (url, start, start + size)
+    def add_run(self, row: _Row) -> None:
+        """Write a sample as it is."""
+        assert row.sample_offset is not None and row.sample_size is not None
+        self._add(row, row.sample_offset, row.sample_offset + row.sample_size)
 
-    def add_renamed(self, url: str, start: int, size: int, key: str, new_key: str) -> None:
+    def add_renamed(self, row: _Row, key: str, new_key: str) -> None:
         """Write the members of a run under another key: new headers, the same content."""
-        run = self._read(url, start, size)
-        source = io.BytesIO(run + tar.END)
-        (sample,) = tar.scan(source, size + len(tar.END), url)
-        for member in sample.members:
-            self._add_member(source, member, key, new_key)
+        self._flush()
+        assert row.sample_offset is not None and row.sample_size is not None
+        run = io.BytesIO()
+        self._copy([row], row.sample_offset, row.sample_offset + row.sample_size, run.write)
+        run.write(tar.END)
+        try:
+            samples = tar.scan(run, row.sample_size + len(tar.END), row.url)
+        except tar.ShardError:
+            samples = []
+        if [sample.key for sample in samples] != [key]:
+            raise row.changed(
+                f"bytes {row.sample_offset} to {row.sample_offset + row.sample_size} are no longer the sample {key}"
+            )
+        for member in samples[0].members:
+            self._add_member(row, run, member, key, new_key)
 
-    def add_scattered(self, url: str, key: str, new_key: str | None) -> None:
+    def add_scattered(self, row: _Row, key: str, new_key: str | None) -> None:
         """Write members that are not adjacent in their source."""
-        for member in self.sources.members(url, key):
+        for member in self.sources.members(row, key):
+            of_member = row if _holds(member, row) else row._replace(digest=None)
             if new_key is None:
-                self.add_run(url, member.start, member.stop - member.start)
+                self._add(of_member, member.start, member.stop)
             else:
-                self._add_member(self.sources.open(url), member, key, new_key)
+                self._flush()
+                run = io.BytesIO()
+                self._copy([of_member], member.start, member.stop, run.write)
+                moved = member._replace(start=0, offset=member.offset - member.start)
+                self._add_member(row, run, moved, key, new_key)
 
-    def add_file(self, url: str, size: int, key: str) -> None:
+    def add_file(self, row: _Row, key: str) -> None:
         """Write an image file, and the sidecars beside it, as a sample."""
-        options = self.sources.storage_options
-        self._add_content(key + os.path.splitext(url)[1], self._read(url, 0, size))
+        self._flush()
+        self._write(tar.header(key + os.path.splitext(row.url)[1], row.size))
+        self._copy([row], row.offset, row.offset + row.size, self._write)
+        self._write(tar.padding(row.size))
         for extension in (".txt", ".json"):
-            content = storage.read_if_there(storage.replace_extension(url, extension), options)
+            beside = storage.replace_extension(row.url, extension)
+            content = storage.read_if_there(beside, self.sources.storage_options)
             if content is not None:
                 self._add_content(key + extension, content)
 
-    def finish(self) -> int:
-        """End the archive; return its size in bytes."""
+    def finish(self) -> None:
+        """End the archive."""
         self._flush()
         self._write(tar.END)
-        return self.written
 
-    def _add_member(self, source: BinaryIO, member: tar.Member, key: str, new_key: str) -> None:
-        info = tar.parse_header(source, member.start, member.offset)
-        source.seek(member.offset)
-        self._add_content(new_key + info.name.removeprefix(key), source.read(member.size), info)
+    def _add(self, row: _Row, start: int, stop: int) -> None:
+        if not self.pending or (self.pending[-1].url, self.stop) != (row.url, start):
+            self._flush()
+            self.start = start
+        self.pending.append(row)
+        self.stop = stop
+
+    def _flush(self) -> None:
+        if self.pending:
+            self._copy(self.pending, self.start, self.stop, self._write)
+            self.pending = []
+
+    def _copy(self, rows: Sequence[_Row], start: int, stop: int, write: Callable[[bytes], Any]) -> None:
+        """Copy bytes of the source of `rows`, and compare the images of `rows`, which lie in them."""
+        for row in rows:
+            file = self.sources.open(row)
+        comparison = _Comparison(rows)
+        file.seek(start)
+        while start < stop:
+            block = file.read(min(_BLOCK, stop - start))
+            if not block:
+                raise rows[0].changed(f"it is shorter and ends at byte {start}")
+            comparison.take(start, block)
+            write(block)
+            start += len(block)
+        comparison.finish()
+
+    def _add_member(self, row: _Row, run: BinaryIO, member: tar.Member, key: str, new_key: str) -> None:
+        info = tar.parse_header(run, member.start, member.offset, row.url)
+        run.seek(member.offset)
+        self._add_content(new_key + info.name.removeprefix(key), run.read(member.size), info)
 
     def _add_content(self, name: str, content: bytes, like: tarfile.TarInfo | None = None) -> None:
         self._flush()
@@ -284,25 +471,7 @@ class _Writer:
         self._write(content)
         self._write(tar.padding(len(content)))
 
-    def _read(self, url: str, start: int, size: int) -> bytes:
-        self._flush()
-        file = self.sources.open(url)
-        file.seek(start)
-        content = file.read(size)
-        if len(content) < size:
-            raise tar.ShardError(f"{url} is shorter than when it was listed: list it again")
-        return content
-
-    def _flush(self) -> None:
-        if self.pending is None:
-            return
-        url, start, stop = self.pending
-        self.pending = None
-        while start < stop:
-            content = self._read(url, start, min(_CHUNK, stop - start))
-            self._write(content)
-            start += len(content)
-
     def _write(self, content: bytes) -> None:
         self.file.write(content)
+        self.digest.update(content)
         self.written += len(content)

@@ -13,7 +13,7 @@ from imgcurate.cluster import backend
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif")
 
-File = tuple[str, str, int | None]  # url, image_id, and the size where the listing told it
+File = tuple[str, str, storage.Entry]  # url, image_id, and what the listing told
 
 
 def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_options: storage.Options = None) -> Any:
@@ -48,11 +48,11 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
     if files_per_partition < 1:
         raise ValueError(f"files_per_partition={files_per_partition}: must be at least 1")
     found = storage.expand(urls, _EXTENSIONS, storage_options)
-    found = {url: size for url, size in found.items() if url.lower().endswith(_EXTENSIONS)}
+    found = {url: entry for url, entry in found.items() if url.lower().endswith(_EXTENSIONS)}
     if not found:
         raise FileNotFoundError(f"{urls!r} names no image; images end in {', '.join(_EXTENSIONS)}")
-    root = storage.root_of(urls)
-    files = [(url, storage.relative(url, root), size) for url, size in found.items()]
+    root = storage.root_of(urls, storage_options)
+    files = [(url, storage.relative(url, root), entry) for url, entry in found.items()]
     groups = [files[i : i + files_per_partition] for i in range(0, len(files), files_per_partition)]
     frame = dd.from_map(
         list_files,
@@ -67,17 +67,18 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
 def list_files(files: Sequence[File], storage_options: storage.Options = None) -> pd.DataFrame:
     """List files as one partition of rows: what `read_files` runs on the workers."""
     rows: dict[str, list[Any]] = {name: [] for name in schema.SOURCE_COLUMNS}
-    for url, image_id, size in files:
+    for url, image_id, entry in files:
         error = None
-        if size is None:
+        if entry.size is None:
             try:
-                size = storage.size_of(url, storage_options)
+                entry = storage.stat(url, storage_options)
             except OSError as problem:
-                size, error = 0, f"read: {type(problem).__name__}"
+                error = f"read: {type(problem).__name__}"
         rows["image_id"].append(image_id)
         rows["url"].append(url)
         rows["offset"].append(0)
-        rows["size"].append(size)
+        rows["size"].append(entry.size or 0)
+        rows["etag"].append(entry.etag)
         rows["caption"].append(_beside(url, ".txt", storage_options))
         rows["metadata"].append(_beside(url, ".json", storage_options))
         rows["error"].append(error)

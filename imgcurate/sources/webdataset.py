@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import dask.dataframe as dd
 import pandas as pd
@@ -19,7 +19,13 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.
 # one request, small enough that those of large ones cost little.
 _HOPPING = {"block_size": 1 << 16, "cache_type": "readahead"}
 
-Shard = tuple[str, str]  # url and the part of image_id that names it
+
+class Shard(NamedTuple):
+    """A shard as it was found: its URL, the part of image_id that names it, and its version (see `imgcurate.storage.etag`)."""
+
+    url: str
+    name: str
+    etag: str
 
 
 def read_webdataset(
@@ -67,14 +73,7 @@ def read_webdataset(
     """
     if shards_per_partition < 1:
         raise ValueError(f"shards_per_partition={shards_per_partition}: must be at least 1")
-    found = list(storage.expand(urls, (".tar",), storage_options))
-    for url in found:
-        if url.lower().endswith(_COMPRESSED):
-            raise ValueError(
-                f"{url} is compressed: a sample's bytes cannot be found in it without reading all before; decompress it to .tar"
-            )
-    shards = _name_shards(found)
-    _check_nested(shards, storage_options)
+    shards = find_shards(urls, storage_options)
     groups = [shards[i : i + shards_per_partition] for i in range(0, len(shards), shards_per_partition)]
     frame = dd.from_map(
         list_shards,
@@ -86,24 +85,46 @@ def read_webdataset(
     return vectors.to_backend(frame, backend())
 
 
+def find_shards(urls: storage.Paths, storage_options: storage.Options = None) -> list[Shard]:
+    """Find the shards that `read_webdataset` would read, in order; it says what is raised."""
+    found = storage.expand(urls, (".tar",), storage_options)
+    for url in found:
+        if url.lower().endswith(_COMPRESSED):
+            raise ValueError(
+                f"{url} is compressed: a sample's bytes cannot be found in it without reading all before; decompress it to .tar"
+            )
+    names = _name_shards(list(found))
+    shards = [Shard(url, names[url], entry.etag or storage.etag(url, storage_options)) for url, entry in found.items()]
+    _check_nested(shards, storage_options)
+    return shards
+
+
 def list_shards(shards: Sequence[Shard], storage_options: storage.Options = None) -> pd.DataFrame:
-    """List shards as one partition of rows: what `read_webdataset` runs on the workers."""
+    """List shards as one partition of rows: what `read_webdataset` runs on the workers.
+
+    Raises
+    ------
+    imgcurate.tar.ShardError
+        Where nothing can be read from a shard; `imgcurate.tar.ShardChanged` where it is not what it was when it was found.
+    """
     rows: list[dict[str, Any]] = []
-    for url, name in shards:
-        with storage.open_input(url, storage_options, **_HOPPING) as file:
-            samples = tar.scan(file, storage.size_of(url, storage_options), url)
-            rows.extend(_row(sample, url, name, file) for sample in samples)
+    for shard in shards:
+        with storage.open_input(shard.url, storage_options, **({} if "::" in shard.url else _HOPPING)) as file:
+            samples = tar.scan(file, storage.size_of(shard.url, storage_options), shard.url)
+            rows.extend(_row(sample, shard, file) for sample in samples)
+        tar.refuse_changed(shard.url, [shard.etag], storage_options)  # after reading: it shows a change before as well
     return schema.table({column: [row[column] for row in rows] for column in schema.SOURCE_COLUMNS})
 
 
-def _row(sample: tar.Sample, url: str, name: str, file: BinaryIO) -> dict[str, Any]:
-    images = _images(sample)
+def _row(sample: tar.Sample, shard: Shard, file: BinaryIO) -> dict[str, Any]:
+    images = images_of(sample)
     problem = _problem(sample, images)
     image = images[0] if images else None
     run = sample.run
     return {
-        "image_id": f"{name}/{sample.key}",
-        "url": url,
+        "image_id": f"{shard.name}/{sample.key}",
+        "url": shard.url,
+        "etag": shard.etag,
         "member": image.name if image else None,
         "offset": image.offset if image else 0,
         "size": image.size if image else 0,
@@ -115,7 +136,7 @@ def _row(sample: tar.Sample, url: str, name: str, file: BinaryIO) -> dict[str, A
     }
 
 
-def _images(sample: tar.Sample) -> list[tar.Member]:
+def images_of(sample: tar.Sample) -> list[tar.Member]:
     images = [member for member in sample.members if member.extension in IMAGE_EXTENSIONS]
     return images or [member for member in sample.members if member.extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
 
@@ -146,16 +167,17 @@ def _text(sample: tar.Sample, extension: str, file: BinaryIO) -> str | None:
     return None
 
 
-def _name_shards(urls: Sequence[str]) -> list[Shard]:
+def _name_shards(urls: Sequence[str]) -> dict[str, str]:
+    """Return the part of image_id that names each shard."""
     root = storage.common_folder([url.rpartition("/")[0] for url in urls])
-    named = [(url, storage.relative(url, root)) for url in urls]
-    shards = [(url, name[:-4] if name.lower().endswith(".tar") else name) for url, name in named]
     first: dict[str, str] = {}
-    for url, name in shards:
+    for url in urls:
+        relative = storage.relative(url, root)
+        name = relative[:-4] if relative.lower().endswith(".tar") else relative
         if name in first:
             raise ValueError(f"{first[name]} and {url} would give their images the same ids ({name}/...); rename one")
         first[name] = url
-    return shards
+    return {url: name for name, url in first.items()}
 
 
 def _check_nested(shards: Sequence[Shard], storage_options: storage.Options) -> None:
@@ -163,12 +185,12 @@ def _check_nested(shards: Sequence[Shard], storage_options: storage.Options) -> 
 
     Only where one shard's name is a folder of another's can two shards give one id, so only such shards are listed here.
     """
-    names = {name for _, name in shards}
+    names = {shard.name for shard in shards}
     inner = {name: [part for part in _ancestors(name) if part in names] for name in names}
     involved = {name for name, outer in inner.items() if outer} | {part for outer in inner.values() for part in outer}
     if not involved:
         return
-    ids = list_shards([shard for shard in shards if shard[1] in involved], storage_options)["image_id"]
+    ids = list_shards([shard for shard in shards if shard.name in involved], storage_options)["image_id"]
     collisions = ids[ids.duplicated()].unique()
     if len(collisions):
         raise ValueError(
