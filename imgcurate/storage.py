@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import fsspec
 import pyarrow as pa
@@ -20,6 +20,8 @@ import tenacity
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
+
+from imgcurate import ranges
 
 Options = Mapping[str, Any] | None
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -122,6 +124,35 @@ def open_ranges(url: str, storage_options: Options = None) -> contextlib.Abstrac
     """Open a file of which pieces are read that are as large as they should be: nothing is read ahead."""
     # In a chain the file may be one of this machine, which takes no such option.
     return open_input(url, storage_options, **({} if "::" in url else {"cache_type": "none"}))
+
+
+@contextlib.contextmanager
+def open_sequential(url: str, storage_options: Options = None) -> Iterator[BinaryIO]:
+    """Open a file that is read from front to back, in part or as a whole: `imgcurate.ranges` decides what is asked of a store at once.
+
+    Raises
+    ------
+    OSError
+        Where a store does not answer, after some attempts, or gives fewer bytes than there should be.
+    """
+    if is_local(url) or "::" in url:
+        with open_input(url, storage_options) as file:
+            yield file
+        return
+    with retrying()(open_ranges, url, storage_options) as file:
+        size = getattr(file, "size", None)
+        if size is None:
+            raise OSError(f"{url}: the server does not say how large it is, or cannot send a part; copy the file first")
+
+        def fetch(start: int, stop: int) -> bytes:
+            file.seek(start)
+            content = file.read(stop - start)
+            if len(content) < stop - start:
+                raise OSError(f"{url}: {len(content)} bytes where {stop - start} were asked for")
+            return content
+
+        with ranges.Forward(partial(retrying(), fetch), size, url) as forward:
+            yield cast(BinaryIO, forward)
 
 
 def is_local(url: str) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import dask.dataframe as dd
 import pandas as pd
@@ -15,9 +16,7 @@ from imgcurate.cluster import backend
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "avif", "heic", "heif")
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
-# How to open a remote shard for hopping from header to header: blocks large enough that the headers of small members come with
-# one request, small enough that those of large ones cost little.
-_HOPPING = {"block_size": 1 << 16, "cache_type": "readahead"}
+_TEXTS = ("txt", "json")
 
 
 class Shard(NamedTuple):
@@ -109,14 +108,16 @@ def list_shards(shards: Sequence[Shard], storage_options: storage.Options = None
     """
     rows: list[dict[str, Any]] = []
     for shard in shards:
-        with storage.open_input(shard.url, storage_options, **({} if "::" in shard.url else _HOPPING)) as file:
-            samples = tar.scan(file, storage.size_of(shard.url, storage_options), shard.url)
-            rows.extend(_row(sample, shard, file) for sample in samples)
-        tar.refuse_changed(shard.url, [shard.etag], storage_options)  # after reading: it shows a change before as well
+        try:
+            with storage.open_sequential(shard.url, storage_options) as file:
+                size = file.seek(0, os.SEEK_END)
+                rows += [_row(sample, shard) for sample in tar.scan(file, size, shard.url, _TEXTS)]
+        finally:  # where it failed as well, for that may be why
+            tar.refuse_changed(shard.url, [shard.etag], storage_options)
     return schema.table({column: [row[column] for row in rows] for column in schema.SOURCE_COLUMNS})
 
 
-def _row(sample: tar.Sample, shard: Shard, file: BinaryIO) -> dict[str, Any]:
+def _row(sample: tar.Sample, shard: Shard) -> dict[str, Any]:
     images = images_of(sample)
     problem = _problem(sample, images)
     image = images[0] if images else None
@@ -130,13 +131,14 @@ def _row(sample: tar.Sample, shard: Shard, file: BinaryIO) -> dict[str, Any]:
         "size": image.size if image else 0,
         "sample_offset": run[0] if run else None,
         "sample_size": run[1] if run else None,
-        "caption": None if problem else _text(sample, "txt", file),
-        "metadata": None if problem else _text(sample, "json", file),
+        "caption": None if problem else _text(sample, "txt"),
+        "metadata": None if problem else _text(sample, "json"),
         "error": problem,
     }
 
 
 def images_of(sample: tar.Sample) -> list[tar.Member]:
+    """Return the members of a sample that are images: one, of a sample that can be used."""
     images = [member for member in sample.members if member.extension in IMAGE_EXTENSIONS]
     return images or [member for member in sample.members if member.extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
 
@@ -159,12 +161,10 @@ def _problem(sample: tar.Sample, images: list[tar.Member]) -> str | None:
     return None
 
 
-def _text(sample: tar.Sample, extension: str, file: BinaryIO) -> str | None:
-    for member in sample.members:
-        if member.extension == extension:
-            file.seek(member.offset)
-            return file.read(member.size).decode("utf-8", "replace")
-    return None
+def _text(sample: tar.Sample, extension: str) -> str | None:
+    contents = (member.content for member in sample.members if member.extension == extension)
+    content = next(contents, None)
+    return None if content is None else content.decode("utf-8", "replace")
 
 
 def _name_shards(urls: Sequence[str]) -> dict[str, str]:
