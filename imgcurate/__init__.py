@@ -19,6 +19,7 @@ from imgcurate.dedup import (
 from imgcurate.encoders.embed import embed
 from imgcurate.encoders.text import encode_text
 from imgcurate.measures import measure
+from imgcurate.parts import checkpoint
 from imgcurate.scores.aesthetic import score_aesthetic
 from imgcurate.scores.fraction import top_fraction
 from imgcurate.scores.nsfw import score_nsfw
@@ -31,6 +32,7 @@ from imgcurate.sources.webdataset import read_webdataset
 
 __all__ = [
     "Duplicates",
+    "checkpoint",
     "connect",
     "decontaminate",
     "embed",

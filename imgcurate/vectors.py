@@ -198,6 +198,15 @@ def from_pandas(part: pd.DataFrame, meta: Any) -> Any:
     return cudf.DataFrame.from_arrow(to_arrow(part))
 
 
+def empty_on(backend: str) -> Any:
+    """Return a partition of nothing on ``"pandas"`` or ``"cudf"``, to put others beside it."""
+    if backend == "pandas":
+        return pd.DataFrame()
+    import cudf
+
+    return cudf.DataFrame()
+
+
 def to_backend(frame: Any, backend: str) -> Any:
     """Return a Dask dataframe of pandas partitions on `backend`, with the types that the backend's own readers give.
 

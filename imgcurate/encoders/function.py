@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dask.base import tokenize
+from imgcurate import fingerprint
 
 
 @dataclass(frozen=True)
 class Function:
     """A function from RGB bytes of shape (b, height, width, 3) to b vectors.
 
-    Its fingerprint is taken once, on the client: a function that was sent to another process need not look the same there.
+    Its fingerprint is taken once, on the client: what was sent to another process has no source there.
     """
 
     call: Callable[[Any], Any]
@@ -26,7 +26,7 @@ class Function:
 
 def wrap(function: Callable[[Any], Any]) -> Function:
     """Return `function` with its name and fingerprint."""
-    return function if isinstance(function, Function) else Function(function, name_of(function), tokenize(function))
+    return function if isinstance(function, Function) else Function(function, name_of(function), fingerprint.of(function))
 
 
 def name_of(function: Any) -> str:

@@ -1,0 +1,95 @@
+"""The cluster that a command runs on, and how it ends when somebody stops it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a command runs."""
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="a running Dask scheduler; default: this machine's GPUs or cores"
+    )
+    parser.add_argument("--scheduler-file", metavar="FILE", help="the file that a running Dask scheduler wrote")
+    parser.add_argument("--workers", type=int, metavar="N", help="worker processes to start; default: one a core")
+    parser.add_argument("--memory-limit", metavar="SIZE", help="memory of a worker, such as 8GiB; default: its share")
+    parser.add_argument(
+        "--storage-options",
+        type=storage_options,
+        metavar="JSON",
+        help="for the file systems of shards and output, such as '{\"anon\": true}' or anon=true,endpoint_url=http://...",
+    )
+
+
+@contextlib.contextmanager
+def connected(options: argparse.Namespace) -> Iterator[Any]:
+    """Give the client of a command's cluster; where somebody stops the command its processes are gone at once, and quietly.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        With the sentence that says how to go on, from the signal.
+    """
+    from imgcurate.cluster import connect, kill
+
+    try:
+        client = connect(
+            options.scheduler,
+            scheduler_file=options.scheduler_file,
+            workers=options.workers,
+            memory_limit=options.memory_limit,
+        )
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(client)
+            try:
+                yield client
+            except KeyboardInterrupt:
+                _be_quiet()
+                kill(client)
+                stack.pop_all()
+                raise
+    except KeyboardInterrupt as stop:
+        _be_quiet()
+        raise KeyboardInterrupt("stopped; run the same command again to go on where it was") from stop
+
+
+def _be_quiet() -> None:
+    """Let nothing that happens while processes are ended be printed, and nobody stop it half-way."""
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def storage_options(text: str) -> dict[str, Any]:
+    """Return options for fsspec from JSON, or from ``name=value,...`` of which each value is JSON or else text.
+
+    Examples
+    --------
+    >>> storage_options("anon=true,endpoint_url=http://127.0.0.1:9000"), storage_options('{"key": "a,b"}')
+    ({'anon': True, 'endpoint_url': 'http://127.0.0.1:9000'}, {'key': 'a,b'})
+    """
+    if text.lstrip().startswith("{"):
+        try:
+            return dict(json.loads(text))
+        except ValueError as problem:
+            raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {problem}") from None
+    found: dict[str, Any] = {}
+    for item in text.split(","):
+        name, sign, value = item.partition("=")
+        if not sign or not name.strip():
+            raise argparse.ArgumentTypeError(f"{item!r} is not NAME=VALUE; several are parted by commas, or give JSON")
+        try:
+            found[name.strip()] = json.loads(value)
+        except ValueError:
+            found[name.strip()] = value
+    return found

@@ -1,0 +1,158 @@
+"""``imgcurate run`` and ``imgcurate verify``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from imgcurate.cli import clusters
+from imgcurate.cli.tables import table
+
+
+def add_to(commands: Any) -> None:
+    """Add the commands to the parser's."""
+    run = commands.add_parser(
+        "run",
+        help="curate tar shards",
+        description="Embed the images of tar shards, score and filter them where a limit is given, remove semantic duplicates, and write "
+        "OUT/shards/*.tar (original bytes), OUT/images.parquet (every image, kept or not, and why), OUT/shards.parquet (a digest of each shard) and "
+        "OUT/manifest.json. A run that was stopped goes on when the same command is given again.",
+    )
+    run.add_argument(
+        "shards", nargs="+", metavar="SHARDS", help="tar shards: paths, folders, globs, {00000..00041}, any fsspec URL"
+    )
+    run.add_argument("out", metavar="OUT", help="a folder that is empty, not there yet, or that of a run to go on with")
+    _add_model_options(run)
+    clusters.add_options(run)
+    run.add_argument(
+        "--min-aesthetic", type=float, metavar="S", help="keep aesthetic_score >= S (0 to 1); default: not scored"
+    )
+    run.add_argument("--max-nsfw", type=float, metavar="S", help="keep nsfw_score < S (0 to 1); default: not scored")
+    run.add_argument(
+        "--dedup",
+        default="semantic",
+        metavar="KINDS",
+        help="which duplicates to remove: some of exact,perceptual,semantic (default %(default)s)",
+    )
+    run.add_argument("--no-dedup", dest="dedup", action="store_const", const="", help="keep duplicates")
+    run.add_argument(
+        "--max-distance",
+        type=int,
+        default=4,
+        metavar="BITS",
+        help="perceptual: hashes differ in at most BITS (default 4)",
+    )
+    run.add_argument("--eps", type=float, default=0.01, help="duplicates have cosine >= 1 - EPS (default %(default)s)")
+    run.add_argument(
+        "--n-clusters", type=int, metavar="K", help="k-means clusters to look for duplicates in; default: by cost"
+    )
+    run.add_argument(
+        "--probes", type=int, default=2, metavar="P", help="compare an image in its P nearest clusters (default 2)"
+    )
+    run.add_argument("--exact", action="store_true", help="lose no pair of semantic duplicates, whatever it costs")
+    run.add_argument(
+        "--keep",
+        type=_keep,
+        default="hard",
+        help="which of several duplicates stays: hard, easy, random, id, or columns such as aesthetic_score:max,size:max (default hard)",
+    )
+    run.add_argument(
+        "--rule",
+        choices=("cover", "pointwise", "component"),
+        default="cover",
+        help="see the README (default %(default)s)",
+    )
+    run.add_argument(
+        "--measure", action="store_true", help="add sharpness, brightness, pHash and so on to images.parquet"
+    )
+    run.add_argument("--truncated", action="store_true", help="keep images whose end is missing; else they are errors")
+    run.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default %(default)s")
+    run.add_argument(
+        "--max-read-errors",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="stop where more than this share of the images cannot be read (default %(default)s)",
+    )
+    run.add_argument("--retry-errors", action="store_true", help="read again what a finished run could not read")
+    run.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the outputs of a run with other options, models or shards; only what depends on the difference is computed again",
+    )
+    run.set_defaults(function=_run)
+
+    verify = commands.add_parser(
+        "verify",
+        help="check what a run wrote",
+        description="Read OUT again: each shard against its digest, each sample against images.parquet, every kept image in exactly one shard.",
+    )
+    verify.add_argument("out", metavar="OUT", help="the folder of a run that has finished")
+    clusters.add_options(verify)
+    verify.set_defaults(function=_verify)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="openai/clip-vit-large-patch14",
+        help="a checkpoint of CLIP, SigLIP, DINOv2, ... (hub id or folder), or efficientnet-lite0 (default %(default)s)",
+    )
+    parser.add_argument("--model-dir", metavar="DIR", help="where weights lie, for use without a network")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images a forward pass; default: by device")
+
+
+def _keep(text: str) -> Any:
+    if text in ("hard", "easy", "random", "id"):
+        return text
+    columns = []
+    for item in text.split(","):
+        column, colon, order = item.rpartition(":")
+        if not colon or order not in ("min", "max"):
+            raise argparse.ArgumentTypeError(f"{item!r} is not hard, easy, random, id or COLUMN:min or COLUMN:max")
+        columns.append((column, order))
+    return columns
+
+
+def _run(options: argparse.Namespace) -> None:
+    from imgcurate.run.curate import curate
+
+    with clusters.connected(options):
+        manifest = curate(
+            options.shards,
+            options.out,
+            model=options.model,
+            model_dir=options.model_dir,
+            min_aesthetic=options.min_aesthetic,
+            max_nsfw=options.max_nsfw,
+            dedup=[kind for kind in options.dedup.split(",") if kind],
+            max_distance=options.max_distance,
+            eps=options.eps,
+            n_clusters=options.n_clusters,
+            probes=options.probes,
+            exact=options.exact,
+            keep=options.keep,
+            rule=options.rule,
+            samples_per_shard=options.samples_per_shard,
+            batch_size=options.batch_size,
+            measure=options.measure,
+            truncated=options.truncated,
+            max_read_errors=options.max_read_errors,
+            retry_errors=options.retry_errors,
+            overwrite=options.overwrite,
+            storage_options=options.storage_options,
+            progress=True,
+        )
+    print(table(manifest))
+    print(f"\n{options.out}/shards  {options.out}/images.parquet  {options.out}/manifest.json")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from imgcurate.run.verify import verify
+
+    with clusters.connected(options):
+        found = verify(options.out, storage_options=options.storage_options, progress=True)
+    for problem in found.problems:
+        print(problem)
+    print(found)
+    return 1 if found.problems else 0

@@ -1,0 +1,108 @@
+"""The account of a run: what became of the images of each shard, checked at the end of each step, and the manifest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from imgcurate import encoders, weights
+from imgcurate.cluster import backend
+from imgcurate.identity import Identity
+from imgcurate.run.columns import HEADS, Rows
+from imgcurate.run.decide import OUTCOMES, Decided
+from imgcurate.run.job import Job
+from imgcurate.run.options import Options
+from imgcurate.run.write import Written
+from imgcurate.scores.head import check_dimension, check_encoder
+
+_PACKAGES = ("imgcurate", "dask", "pandas", "pyarrow", "torch", "transformers", "scikit-learn", "pillow")
+_GPU_PACKAGES = ("cudf-cu13", "cuml-cu13", "dask-cuda", "cupy-cuda13x")
+
+
+def models_of(options: Options) -> dict[str, Any]:
+    """Say which weights will be used; raises where one is missing or does not fit, before any image is read."""
+    used: dict[str, Any] = {"encoder": encoders.describe(options.model, options.model_dir)}
+    for name in options.heads:
+        module = HEADS[name]
+        check_dimension(module.HEAD, used["encoder"]["dimension"])
+        known = ("name", "kind", "dimension", "fingerprint")
+        check_encoder(module.HEAD, Identity(**{key: used["encoder"][key] for key in known}))
+        path = module.weights_path(options.model_dir)
+        used[name] = {"path": str(path), "fingerprint": weights.fingerprint(path)}
+    return used
+
+
+def check_rows(step: str, rows: Sequence[Rows], given: Sequence[int]) -> None:
+    """Raise where a step gave other rows of a shard than were listed; no input can cause that, a defect could."""
+    for row, count in zip(rows, given, strict=True):
+        if count != row.stop - row.start:
+            raise RuntimeError(
+                f"{row.url}: {row.stop - row.start} images were listed from {row.start} on, and {step} gave {count}"
+            )
+
+
+def by_shard(rows: Sequence[Rows], decided: Sequence[Decided]) -> dict[str, dict[str, int]]:
+    """Add up what became of the images of each shard, checking that nothing is unaccounted for."""
+    check_rows("deciding", rows, [part.counts["read"] for part in decided])
+    shards: dict[str, dict[str, int]] = {}
+    for row, part in zip(rows, decided, strict=True):
+        known = shards.setdefault(row.url, dict.fromkeys(("read", *OUTCOMES), 0))
+        for name, count in part.counts.items():
+            known[name] += count
+    for url, known in shards.items():
+        if known["read"] != sum(known[name] for name in OUTCOMES):
+            raise RuntimeError(f"{url}: the account of its images does not add up: {known}")
+    return shards
+
+
+def manifest_of(
+    job: Job,
+    given: Mapping[str, Any],
+    shards: Mapping[str, Mapping[str, int]],
+    parts: int,
+    n_clusters: int | None,
+    written: Sequence[Written],
+) -> dict[str, Any]:
+    """Return the manifest; raises where not as many images were written as are kept.
+
+    Parameters
+    ----------
+    job : Job
+    given : dict
+        Where the run was told to read and write.
+    shards : dict
+        As `by_shard` gives it.
+    parts : int
+        Of the table of images.
+    n_clusters : int or None
+        In how many clusters semantic duplicates were looked for.
+    written : sequence of Written
+    """
+    totals = {name: sum(known[name] for known in shards.values()) for name in ("read", *OUTCOMES)}
+    samples = sum(shard.samples for shard in written)
+    if samples != totals["kept"]:
+        raise RuntimeError(f"{totals['kept']} images are kept and {samples} were written")
+    return {
+        "options": {**given, **job.options.as_json()},
+        "versions": versions(),
+        "backend": job.backend,
+        "models": dict(job.models),
+        "n_clusters": n_clusters,
+        "counts": {**totals, "shards": len(written)},
+        "sources": {url: {"etag": job.versions[url], **known} for url, known in shards.items()},
+        "parts": parts,
+        "seconds": job.steps.seconds,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a run depends on."""
+    found = {"python": platform.python_version()}
+    for package in (*_PACKAGES, *(_GPU_PACKAGES if backend() == "cudf" else ())):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

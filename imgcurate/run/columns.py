@@ -1,0 +1,256 @@
+"""What is computed of a shard's rows, part by part: listing, columns from the pixels, hashes, scores.
+
+A task reads the part that it depends on and writes its own, and gives back no more than that part's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import fsspec
+import pandas as pd
+import pyarrow as pa
+
+from imgcurate import fingerprint, identity, measures, parts, phash, schema, storage, vectors
+from imgcurate.encoders import load_encoder
+from imgcurate.encoders.embed import embed_part
+from imgcurate.parts import Part
+from imgcurate.run.probe import killers
+from imgcurate.scores import aesthetic, nsfw
+from imgcurate.sources.webdataset import Shard, list_shards
+
+#: Raise it where what is computed of the same input changes, so that parts of an earlier version are not taken for this one's.
+_VERSION = 1
+HEADS = {"aesthetic": aesthetic, "nsfw": nsfw}
+_READ = ["url", "offset", "size", "etag", "error"]
+# A shard becomes at most so many parts, so that what a run asks of a store does not grow with the images of a shard, of at least so many
+# rows: fewer than a GPU's batches would leave it idle, fewer than a few dozen cost more than they save when a run is stopped.
+_PARTS_OF_A_SHARD, _MOST_ROWS = 8, 2048
+_FEWEST_ROWS = {"pandas": 32, "cudf": 1024}
+
+
+class Rows(NamedTuple):
+    """A range of a shard's rows, which is worked on as one part.
+
+    Attributes
+    ----------
+    url : str
+        Of the shard.
+    version : str
+        What its bytes are known by.
+    listed : str
+        The URL of the part of the table "listed" that has them.
+    start, stop : int
+    """
+
+    url: str
+    version: str
+    listed: str
+    start: int
+    stop: int
+
+    def key(self, *what: Any) -> str:
+        """Return the key of what is made of these rows' bytes by `what`."""
+        return fingerprint.of(_VERSION, self.url, self.version, self.start, self.stop, *what)
+
+
+def ranges(url: str, version: str, listed: str, n_rows: int, backend: str) -> list[Rows]:
+    """Cut a shard into ranges of rows, by nothing but their number: a run that goes on cuts as the one that was stopped.
+
+    Examples
+    --------
+    >>> [(rows.start, rows.stop) for rows in ranges("a.tar", "", "", 100, "pandas")]
+    [(0, 32), (32, 64), (64, 96), (96, 100)]
+    """
+    size = min(max(-(-n_rows // _PARTS_OF_A_SHARD), _FEWEST_ROWS[backend]), _MOST_ROWS)
+    starts = range(0, max(n_rows, 1), size)
+    return [Rows(url, version, listed, start, min(start + size, n_rows)) for start in starts]
+
+
+def listing_key(shard: Shard, version: str) -> str:
+    """Return the key of a shard's listing."""
+    return fingerprint.of(_VERSION, "listed", shard.url, shard.name, version)
+
+
+def list_shard(shard: Shard, folder: str, key: str, storage_options: storage.Options) -> Part:
+    """List a shard into a part."""
+    return parts.write_part(list_shards([shard], storage_options), folder, key, storage_options)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What `embed` adds to rows; the same as a function of a partition."""
+
+    model: Any
+    fingerprint: str
+    options: Mapping[str, Any]
+    storage_options: storage.Options = field(compare=False)
+
+    def key(self, rows: Rows) -> str:
+        """Return the key of the part that it makes of rows."""
+        return rows.key("columns", self.fingerprint, dict(self.options))
+
+    def load(self, device: str) -> None:
+        """Load the model into this process."""
+        load_encoder(self.model, dtype=self.options["dtype"], device=device)
+
+    def __call__(self, part: Any, threads: int | None = None) -> Any:
+        """Return the columns."""
+        made = embed_part(
+            part,
+            self.model,
+            self.options["batch_size"],
+            self.options["dtype"],
+            draft=self.options["draft"],
+            truncated=self.options["truncated"],
+            measured=self.options["measure"],
+            storage_options=self.storage_options,
+            threads=threads,
+        )
+        others = {known for known in identity.of_column(made["embedding"]) if known.fingerprint != self.fingerprint}
+        if others:
+            raise ValueError(
+                f"the files of the model {others.pop()} on this worker are not those that the run was started with; "
+                "give all workers the same files"
+            )
+        return made
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """The perceptual hash of each image, for runs that have it from no measure."""
+
+    storage_options: storage.Options = field(compare=False)
+
+    def key(self, rows: Rows) -> str:
+        """Return the key of the part that it makes of rows."""
+        return rows.key("phash")
+
+    def load(self, device: str) -> None:
+        """Do nothing: there is no model."""
+
+    def __call__(self, part: Any, threads: int | None = None) -> Any:
+        """Return the column, without what went wrong, which the columns say too."""
+        return phash.phash_part(part, self.storage_options, threads=threads)[["phash"]]
+
+
+Make = Columns | Hashes
+
+
+def make_part(
+    make: Make, rows: Rows, folder: str, key: str, replaced: str | None, like: Any, storage_options: storage.Options
+) -> Part:
+    """Make a part of a shard's rows and write it, in place of the one `replaced`; images that kill the process become errors.
+
+    Parameters
+    ----------
+    make : Columns or Hashes
+    rows : Rows
+    folder : str
+        Of the table.
+    key : str
+    replaced : str or None
+        The name of an earlier part.
+    like : pandas or cuDF DataFrame
+        Where the part is to be made.
+    storage_options : dict or None
+    """
+    host = _read(rows, storage_options)
+    with _attempt(f"{folder}/{key}.begun", storage_options) as died:
+        if died:
+            host = _without_killers(host, make, like)
+        part = make(vectors.from_pandas(host, like), 1 if died else None)
+    made = parts.write_part(part, folder, key, storage_options)
+    if replaced is not None and replaced != made.name:
+        storage.remove(f"{folder}/{replaced}", storage_options)
+    return made
+
+
+@contextlib.contextmanager
+def _attempt(mark: str, storage_options: storage.Options) -> Iterator[bool]:
+    """Tell whether an earlier attempt ended without a word, because its process died, from the mark that it left."""
+    fs, path = fsspec.core.url_to_fs(mark, **(storage_options or {}))
+    died = fs.exists(path)
+    fs.pipe_file(path, b"a process began to make this part; where no run is on, it died\n")
+    try:
+        yield died
+    finally:
+        fs.rm_file(path)
+
+
+def _without_killers(host: pd.DataFrame, make: Make, like: Any) -> pd.DataFrame:
+    """Return rows with an error at each image that kills a process which works on it alone."""
+    on_gpu = vectors.on_gpu(like)
+    if not on_gpu:
+        make.load("cpu")
+
+    def alone(row: int) -> None:
+        image = host.iloc[[row]]
+        # CUDA cannot be used in a fork, and decoders are what kills.
+        measures.measure_part(image, ["brightness"], threads=1) if on_gpu else make(image, 1)
+
+    usable = [row for row, error in enumerate(host["error"].isna()) if error]
+    found = killers(usable, alone)
+    errors = host["error"].to_list()
+    for row, how in found.items():
+        errors[row] = f"decode: the process that decoded it died ({how})"
+    return host.assign(error=pd.array([None if pd.isna(e) else e for e in errors], dtype=pd.ArrowDtype(pa.string())))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of the heads that are wanted: each by the path and fingerprint of its weights."""
+
+    heads: Mapping[str, tuple[str, str]]
+
+    def key(self, columns: Part) -> str:
+        """Return the key of the part that it makes of another's embeddings."""
+        return fingerprint.of(
+            _VERSION, "scores", columns.key, columns.content, {name: known for name, (_, known) in self.heads.items()}
+        )
+
+
+def score(scores: Scores, columns: str, folder: str, key: str, like: Any, storage_options: storage.Options) -> Part:
+    """Make the scores of a part's embeddings."""
+    part = parts.read_part(columns, like, ["embedding"], storage_options)
+    made = {
+        HEADS[name].HEAD.column: HEADS[name].score_part(part, HEADS[name].HEAD, path, known)
+        for name, (path, known) in scores.heads.items()
+    }
+    return parts.write_part(part[[]].assign(**made), folder, key, storage_options)
+
+
+class Sources(NamedTuple):
+    """Where the columns of some rows lie: with the listing first, the URLs of parts."""
+
+    rows: Rows
+    computed: tuple[str, ...]
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.rows.listed, *self.computed)
+
+
+def read_rows(
+    sources: Sources, like: Any, columns: list[str] | None = None, storage_options: storage.Options = None
+) -> Any:
+    """Return rows with all that is known of them, or some columns, on the backend of `like`."""
+    listed = _read(sources.rows, storage_options, columns if columns is None else _listed(columns))
+    for url in sources.computed:
+        part = parts.read_part(url, None, columns, storage_options)
+        listed = listed.assign(**{name: part[name].array for name in part.columns})
+    made = listed if columns is None else listed[columns]
+    return vectors.from_pandas(made, like)
+
+
+def _listed(columns: list[str]) -> list[str]:
+    return [name for name in schema.SOURCE_COLUMNS if name in columns] or ["image_id"]
+
+
+def _read(rows: Rows, storage_options: storage.Options, columns: list[str] | None = None) -> pd.DataFrame:
+    part = parts.read_part(rows.listed, None, columns, storage_options)
+    return part.iloc[rows.start : rows.stop].reset_index(drop=True)

@@ -1,0 +1,171 @@
+"""The whole job: read, embed, score, filter, find duplicates, remove them, write; and an account of every image.
+
+Each step reads the tables of those before it and writes one of its own, part by part (see `imgcurate.parts`), into the folder of the run: a
+job that was stopped goes on, and one that was changed makes again what depends on the change.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from imgcurate import cluster, encoders, storage, tar
+from imgcurate.dedup.rank import Keep
+from imgcurate.run import account, folder, resume, tables
+from imgcurate.run.job import Job
+from imgcurate.run.options import Options, measured, stages_of
+from imgcurate.run.steps import Steps
+from imgcurate.sources.webdataset import find_shards
+
+
+def curate(
+    shards: storage.Paths,
+    out: str | os.PathLike[str],
+    *,
+    model: encoders.Model = "openai/clip-vit-large-patch14",
+    model_dir: str | os.PathLike[str] | None = None,
+    min_aesthetic: float | None = None,
+    max_nsfw: float | None = None,
+    dedup: bool | str | Sequence[str] = ("semantic",),
+    max_distance: int = 4,
+    eps: float = 0.01,
+    n_clusters: int | None = None,
+    probes: int = 2,
+    exact: bool = False,
+    keep: Keep = "hard",
+    rule: str = "cover",
+    samples_per_shard: int = 10_000,
+    batch_size: int | None = None,
+    dtype: str = "auto",
+    draft: bool = True,
+    truncated: bool = False,
+    measure: bool | Sequence[str] = False,
+    max_read_errors: float = 0.01,
+    retry_errors: bool = False,
+    overwrite: bool = False,
+    storage_options: storage.Options = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Curate tar shards into new tar shards, and say of every image what became of it and why.
+
+    A run that was stopped goes on where it was when it is called again: finished parts are read, not redone, and the result is byte for byte that
+    of an undisturbed run.
+
+    Parameters
+    ----------
+    shards : str, path, or list of these
+        As for `read_webdataset`.
+    out : str or path
+        A folder that is empty, not there yet, or that of an earlier run. Gets ``shards/*.tar``, ``images.parquet/``, ``shards.parquet`` (samples,
+        bytes and xxh3_128 digest of each shard that was written) and, last, ``manifest.json``; and ``.run/``, which holds what was computed, to
+        go on from, and may be removed.
+    model, model_dir, batch_size, dtype, draft, truncated, measure
+        As for `embed`. `model_dir` also holds the weights of the scores.
+    min_aesthetic : float, optional
+        Keep images whose aesthetic score (0 to 1) is at least this. Default: not scored, not filtered.
+    max_nsfw : float, optional
+        Keep images whose NSFW score (0 to 1) is below this. Default: not scored, not filtered.
+    dedup : sequence of {"exact", "perceptual", "semantic"}, or a string of these with commas, or bool
+        Which duplicates to remove among what the filters keep, one kind after the other: equal bytes, pictures that look alike, embeddings
+        that point the same way. True is semantic ones, False none.
+    max_distance : int, default 4
+        As for `perceptual_duplicates`.
+    eps, n_clusters, probes, exact, keep, rule
+        As for `semantic_duplicates`. Among equal bytes and look-alikes, which have no centroid, ``keep="hard"`` and ``"easy"`` keep the lowest id.
+    samples_per_shard : int, default 10_000
+    max_read_errors : float, default 0.01
+        The share of images whose bytes may be impossible to read. Where there are more, the store is taken to be at fault and the run stops.
+    retry_errors : bool, default False
+        Read images again that a finished run could not read. A run that was stopped always does.
+    overwrite : bool, default False
+        Where `out` holds a run of other options, models or shards, replace its outputs; what does not depend on the difference is not computed
+        again. Also replaces the outputs of an earlier version, and writes into a folder that holds other things.
+    storage_options : dict, optional
+        For the fsspec filesystem of shards and output.
+    progress : bool, default False
+        Show on stderr how far the work is, and what an earlier run has left to go on from.
+
+    Returns
+    -------
+    dict
+        The manifest: ``options``, ``versions``, ``models`` with fingerprints, ``counts`` (read, errors, below_aesthetic,
+        above_nsfw, duplicates, kept, shards), ``sources`` (the same counts for each source shard), ``seconds`` a step.
+
+    Raises
+    ------
+    FileExistsError
+        Where `out` is not empty and not a run's, or is that of another run, and `overwrite` is false; names what differs.
+    BlockingIOError
+        Where another run is on in `out`.
+    FileNotFoundError, KeyError, ValueError
+        Where an input cannot be used; before any image is read, as far as it can be known.
+    imgcurate.tar.ShardChanged
+        Where a source changes while the run is on. Called again, the run lists that shard anew.
+    OSError
+        Where more images cannot be read than `max_read_errors` allows.
+
+    Examples
+    --------
+    >>> curate("shards/*.tar", "curated", min_aesthetic=0.5, eps=0.05)  # doctest: +SKIP
+    """
+    options = Options(
+        model=model, model_dir=model_dir, min_aesthetic=min_aesthetic, max_nsfw=max_nsfw, dedup=stages_of(dedup),
+        max_distance=max_distance, eps=eps, n_clusters=n_clusters, probes=probes, exact=exact, keep=keep, rule=rule,
+        samples_per_shard=samples_per_shard, batch_size=batch_size, dtype=dtype, draft=draft, truncated=truncated,
+        measure=measured(measure), max_read_errors=max_read_errors,
+    )  # fmt: skip
+    client = cluster.connect()
+    found = find_shards(shards, storage_options)
+    models = account.models_of(options)
+    tables.check_stages(options)
+    with folder.open_folder(out, found, overwrite, storage_options) as place:
+        cluster.check_paths(client, [shard.url for shard in found], place.url)
+        job = Job(options, found, models, place, Steps(client, progress))
+        finished = resume.begin(job, overwrite, retry_errors)
+        if finished is not None:
+            return finished
+        try:
+            return _go_on(job, {"shards": _plain(shards), "out": os.fspath(out)})
+        except tar.ShardChanged as problem:
+            resume.distrust(job, problem.url)
+            raise
+
+
+def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
+    """Do what is left to do, step by step; returns the manifest."""
+    options, steps = job.options, job.steps
+    with steps("reading shards"):
+        listed = tables.list_shards(job)
+    rows = tables.ranges_of(job, listed)
+    known: dict[str, list[Any]] = {"listed": listed}
+    with steps("embedding"):
+        known["columns"] = tables.embed(job, rows)
+    if options.heads:
+        with steps("scoring"):
+            known["scores"] = tables.score(job, known["columns"])
+    if options.hashed:
+        with steps("hashing"):
+            known["hashes"] = tables.hash_images(job, rows)
+    sources = tables.sources_of(job, rows, known)
+    pairs: list[tables.Pairs] = []
+    for stage in options.dedup:
+        with steps(f"{stage} duplicates"):
+            pairs.append(tables.find_duplicates(job, stage, sources, pairs))
+    with steps("deciding"):
+        decided = tables.decide(job, sources, pairs)
+        counts = account.by_shard(rows, decided)
+    with steps("writing shards"):
+        written = tables.write_shards(job, sources, pairs, decided)
+    n_clusters = next((found.n_clusters for found in pairs if found.stage == "semantic"), None)
+    manifest = account.manifest_of(job, given, counts, len(decided), n_clusters, written)
+    known["duplicates"] = [found.part for found in pairs]
+    resume.sweep(job, known)
+    job.place.write_json("manifest.json", manifest)
+    return manifest
+
+
+def _plain(shards: storage.Paths) -> str | list[str]:
+    if isinstance(shards, str | os.PathLike):
+        return os.fspath(shards)
+    return [os.fspath(shard) for shard in shards]

@@ -1,0 +1,175 @@
+"""Which images are kept, and why the others are not."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from imgcurate import parts, schema, storage, vectors
+from imgcurate.run.columns import Sources, read_rows
+
+_TEXT = schema.empty(["image_id"]).dtypes["image_id"]
+_KEY, _COUNTS = b"imgcurate.key", b"imgcurate.counts"
+#: The columns that deciding adds.
+DECISIONS = ["duplicate_of", "similarity", "kept", "reason"]
+#: What becomes of an image.
+OUTCOMES = ("errors", "below_aesthetic", "above_nsfw", "duplicates", "kept")
+
+
+class Decided(NamedTuple):
+    """A part of the table of images that is there: how many images became what."""
+
+    name: str
+    counts: dict[str, int]
+
+
+def passing(frame: Any, min_aesthetic: float | None, max_nsfw: float | None) -> Any:
+    """Return the rows that have no error and that the limits let through."""
+    passed = frame["error"].isnull()
+    if min_aesthetic is not None:
+        passed &= frame["aesthetic_score"] >= min_aesthetic
+    if max_nsfw is not None:
+        passed &= frame["nsfw_score"] < max_nsfw
+    return frame[passed]
+
+
+def gather_twins(pairs: Sequence[tuple[str, str]], storage_options: storage.Options = None) -> pd.DataFrame:
+    """Return all duplicates, of the kinds in the order given, with which image is kept in the end.
+
+    Parameters
+    ----------
+    pairs : sequence of (str, str)
+        The kind and the URL of its part.
+    """
+    columns = ["image_id", "duplicate_of", "similarity"]
+    found = [schema.empty(columns).assign(stage=pd.array([], dtype=_TEXT))]
+    for stage, url in pairs:
+        part = parts.read_part(url, None, columns, storage_options)
+        found.append(part.assign(stage=pd.array([stage] * len(part), dtype=_TEXT)))
+    return _name_kept(pd.concat(found, ignore_index=True))
+
+
+def write_decided(
+    sources: Sources,
+    twins: pd.DataFrame,
+    limits: dict[str, float | None],
+    url: str,
+    key: str,
+    like: Any,
+    storage_options: storage.Options = None,
+) -> Decided:
+    """Decide on the rows of a part and write it into the table of images, unless it is there under this key."""
+    name = url.rpartition("/")[2]
+    there = _counts_of(url, key, storage_options)
+    if there is not None:
+        return Decided(name, there)
+    part = decide_part(read_rows(sources, like, None, storage_options), twins, **limits)
+    table = parts.to_table(part)
+    counts = _count(part)
+    known = {_KEY: key.encode(), _COUNTS: json.dumps(counts).encode()}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **known})
+    with storage.open_atomic(url, storage_options) as file:
+        parts.write_table(table, file)
+    return Decided(name, counts)
+
+
+def _counts_of(url: str, key: str, storage_options: storage.Options) -> dict[str, int] | None:
+    try:
+        with storage.open_input(url, storage_options) as file:
+            metadata = pq.read_schema(file).metadata or {}
+    except (OSError, ValueError):  # there is none, or its end is missing
+        return None
+    return json.loads(metadata[_COUNTS]) if metadata.get(_KEY) == key.encode() else None
+
+
+def _count(part: Any) -> dict[str, int]:
+    rows = vectors.to_pandas(part[["reason", "duplicate_of", "kept"]])
+    outcome = [
+        "kept" if kept else "duplicates" if not pd.isna(twin) else _FILTERED[reason.partition(" ")[0]]
+        for kept, twin, reason in zip(rows["kept"], rows["duplicate_of"], rows["reason"], strict=True)
+    ]
+    counts = Counter(outcome)
+    return {"read": len(rows), **{name: counts[name] for name in OUTCOMES}}
+
+
+_FILTERED = {"error:": "errors", "aesthetic_score": "below_aesthetic", "nsfw_score": "above_nsfw"}
+
+
+def _name_kept(twins: pd.DataFrame) -> pd.DataFrame:
+    """Add which image is kept in the end: what an image duplicates may be removed by a later kind, as a duplicate of another."""
+    twin_of = pd.Series(twins["duplicate_of"].to_numpy(), index=twins["image_id"].to_numpy())
+    kept = twin_of.copy()
+    while len(later := kept[kept.isin(twin_of.index)]):
+        kept.loc[later.index] = twin_of.loc[later.to_numpy()].to_numpy()
+    return twins.assign(kept_twin=pd.array(kept.to_numpy(), dtype=_TEXT))
+
+
+def decide_part(part: Any, twins: pd.DataFrame, min_aesthetic: float | None, max_nsfw: float | None) -> Any:
+    """Add to each row of a partition whether it is kept, and if not, why: columns duplicate_of, similarity, kept, reason."""
+    inputs = [name for name in ("image_id", "error", "aesthetic_score", "nsfw_score") if name in part.columns]
+    rows = vectors.to_pandas(part[inputs])
+    ids = rows["image_id"].astype(str)
+    # All twins come to each partition; an index of all of them in each would take longer than anything else here.
+    found = twins[twins["image_id"].isin(ids)].set_index("image_id").reindex(ids.to_numpy())
+    kept = [None if pd.isna(name) else str(name) for name in found["kept_twin"]]
+    similarities = found["similarity"].to_numpy(dtype="float32", na_value=float("nan"))
+    likeness = [
+        None if name is None else _likeness(twin, name, float(similarity), stage)
+        for twin, name, similarity, stage in zip(found["duplicate_of"], kept, similarities, found["stage"], strict=True)
+    ]
+    reasons = [
+        _reason(row, alike, min_aesthetic, max_nsfw)
+        for row, alike in zip(rows.itertuples(index=False), likeness, strict=True)
+    ]
+    return part.assign(
+        duplicate_of=vectors.to_series(kept, "duplicate_of", part),
+        similarity=vectors.to_series(similarities, "similarity", part),
+        kept=vectors.to_series([reason is None for reason in reasons], "kept", part),
+        reason=vectors.to_series(reasons, "reason", part),
+    )
+
+
+def _likeness(twin: str, kept: str, similarity: float, stage: str) -> str:
+    """Say what an image duplicates.
+
+    Examples
+    --------
+    >>> _likeness("a", "a", 0.9944, "semantic"), _likeness("a", "b", 1.0, "exact")
+    ('duplicate of a (0.994)', 'duplicate of a (same bytes), as which b is kept')
+    """
+    how = f"{similarity:.3f}" if similarity == similarity else "connected by others"
+    if stage == "exact":
+        how = "same bytes"
+    elif stage == "perceptual" and similarity == similarity:
+        how = f"looks alike: {round((1 - similarity) * 64)} of 64 bits differ"
+    return f"duplicate of {twin} ({how})" + (f", as which {kept} is kept" if kept != twin else "")
+
+
+def _reason(row: Any, alike: str | None, min_aesthetic: float | None, max_nsfw: float | None) -> str | None:
+    if not pd.isna(row.error):
+        return f"error: {row.error}"
+    if min_aesthetic is not None and row.aesthetic_score < min_aesthetic:
+        return f"aesthetic_score {_apart(row.aesthetic_score, min_aesthetic)} < {min_aesthetic:g}"
+    if max_nsfw is not None and row.nsfw_score >= max_nsfw:
+        return f"nsfw_score {_apart(row.nsfw_score, max_nsfw)} >= {max_nsfw:g}"
+    return alike
+
+
+def _apart(score: float, limit: float) -> str:
+    """Write a score with two digits, or with as many as show on which side of the limit it is.
+
+    Examples
+    --------
+    >>> _apart(0.431, 0.5), _apart(0.4999, 0.5)
+    ('0.43', '0.4999')
+    """
+    for digits in range(2, 9):
+        text = f"{score:.{digits}f}"
+        if (float(text) < limit) == (score < limit):
+            return text
+    return repr(score)

@@ -1,0 +1,141 @@
+"""The folder of a run: its outputs, the tables that it goes on from, and the record of what it was started with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+
+from imgcurate import storage
+from imgcurate.run.lock import locked
+from imgcurate.sources.webdataset import Shard
+
+WORK = ".run"
+OUTPUTS = ("shards", "images.parquet", "shards.parquet", "manifest.json")
+
+
+class Folder:
+    """A run's folder, held by this process for as long as the block of `open_folder` lasts.
+
+    Attributes
+    ----------
+    url : str
+    storage_options : dict or None
+    """
+
+    def __init__(self, url: str, storage_options: storage.Options) -> None:
+        self.url, self.storage_options = url, storage_options
+
+    def table(self, name: str) -> str:
+        """Return the folder of a table of parts, which is there where folders are needed."""
+        folder = f"{self.url}/{WORK}/{name}"
+        if storage.is_local(folder):
+            os.makedirs(folder, exist_ok=True)
+        return folder
+
+    def record(self) -> dict[str, Any] | None:
+        """Return what the run that is here was started with."""
+        return self._read(f"{WORK}/run.json")
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Return the manifest of a run that has finished."""
+        return self._read("manifest.json")
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file, whole."""
+        with storage.open_atomic(f"{self.url}/{name}", self.storage_options) as file:
+            file.write(json.dumps(content, indent=2).encode() + b"\n")
+
+    def distrusted(self) -> dict[str, int]:
+        """Return how often each shard had other bytes than its size and time said."""
+        return self._read(f"{WORK}/distrusted.json") or {}
+
+    def distrust(self, url: str) -> None:
+        """Take note that a shard is not what its size and time say, so that all that was made of it is made again."""
+        known = self.distrusted()
+        self.write_json(f"{WORK}/distrusted.json", {**known, url: known.get(url, 0) + 1})
+
+    def make_room(self, output: str, key: str) -> None:
+        """Remove an output, and those made from it, unless it is of this `key`: what has the key is gone on with.
+
+        So a run's outputs are never mixed with another's; and without manifest.json a run has not finished.
+        """
+        known = self._read(f"{WORK}/outputs.json") or {}
+        if known.get(output) == key:
+            return
+        # In this order, so that what is left of a stop in between is known to be unfinished.
+        for name in ("manifest.json", "shards.parquet", "shards", *(["images.parquet"] if output != "shards" else [])):
+            self._remove_output(name)
+        kept = known if output == "shards" else {}
+        self.write_json(f"{WORK}/outputs.json", {**kept, output: key})
+
+    def remove_unfinished(self) -> None:
+        """Remove what processes that were killed have left half-written or begun."""
+        fs, path = fsspec.core.url_to_fs(self.url, **(self.storage_options or {}))
+        fs.invalidate_cache()
+        for file in fs.find(path):
+            name = file.rpartition("/")[2]
+            if name.startswith(".unfinished-") or (name.endswith(".begun") and f"/{WORK}/" in file):
+                fs.rm_file(file)
+
+    def _remove_output(self, name: str) -> None:
+        """Remove an output's files, and nothing that somebody else put beside them."""
+        fs, path = fsspec.core.url_to_fs(f"{self.url}/{name}", **(self.storage_options or {}))
+        fs.invalidate_cache()
+        extension = {"shards": ".tar", "images.parquet": ".parquet"}.get(name)
+        with contextlib.suppress(FileNotFoundError):
+            if extension is None:
+                fs.rm_file(path)
+                return
+            for file in fs.ls(path, detail=False):
+                if file.endswith(extension):
+                    fs.rm_file(file)
+            with contextlib.suppress(OSError):
+                fs.rmdir(path)
+
+    def _read(self, name: str) -> Any:
+        content = storage.read_if_there(f"{self.url}/{name}", self.storage_options)
+        return None if content is None else json.loads(content)
+
+
+@contextlib.contextmanager
+def open_folder(
+    out: str | os.PathLike[str], shards: list[Shard], overwrite: bool, storage_options: storage.Options
+) -> Iterator[Folder]:
+    """See that a folder can be a run's, and hold it.
+
+    Raises
+    ------
+    FileExistsError
+        Where it is a file, holds sources, or holds something else and `overwrite` is false.
+    BlockingIOError
+        Where another run is on in it.
+    """
+    fs, path = fsspec.core.url_to_fs(os.fspath(out), **(storage_options or {}))
+    fs.invalidate_cache()
+    if fs.isfile(path):
+        raise FileExistsError(f"{out} is a file; name a folder for the output")
+    url = storage.absolute(out, storage_options).rstrip("/")
+    inside = [shard.url for shard in shards if shard.url.startswith(f"{url}/shards/")]
+    if inside:
+        raise FileExistsError(
+            f"{inside[0]} is a source and lies where the output would be written; name another folder"
+        )
+    there = {name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)} if fs.exists(path) else set()
+    if WORK not in there:
+        if there and not overwrite:
+            raise FileExistsError(
+                f"{out} is not empty; name another folder, or overwrite the run that is there (--overwrite)"
+            )
+        if there & set(OUTPUTS) == {"shards"}:  # a run writes images.parquet first
+            raise FileExistsError(
+                f"{out}/shards is not of an earlier run: no images.parquet lies beside it; name another folder"
+            )
+    if storage.is_local(url):
+        os.makedirs(f"{path}/{WORK}", exist_ok=True)
+    with locked(f"{url}/{WORK}/lock", storage_options):
+        yield Folder(url, storage_options)

@@ -1,0 +1,147 @@
+"""Going on: what a run's folder holds, how it differs from what is asked for, and what of it is no longer needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from imgcurate import parts, storage
+from imgcurate.parts import Part
+from imgcurate.run.folder import WORK
+from imgcurate.run.job import Job
+
+
+def begin(job: Job, overwrite: bool, retry_errors: bool) -> dict[str, Any] | None:
+    """Compare a run with the one that its folder holds, say what is found, and take note of this one.
+
+    Returns
+    -------
+    dict or None
+        The manifest, where the run has finished already.
+
+    Raises
+    ------
+    FileExistsError
+        Where it is another run and `overwrite` is false; names what differs.
+    """
+    before, now, manifest = job.place.record(), job.record(), job.place.manifest()
+    if before is not None:
+        differs, sources = differences(before, now), changed_sources(before, now)
+        if sources:
+            job.steps.say(f"{job.place.url}: since its run was started, {say_sources(sources)}")
+        if manifest is not None and not differs and not sources and not (retry_errors and _unread(job)):
+            if _is_whole(job):
+                job.steps.say(f"{job.place.url} is finished: there is nothing to do")
+                return manifest
+            job.steps.say(f"{job.place.url} was finished, but not all of its files are there: they are made again")
+        if manifest is not None and sources:
+            differs.append(say_sources(sources))
+        if differs and not overwrite:
+            raise FileExistsError(
+                f"{job.place.url} holds another run ({'; '.join(differs)}): name another folder, or replace its outputs with --overwrite, "
+                "which computes again only what depends on the difference"
+            )
+    elif manifest is not None and not overwrite:
+        raise FileExistsError(
+            f"{job.place.url} is not empty; name another folder, or overwrite the run that is there (--overwrite)"
+        )
+    # Of a finished run the images that could not be read stay errors, unless that is what it is called for.
+    job.retry = manifest is None or retry_errors
+    job.place.write_json(f"{WORK}/run.json", now)
+    return None
+
+
+def distrust(job: Job, url: str) -> None:
+    """Of a shard that changed under the same size and time, take note that those are not to be trusted."""
+    known = job.versions.get(url)
+    try:
+        now = storage.etag(url, job.storage_options)
+    except OSError:
+        return
+    if known is not None and known.partition("+")[0] == now:
+        job.place.distrust(url)
+
+
+def sweep(job: Job, used: Mapping[str, Sequence[Part]]) -> None:
+    """Remove what a run did not use: parts of shards that were taken away, of other options and models, and what was left half-written."""
+    for table, made in used.items():
+        parts.remove_others(job.place.table(table), {part.name for part in made}, job.storage_options)
+    job.place.remove_unfinished()
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say in which options and models two records differ: from what to what.
+
+    Examples
+    --------
+    >>> differences({"options": {"eps": 0.1}, "models": {}}, {"options": {"eps": 0.2}, "models": {}})
+    ['eps=0.1 there, eps=0.2 now']
+    """
+    found = [
+        f"{name}={_short(before['options'].get(name))} there, {name}={_short(value)} now"
+        for name, value in now["options"].items()
+        if before["options"].get(name) != value
+    ]
+    for name, new in now["models"].items():
+        old = before["models"].get(name)
+        # Whether a head is wanted is said by its limit.
+        if old is not None and old["fingerprint"] != new["fingerprint"]:
+            what = "model" if name == "encoder" else f"{name} head"
+            there, here = (f"{known['name']} ({known['fingerprint'][:12]})" for known in (old, new))
+            found.append(f"the {what} {there} there, {here} now")
+    return found
+
+
+def changed_sources(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the shards that were ``"changed"``, ``"added"`` and ``"taken away"`` between two records.
+
+    Examples
+    --------
+    >>> changed_sources({"sources": {"a": "1", "b": "1"}}, {"sources": {"a": "2", "c": "1"}})
+    {'changed': ['a'], 'added': ['c'], 'taken away': ['b']}
+    """
+    old, new = before["sources"], now["sources"]
+    found = {
+        "changed": [url for url in new if url in old and new[url] != old[url]],
+        "added": [url for url in new if url not in old],
+        "taken away": [url for url in old if url not in new],
+    }
+    return {what: urls for what, urls in found.items() if urls}
+
+
+def say_sources(changes: Mapping[str, Sequence[str]], named: int = 5) -> str:
+    """Name the shards that changed.
+
+    Examples
+    --------
+    >>> say_sources({"changed": ["a.tar"], "added": ["b.tar", "c.tar"]})
+    '1 shard changed (a.tar), 2 shards added (b.tar, c.tar)'
+    """
+    return ", ".join(
+        f"{len(urls):,} shard{'s' * (len(urls) != 1)} {what} ({', '.join(urls[:named])}{', ...' * (len(urls) > named)})"
+        for what, urls in changes.items()
+    )
+
+
+def _unread(job: Job) -> bool:
+    tables = (job.place.table(name) for name in ("columns", "hashes"))
+    return any(part.unread for table in tables for part in parts.there(table, job.storage_options).values())
+
+
+def _is_whole(job: Job) -> bool:
+    """Tell whether the files of a finished run are there, by the sizes of its shards and the number of its other files."""
+    place, manifest = job.place, job.place.manifest()
+    try:
+        table = parts.read_part(f"{place.url}/shards.parquet", None, None, job.storage_options)
+        shards = storage.sizes_in(f"{place.url}/shards", job.storage_options)
+        images = storage.sizes_in(f"{place.url}/images.parquet", job.storage_options)
+    except (OSError, ValueError):
+        return False
+    sizes = zip(table["shard"], table["bytes"], strict=True)
+    there = sum(name.endswith(".parquet") for name in images)
+    return bool(there == (manifest or {}).get("parts")) and all(shards.get(name) == size for name, size in sizes)
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list | dict) else str(value)

@@ -1,0 +1,265 @@
+"""The steps of a run: each from the tables of those before it to a table of its own, of which it makes the parts that are not there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import dask
+import dask.dataframe as dd
+
+from imgcurate import encoders, fingerprint, parts, schema, storage, vectors
+from imgcurate.cluster import backend
+from imgcurate.dedup.removal import remove
+from imgcurate.dedup.semantic import check, semantic_duplicates
+from imgcurate.dedup.stored import check_stored, exact_duplicates, perceptual_duplicates
+from imgcurate.encoders.embed import columns_of
+from imgcurate.parts import Part
+from imgcurate.run import account, columns, write
+from imgcurate.run import decide as deciding
+from imgcurate.run.columns import HEADS, Columns, Hashes, Make, Rows, Scores, Sources
+from imgcurate.run.job import Job
+from imgcurate.run.options import Options
+
+_PAIR_COLUMNS = ["image_id", "duplicate_of", "similarity"]
+
+
+class Pairs(NamedTuple):
+    """The duplicates of one kind.
+
+    Attributes
+    ----------
+    stage : str
+    part : Part
+    url : str
+        Of the part.
+    n_clusters : int
+        In how many clusters they were looked for.
+    """
+
+    stage: str
+    part: Part
+    url: str
+    n_clusters: int
+
+
+def list_shards(job: Job) -> list[Part]:
+    """List each shard."""
+    table = job.place.table("listed")
+    there = parts.there(table, job.storage_options)
+    keys = [columns.listing_key(shard, job.versions[shard.url]) for shard in job.shards]
+    missing = [(shard, key) for shard, key in zip(job.shards, keys, strict=True) if key not in there]
+    _say_there(job, len(keys) - len(missing), len(keys), "shards are listed")
+    task = dask.delayed(columns.list_shard, pure=False)
+    made = job.steps.run(
+        (task(shard, table, key, job.storage_options) for shard, key in missing), len(missing), unit="shard"
+    )
+    there |= {part.key: part for part in made}
+    return [there[key] for key in keys]
+
+
+def ranges_of(job: Job, listed: Sequence[Part]) -> list[Rows]:
+    """Cut all shards into ranges of rows, in order."""
+    table = job.place.table("listed")
+    return [
+        rows
+        for shard, part in zip(job.shards, listed, strict=True)
+        for rows in columns.ranges(shard.url, job.versions[shard.url], f"{table}/{part.name}", part.rows, job.backend)
+    ]
+
+
+def embed(job: Job, rows: Sequence[Rows]) -> list[Part]:
+    """Make the columns of the model and the measures."""
+    make = Columns(
+        encoders.resolve(job.options.model, job.options.model_dir),
+        job.models["encoder"]["fingerprint"],
+        job.options.of_columns(),
+        job.storage_options,
+    )
+    return _make(job, "columns", make, rows, "embedded")
+
+
+def hash_images(job: Job, rows: Sequence[Rows]) -> list[Part]:
+    """Make the perceptual hashes."""
+    return _make(job, "hashes", Hashes(job.storage_options), rows, "hashed")
+
+
+def score(job: Job, embedded: Sequence[Part]) -> list[Part]:
+    """Make the scores that limits ask for."""
+    known = {name: (job.models[name]["path"], job.models[name]["fingerprint"]) for name in job.options.heads}
+    scores, table, read = Scores(known), job.place.table("scores"), job.place.table("columns")
+    there = parts.there(table, job.storage_options)
+    keys = [scores.key(part) for part in embedded]
+    missing = [(part, key) for part, key in zip(embedded, keys, strict=True) if key not in there]
+    task = dask.delayed(columns.score, pure=False)
+    made = job.steps.run(
+        (task(scores, f"{read}/{part.name}", table, key, job.like, job.storage_options) for part, key in missing),
+        len(missing),
+    )
+    there |= {part.key: part for part in made}
+    return [there[key] for key in keys]
+
+
+def sources_of(job: Job, rows: Sequence[Rows], tables: Mapping[str, Sequence[Part]]) -> list[Sources]:
+    """Return where all that is known of each range of rows lies."""
+    computed = {job.place.table(name): tables[name] for name in ("columns", "scores", "hashes") if name in tables}
+    urls = [[f"{table}/{part.name}" for part in made] for table, made in computed.items()]
+    return [Sources(row, tuple(known)) for row, *known in zip(rows, *urls, strict=True)]
+
+
+def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Sequence[Pairs]) -> Pairs:
+    """Look for one kind of duplicates among what the limits and the kinds before leave."""
+    options, table = job.options.of_stage(stage), job.place.table("duplicates")
+    key = fingerprint.of(stage, options, _found_so_far(job, sources, before))
+    there = parts.there(table, job.storage_options)
+    if key in there:
+        job.steps.say(f"{stage} duplicates are found already")
+        part = there[key]
+    else:
+        left = deciding.passing(_frame(job, sources), **job.options.of_limits())
+        for pairs in before:
+            removed = parts.from_parts([pairs.url], schema.empty(_PAIR_COLUMNS), job.storage_options)
+            left = remove(left, removed, missing="ignore")
+        if stage == "semantic":
+            found = semantic_duplicates(left, **options)
+        else:
+            verb = exact_duplicates if stage == "exact" else perceptual_duplicates
+            found = verb(left, storage_options=job.storage_options, **options)
+        (pairs_of_it,) = found.pairs[_PAIR_COLUMNS].to_delayed()
+        task = dask.delayed(parts.write_part, pure=False)
+        known = {"n_clusters": str(found.n_clusters)}
+        (part,) = job.steps.run([task(pairs_of_it, table, key, job.storage_options, known)], 1)
+    url = f"{table}/{part.name}"
+    n_clusters = int(parts.read_metadata(url, job.storage_options)["n_clusters"])
+    return Pairs(stage, part, url, n_clusters)
+
+
+def decide(job: Job, sources: Sequence[Sources], pairs: Sequence[Pairs]) -> list[deciding.Decided]:
+    """Write the table of images: all that is known of each, and what becomes of it."""
+    key = fingerprint.of("images", _found_so_far(job, sources, pairs))
+    job.place.make_room("images.parquet", key)
+    # In a worker's memory once, not in each task.
+    twins = dask.delayed(deciding.gather_twins)([(p.stage, p.url) for p in pairs], job.storage_options).persist()
+    task = dask.delayed(deciding.write_decided, pure=False)
+    table, limits = f"{job.place.url}/images.parquet", job.options.of_limits()
+
+    def tasks() -> Iterator[Any]:
+        for number, source in enumerate(sources):
+            url = f"{table}/part.{number:05d}.parquet"
+            yield task(source, twins, limits, url, key, job.like, job.storage_options)
+
+    return job.steps.run(tasks(), len(sources))
+
+
+def write_shards(
+    job: Job, sources: Sequence[Sources], pairs: Sequence[Pairs], decided: Sequence[deciding.Decided]
+) -> list[write.Written]:
+    """Write the curated shards, and the table of them."""
+    key = fingerprint.of("shards", _found_so_far(job, sources, pairs), job.options.samples_per_shard)
+    job.place.make_room("shards", key)
+    urls = [f"{job.place.url}/images.parquet/{part.name}" for part in decided]
+    kept = [part.counts["kept"] for part in decided]
+    records, folder = job.place.table("written"), f"{job.place.url}/shards"
+    if storage.is_local(folder):
+        os.makedirs(folder, exist_ok=True)
+    task = dask.delayed(write.write, pure=False)
+    plan = write.plan(urls, kept, job.options.samples_per_shard)
+    tasks = (
+        task(cuts, f"{folder}/{number:05d}.tar", records, key, job.storage_options) for number, cuts in enumerate(plan)
+    )
+    written = job.steps.run(tasks, sum(kept), unit="image", size=lambda shard: shard.samples)
+    with storage.open_atomic(f"{job.place.url}/shards.parquet", job.storage_options) as file:
+        parts.write_table(vectors.to_arrow(write.table_of(written)), file)
+    return written
+
+
+def check_stages(options: Options) -> None:
+    """Raise what the verbs would raise of the options, before anything is read."""
+    meta = _meta(options, vectors.empty_on(backend()))
+    frame = dd.from_delayed([dask.delayed(meta)], meta=meta, verify_meta=False)
+    for stage in options.dedup:
+        if stage == "semantic":
+            check(frame, **options.of_stage(stage))
+        else:
+            check_stored(frame, stage, **options.of_stage(stage))
+
+
+def _make(job: Job, table: str, make: Make, rows: Sequence[Rows], done: str) -> list[Part]:
+    """Make a part of a table of each range of rows of which it is not there, or could not be read in full."""
+    folder = job.place.table(table)
+    there = parts.there(folder, job.storage_options)
+    keys = [make.key(row) for row in rows]
+    wanted = [
+        (row, key) for row, key in zip(rows, keys, strict=True) if key not in there or (job.retry and there[key].unread)
+    ]
+    total = sum(row.stop - row.start for row in rows)
+    left = sum(row.stop - row.start for row, _ in wanted)
+    _say_there(job, total - left, total, f"images are {done}")
+    of_wanted = {key for _, key in wanted}
+    unread = sum(there[key].unread for key in keys if key not in of_wanted)
+    most = job.options.max_read_errors * total
+
+    def check_unread(part: Part) -> None:
+        nonlocal unread
+        unread += part.unread
+        if unread > most:
+            raise OSError(
+                f"{unread:,} of {total:,} images could not be read, more than {job.options.max_read_errors:.1%}: see whether the shards are in "
+                "reach and run the same command again, which reads them again, or allow more (--max-read-errors)"
+            )
+
+    # Once on a worker: a user's function may hold a whole network.
+    shared = dask.delayed(make, pure=False).persist() if wanted else None
+    task = dask.delayed(columns.make_part, pure=False)
+
+    def tasks() -> Iterator[Any]:
+        for row, key in wanted:
+            replaced = there[key].name if key in there else None
+            yield task(shared, row, folder, key, replaced, job.like, job.storage_options)
+
+    made = job.steps.run(
+        tasks(),
+        left,
+        unit="image",
+        size=lambda part: part.rows,
+        check=check_unread,
+        name=lambda number: (
+            f"images {wanted[number][0].start} to {wanted[number][0].stop - 1} of {wanted[number][0].url}"
+        ),
+    )
+    there |= {part.key: part for part in made}
+    found = [there[key] for key in keys]
+    account.check_rows(job.steps.label, rows, [part.rows for part in found])
+    return found
+
+
+def _found_so_far(job: Job, sources: Sequence[Sources], pairs: Sequence[Pairs]) -> str:
+    """Return what stands for all images, what is known of them, and the duplicates among them: by content, wherever it lies."""
+    images = [[source.rows.start, source.rows.stop, *map(parts.content_of, source.urls)] for source in sources]
+    return fingerprint.of(job.options.of_limits(), images, [(found.stage, found.part.content) for found in pairs])
+
+
+def _frame(job: Job, sources: Sequence[Sources]) -> Any:
+    """Return all images as a frame, lazily."""
+    meta = _meta(job.options, job.like)
+    return dd.from_map(
+        columns.read_rows,
+        list(sources),
+        like=job.like,
+        storage_options=job.storage_options,
+        meta=meta,
+        enforce_metadata=False,
+    )
+
+
+def _meta(options: Options, like: Any) -> Any:
+    """Return the meta of all that a run knows of an image before it decides."""
+    scores = [HEADS[name].HEAD.column for name in options.heads]
+    names = [*schema.SOURCE_COLUMNS, *columns_of(options.measure), *scores, *(["phash"] if options.hashed else [])]
+    return vectors.from_pandas(schema.empty(dict.fromkeys(names)), like)
+
+
+def _say_there(job: Job, there: int, total: int, what: str) -> None:
+    if there:
+        job.steps.say(f"{there:,} of {total:,} {what} already")
