@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -12,12 +13,19 @@ from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 import pyarrow as pa
+import xxhash
 
-from imgcurate import pixels, vectors
+from imgcurate import pixels, schema, tar, vectors
 
 # glibc's names for what mallopt sets, and the largest that it takes for the second.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES, _MAPPED_BYTES = 256 << 20, 32 << 20
+
+_PLACE = ("url", "offset", "size")
+#: Of a frame's columns, those that reading its images takes.
+READ_COLUMNS = (*_PLACE, "error", "etag", "digest")
+
+_DIGEST = re.compile("[0-9a-f]{32}")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,11 +38,15 @@ class Worked(NamedTuple):
     ----------
     errors : list of str or None
         Of all rows: their own, and those of images that could not be used, as far as `results` has been asked for.
+    digests : list of str or None
+        Of all rows: the xxh3_128 of the bytes of each image that was read, which may have an error, as far as `results` has been asked for;
+        of the others what the partition said.
     results : iterator of (int, R)
         The row and the result of each other image.
     """
 
     errors: list[str | None]
+    digests: list[str | None]
     results: Iterator[tuple[int, Any]]
 
 
@@ -43,53 +55,80 @@ def work(
     function: Callable[[bytes], Any],
     storage_options: Mapping[str, Any] | None = None,
     window: int | None = None,
+    threads: int | None = None,
 ) -> Worked:
     """Read the images of a partition and work on them in threads, each holding one image at a time.
 
     Parameters
     ----------
     part : pandas or cuDF DataFrame
-        With columns ``url``, ``offset``, ``size`` and perhaps ``error``. Rows that have an error are not read, the others in the order of
-        their places in the files.
+        With columns ``url``, ``offset``, ``size`` and perhaps ``error``, ``etag`` and ``digest``. Rows that have an error are not read, the
+        others in the order of their places in the files.
     function : callable
         Takes an image's bytes; a `pixels.PixelError` that it raises is the row's error.
     storage_options : mapping, optional
         Passed to fsspec.
     window : int, optional
         How many results there may be that were not asked for. Default: four a thread.
+    threads : int, optional
+        Default: the worker's share of the cores. With one, an image is worked on when its result is asked for, and none ahead.
+
+    Raises
+    ------
+    imgcurate.tar.ShardChanged
+        While results are drawn, where a file is no longer what ``etag`` says, or an image not what ``digest`` says.
+    ValueError
+        Where ``digest`` holds something else than digests.
 
     Examples
     --------
     >>> import fsspec
     >>> fsspec.filesystem("memory").pipe("/work.bin", b"0123456789")
     >>> places = {"url": ["memory://work.bin"] * 3, "offset": [9, 0, 2], "size": [1, 1, 3], "error": [None, "broken", None]}
-    >>> list(work(pd.DataFrame(places), bytes.decode).results)
-    [(2, '234'), (0, '9')]
+    >>> worked = work(pd.DataFrame(places), bytes.decode)
+    >>> list(worked.results), worked.digests[1], worked.digests[2]
+    ([(2, '234'), (0, '9')], None, '90182524f9a83f06834673893aa18f80')
     """
     keep_freed_memory()
-    columns = host_columns(part, ["url", "offset", "size", "error"])
-    errors = columns.get("error", [None] * len(part))
-    urls, offsets, sizes = (columns[name] for name in ("url", "offset", "size"))
+    columns = host_columns(part, list(READ_COLUMNS))
+    digests = digests_of(part)
+    nothing: list[Any] = [None] * len(part)
+    errors, etags = columns.get("error", nothing.copy()), columns.get("etag", nothing)
+    urls, offsets, sizes = (columns[name] for name in _PLACE)
     first = {url: number for number, url in reversed(list(enumerate(urls)))}
     rows = [row for row, error in enumerate(errors) if error is None]
     rows.sort(key=lambda row: (first[urls[row]], -1 if offsets[row] is None else offsets[row]))
-    data = pixels.read_images(((urls[row], offsets[row], sizes[row]) for row in rows), storage_options)
+    listed: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if etags[row] is not None:
+            listed[urls[row]].add(etags[row])
+    data = pixels.read_images(((urls[row], offsets[row], sizes[row]) for row in rows), storage_options, listed)
 
-    def on_one(image: bytes | pixels.PixelError) -> Any:
+    def on_one(image: bytes | pixels.PixelError) -> tuple[str | None, Any]:
+        if isinstance(image, pixels.PixelError):
+            return None, image
+        digest = xxhash.xxh3_128_hexdigest(image)
         try:
-            return image if isinstance(image, pixels.PixelError) else function(image)
+            return digest, function(image)
         except pixels.PixelError as problem:
-            return problem
+            return digest, problem
 
     def results() -> Iterator[tuple[int, Any]]:
-        threads = pixels.worker_threads(vectors.on_gpu(part))
-        for row, made in zip(rows, ahead(data, on_one, threads, window or 4 * threads), strict=True):
+        at_once = threads or pixels.worker_threads(vectors.on_gpu(part))
+        most = 1 if threads == 1 else window or 4 * at_once
+        for row, (digest, made) in zip(rows, ahead(data, on_one, at_once, most), strict=True):
+            if digest is not None:
+                if digests[row] not in (None, digest):
+                    raise tar.ShardChanged(
+                        urls[row], f"the image at byte {offsets[row]} is not the one looked at before"
+                    )
+                digests[row] = digest
             if isinstance(made, pixels.PixelError):
                 errors[row] = str(made)
             else:
                 yield row, made
 
-    return Worked(errors, results())
+    return Worked(errors, digests, results())
 
 
 def map_images(
@@ -97,31 +136,64 @@ def map_images(
     function: Callable[[bytes], tuple[Any, ...]],
     types: Mapping[str, pa.DataType],
     storage_options: Mapping[str, Any] | None = None,
+    threads: int | None = None,
 ) -> Any:
     """Compute columns from the stored bytes of each image of a partition, in threads, each holding one image at a time.
 
     Parameters
     ----------
     part : pandas or cuDF DataFrame of n rows
-        With columns ``url``, ``offset``, ``size`` and perhaps ``error``. Rows that have an error are not read.
+        With columns ``url``, ``offset``, ``size`` and perhaps ``error``, ``etag`` and ``digest``. Rows that have an error are not read.
     function : callable
         Takes an image's bytes and gives one value a column; a `pixels.PixelError` that it raises is the row's error.
     types : mapping of str to pyarrow.DataType
         The columns.
     storage_options : mapping, optional
         Passed to fsspec.
+    threads : int, optional
+        As for `work`.
 
     Returns
     -------
     pandas or cuDF DataFrame of n rows
-        Those columns, null where there is an error, and ``error``; with the index of `part`.
+        Those columns, null where there is an error, ``error`` and ``digest``; with the index of `part`.
+
+    Raises
+    ------
+    imgcurate.tar.ShardChanged
+        As `work`.
     """
-    errors, results = work(part, function, storage_options)
+    errors, digests, results = work(part, function, storage_options, threads=threads)
     values: list[tuple[Any, ...]] = [(None,) * len(types)] * len(errors)
     for row, made in results:
         values[row] = made
     columns = {name: pa.array([row[k] for row in values], type=kind) for k, (name, kind) in enumerate(types.items())}
-    return columns_like(part, {**columns, "error": pa.array(errors, type=pa.string())})
+    for name, column in (("error", errors), ("digest", digests)):
+        columns[name] = pa.array(column, type=schema.TYPES[name])
+    return columns_like(part, columns)
+
+
+def digests_of(part: Any) -> list[str | None]:
+    """Return what the column ``digest`` of a partition says, if it has one; None is null.
+
+    Raises
+    ------
+    ValueError
+        Where the column holds something else.
+
+    Examples
+    --------
+    >>> digests_of(pd.DataFrame({"digest": ["sha256:0a", None]}))
+    Traceback (most recent call last):
+    ValueError: column 'digest' holds 'sha256:0a', and a digest is 32 hexadecimal digits of XXH3-128; rename the column
+    """
+    digests = host_columns(part, ["digest"]).get("digest", [None] * len(part))
+    for digest in digests:
+        if digest is not None and not (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
+            raise ValueError(
+                f"column 'digest' holds {digest!r}, and a digest is 32 hexadecimal digits of XXH3-128; rename the column"
+            )
+    return digests
 
 
 @cache

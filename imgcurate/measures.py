@@ -45,7 +45,7 @@ def measure(
     ----------
     frame : Dask DataFrame
         With columns ``url``, ``offset`` and ``size``. Rows that have an ``error`` already are not read. Columns of those below that it has
-        already stay as they are.
+        already stay as they are. ``etag`` and ``digest`` are compared with what is read.
     columns : sequence of str, optional
         Which to add. Default: all. Where only ``width``, ``height``, ``aspect``, ``bytes_per_pixel`` and ``format`` are asked for, files are
         opened and not decoded, so that a truncated one is no error.
@@ -58,8 +58,8 @@ def measure(
     Returns
     -------
     Dask DataFrame
-        Lazy, with ``error`` ("read: ..." or "decode: ..." where that failed, and the measures are null then) and, of the picture in full,
-        upright, over white:
+        Lazy, with ``error`` ("read: ..." or "decode: ..." where that failed, and the measures are null then), ``digest`` (xxh3_128 of the
+        file's bytes, null where they could not be read) and, of the picture in full, upright, over white:
 
         ================= ======= ==============================================================================================
         width, height     int32   pixels
@@ -80,6 +80,8 @@ def measure(
         Where a column of the frame is missing.
     ValueError
         Where a column that is asked for is unknown.
+    imgcurate.tar.ShardChanged
+        When rows are computed, where a file is not what was listed, or an image not what its ``digest`` says.
 
     Notes
     -----
@@ -95,8 +97,8 @@ def measure(
     names = [name for name in chosen(True if columns is None else columns) if name not in frame.columns]
     if max_pixels < 1:
         raise ValueError(f"max_pixels={max_pixels}: it must be at least 1")
-    added_names = [*names, "error"]
-    needed = [name for name in ("url", "offset", "size", "error") if name in frame.columns]
+    added_names = [*names, "error", "digest"]
+    needed = [name for name in images.READ_COLUMNS if name in frame.columns]
     added = frame[needed].map_partitions(
         measure_part,
         names,
@@ -117,8 +119,12 @@ def measure_part(
     truncated: bool = False,
     max_pixels: int = pixels.MAX_PIXELS,
     storage_options: Mapping[str, Any] | None = None,
+    threads: int | None = None,
 ) -> Any:
-    """Measure the images of one partition: columns `names` and ``error``. The arguments are those of `measure`."""
+    """Measure the images of one partition: columns `names`, ``error`` and ``digest``.
+
+    The arguments are those of `measure`; `threads` as for `images.work`.
+    """
     enough = _enough_to_hash if draft and set(names) <= {*_OF_HEADER, "phash"} else None
 
     def function(data: bytes) -> tuple[Any, ...]:
@@ -130,7 +136,7 @@ def measure_part(
         return tuple(found[name] for name in names)
 
     types = {name: schema.TYPES[name] for name in names}
-    return images.map_images(part, function, types, storage_options)
+    return images.map_images(part, function, types, storage_options, threads)
 
 
 def chosen(columns: bool | Sequence[str]) -> list[str]:

@@ -65,30 +65,39 @@ def phash(image: Image.Image | np.ndarray) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def phash_part(part: Any, storage_options: Mapping[str, Any] | None = None) -> Any:
+def phash_part(part: Any, storage_options: Mapping[str, Any] | None = None, threads: int | None = None) -> Any:
     """Hash the images of one partition.
 
     Parameters
     ----------
     part : pandas or cuDF DataFrame of n rows
-        With columns ``url``, ``offset``, ``size`` and perhaps ``error``. Rows that have an error are not read.
+        With columns ``url``, ``offset``, ``size`` and perhaps ``error``, ``etag`` and ``digest``. Rows that have an error are not read.
     storage_options : mapping, optional
         Passed to fsspec.
+    threads : int, optional
+        As for `images.work`.
 
     Returns
     -------
     pandas or cuDF DataFrame of n rows
-        Columns ``phash`` (uint64, null where the image cannot be used; of the upright RGB image that `pixels.decode` gives)
-        and ``error`` (string: the row's own, else "read: ..." or "decode: ...", else null). Of no rows it is Dask's meta.
+        Columns ``phash`` (uint64, null where the image cannot be used; of the upright RGB image that `pixels.decode` gives),
+        ``error`` (string: the row's own, else "read: ..." or "decode: ...", else null) and ``digest`` (string: xxh3_128 of the file's
+        bytes). Of no rows it is Dask's meta.
+
+    Raises
+    ------
+    imgcurate.tar.ShardChanged
+        As `images.work`.
 
     Examples
     --------
     >>> import pandas as pd
     >>> phash_part(pd.DataFrame({"url": ["/nowhere.jpg"], "offset": [0], "size": [9]}))
-       phash                            error
-    0   <NA>  read: No such file or directory
+       phash                            error digest
+    0   <NA>  read: No such file or directory   <NA>
     """
-    return images.map_images(part, lambda data: (phash(pixels.decode(data)),), {"phash": pa.uint64()}, storage_options)
+    types = {"phash": pa.uint64()}
+    return images.map_images(part, lambda data: (phash(pixels.decode(data)),), types, storage_options, threads)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

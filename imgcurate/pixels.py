@@ -9,18 +9,20 @@ from __future__ import annotations
 import importlib.util
 import io
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from imgcurate import storage
+from imgcurate import storage, tar
+
+T = TypeVar("T")
 
 #: The most pixels an image may have: what Pillow itself warns at, a quarter of a gigabyte as RGB.
 MAX_PIXELS = 89_478_485
@@ -33,9 +35,10 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "HE
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 
-# Images that follow each other in a file are read in one piece, with what lies between them where that is little: a store
-# answers a question in tens of milliseconds, in which it would have sent a megabyte.
-_READ_BYTES, _GAP_BYTES = 4 << 20, 128 << 10
+# Images that follow each other in a file are read in one piece of at most so many bytes, with what lies between them where that is
+# little: a store answers a question in tens of milliseconds, in which it would have sent a megabyte.
+_LOCAL_PIECE, _LOCAL_GAP = 4 << 20, 128 << 10
+_REMOTE_PIECE, _REMOTE_GAP = 32 << 20, 1 << 20
 
 # An image is a strip where this many times as many pixels would be made as the crop keeps. For others, resizing all of
 # it is worth its few milliseconds: Pillow rounds to bytes between its two passes and chooses their order by the sizes,
@@ -63,7 +66,9 @@ class PixelError(Exception):
 
 
 def read_images(
-    rows: Iterable[tuple[str, int | None, int | None]], storage_options: Mapping[str, Any] | None = None
+    rows: Iterable[tuple[str, int | None, int | None]],
+    storage_options: Mapping[str, Any] | None = None,
+    etags: Mapping[str, Collection[str]] | None = None,
 ) -> Iterator[bytes | PixelError]:
     """Read the bytes of each row, in order: one pass over each file, in pieces of a few megabytes.
 
@@ -74,11 +79,19 @@ def read_images(
         where they are in order.
     storage_options : mapping, optional
         Passed to fsspec.
+    etags : mapping of str to collection of str, optional
+        What the files' `storage.etag` was when they were listed, by url. It is asked before and after a run of rows is read.
 
     Yields
     ------
     bytes or PixelError
-        An error, such as ``"read: No such file or directory"``, where the bytes cannot be had in full.
+        An error, such as ``"read: No such file or directory"``, where the bytes cannot be had in full, after several attempts where
+        that may help.
+
+    Raises
+    ------
+    imgcurate.tar.ShardChanged
+        Where a file's etag is no longer what it was.
 
     Examples
     --------
@@ -88,16 +101,28 @@ def read_images(
     >>> list(read_images([("memory://a.bin", 2, 3), ("memory://a.bin", 8, 4)]))
     [b'234', PixelError('read: 2 bytes where there should be 4; the file is shorter than when it was listed')]
     """
+    again = _Again()
     for url, run in itertools.groupby(rows, key=itemgetter(0)):
+        listed = (etags or {}).get(url, ())
         with ExitStack() as stack:
             try:
-                file = stack.enter_context(storage.open_ranges(url, storage_options))
+                file = stack.enter_context(again(lambda url=url: storage.open_ranges(url, storage_options)))
+                tar.refuse_changed(url, listed, storage_options)
+            except tar.ShardChanged:
+                raise
             except Exception as problem:
                 # The whole run shares the verdict: asking a dead server once a row would take hours.
                 yield from (_read_error(problem) for _ in run)
                 continue
-            for piece in _pieces(_place(offset, size) for _, offset, size in run):
-                yield from _read_piece(file, piece)
+            for piece in _pieces((_place(offset, size) for _, offset, size in run), storage.is_local(url)):
+                yield from _read_piece(file, url, piece, storage_options, again)
+        try:
+            tar.refuse_changed(url, listed, storage_options)
+        except tar.ShardChanged:
+            raise
+        except Exception:
+            # It was read all the same, and what is copied from it will be compared with its digest.
+            continue
 
 
 @dataclass(frozen=True)
@@ -335,13 +360,14 @@ def _place(offset: int | None, size: int | None) -> Place | None:
     return int(offset), int(size)
 
 
-def _pieces(places: Iterable[Place | None]) -> Iterator[list[Place] | None]:
-    """Gather places that follow each other closely, up to a few megabytes; what is no place stands by itself."""
+def _pieces(places: Iterable[Place | None], local: bool) -> Iterator[list[Place] | None]:
+    """Gather places that follow each other closely, up to some megabytes; what is no place stands by itself."""
+    largest, gap = (_LOCAL_PIECE, _LOCAL_GAP) if local else (_REMOTE_PIECE, _REMOTE_GAP)
     piece: list[Place] = []
     for place in places:
         if piece and place:
             (start, _), end, (offset, size) = piece[0], sum(piece[-1]), place
-            if end <= offset <= end + _GAP_BYTES and offset + size - start <= _READ_BYTES:
+            if end <= offset <= end + gap and offset + size - start <= largest:
                 piece.append(place)
                 continue
         if piece:
@@ -353,14 +379,23 @@ def _pieces(places: Iterable[Place | None]) -> Iterator[list[Place] | None]:
         yield piece
 
 
-def _read_piece(file: Any, places: list[Place] | None) -> Iterator[bytes | PixelError]:
+def _read_piece(
+    file: Any, url: str, places: list[Place] | None, storage_options: Mapping[str, Any] | None, again: _Again
+) -> Iterator[bytes | PixelError]:
     if places is None:
         yield PixelError("read", "the row has no offset and size")
         return
     start, end = places[0][0], sum(places[-1])
-    try:
+
+    def read() -> bytes:
         file.seek(start)
         data: bytes = file.read(end - start)
+        if len(data) < end - start and not storage.is_local(url) and storage.size_of(url, storage_options) >= end:
+            raise OSError(f"{len(data)} of {end - start} bytes came, and then the connection ended")
+        return data
+
+    try:
+        data = again(read)
     except Exception as problem:
         yield from (_read_error(problem) for _ in places)
         return
@@ -371,6 +406,26 @@ def _read_piece(file: Any, places: list[Place] | None) -> Iterator[bytes | Pixel
             yield PixelError("read", text)
         else:
             yield image
+
+
+class _Again:
+    """Reads again what failed, until something has failed for good: then once each until something succeeds.
+
+    Where a store has gone away, waiting for it at every row would take days.
+    """
+
+    def __init__(self) -> None:
+        self.worn = False
+
+    def __call__(self, read: Callable[[], T]) -> T:
+        retrying = storage.retrying()
+        try:
+            result = read() if self.worn else retrying(read)
+        except Exception:
+            self.worn = self.worn or retrying.statistics["attempt_number"] > 1
+            raise
+        self.worn = False
+        return result
 
 
 def _read_error(problem: Exception) -> PixelError:

@@ -9,20 +9,82 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
+
+from imgcurate import storage
 
 BLOCK = tarfile.BLOCKSIZE
 #: What ends an archive.
 END = bytes(2 * BLOCK)
 
+_SIZE_AND_TIME = re.compile(r"(\d+)-(\d+)")
 _META = re.compile(r"__[^/]*__($|/)")
 _GZIP, _BZ2, _XZ, _ZSTD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 
 
 class ShardError(ValueError):
     """A shard from which nothing can be read."""
+
+
+class ShardChanged(ShardError):
+    """A shard, or an image file, that is no longer what was listed or looked at.
+
+    Parameters
+    ----------
+    url : str
+    what : str
+        What shows it.
+
+    Examples
+    --------
+    >>> raise ShardChanged("a.tar", "it is gone")
+    Traceback (most recent call last):
+    imgcurate.tar.ShardChanged: a.tar has changed since it was listed (it is gone): nothing of it was written; run again to list it anew
+    """
+
+    def __init__(self, url: str, what: str) -> None:
+        super().__init__(url, what)
+        self.url, self.what = url, what
+
+    def __str__(self) -> str:
+        return f"{self.url} has changed since it was listed ({self.what}): nothing of it was written; run again to list it anew"
+
+
+def refuse_changed(url: str, listed: Collection[str], storage_options: storage.Options = None) -> None:
+    """Raise `ShardChanged` where the etag of the file at `url` is not what it was when it was listed; of none, nothing is asked.
+
+    Examples
+    --------
+    >>> import fsspec
+    >>> fsspec.filesystem("memory").pipe("/changed.tar", b"0123456789")
+    >>> before = storage.etag("memory://changed.tar")
+    >>> refuse_changed("memory://changed.tar", [before])
+    """
+    if not listed:
+        return
+    now = storage.etag(url, storage_options)
+    for before in listed:
+        if before != now:
+            raise ShardChanged(url, _difference(before, now))
+
+
+def _difference(before: str, now: str) -> str:
+    """Say how two etags differ.
+
+    Examples
+    --------
+    >>> _difference("10-5", "900-6"), _difference("10-5", "10-6"), _difference("0a", "0b")
+    ('10 bytes then, 900 now', 'written again since, with as many bytes', 'etag 0a then, 0b now')
+    """
+    sizes = [_SIZE_AND_TIME.fullmatch(etag) for etag in (before, now)]
+    if not all(sizes):
+        return f"etag {before} then, {now} now"
+    size_before, size_now = (int(match[1]) for match in sizes if match)
+    if size_before == size_now:
+        return "written again since, with as many bytes"
+    return f"{size_before:,} bytes then, {size_now:,} now"
 
 
 class Member(NamedTuple):
@@ -40,6 +102,8 @@ class Member(NamedTuple):
         Its content.
     problem : str or None
         Why the content is not simply those bytes (a link, a sparse file), or the name not safe.
+    content : bytes or None
+        Where it was asked for.
     """
 
     name: str
@@ -50,6 +114,7 @@ class Member(NamedTuple):
     offset: int
     size: int
     problem: str | None = None
+    content: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -104,7 +169,7 @@ def split_name(name: str) -> tuple[str, str] | None:
     return folder + slash + stem, extension.lower()
 
 
-def scan(file: BinaryIO, size: int, url: str) -> list[Sample]:
+def scan(file: BinaryIO, size: int, url: str, texts: Collection[str] = ()) -> list[Sample]:
     """List the samples of an open tar, in order of their first members.
 
     Parameters
@@ -114,6 +179,8 @@ def scan(file: BinaryIO, size: int, url: str) -> list[Sample]:
         The file's size in bytes.
     url : str
         For messages.
+    texts : collection of str, optional
+        Extensions of members whose content is wanted: it is read on the way, so that a file is read from front to back.
 
     Returns
     -------
@@ -133,6 +200,9 @@ def scan(file: BinaryIO, size: int, url: str) -> list[Sample]:
         archive = _Archive(file, place, size, url)
         for member in archive.members():
             if member.key:
+                if member.extension in texts:
+                    file.seek(member.offset)
+                    member = member._replace(content=file.read(member.size))
                 last = samples.setdefault(member.key, Sample(member.key))
                 last.members.append(member)
         damage = archive.damage
@@ -145,16 +215,17 @@ def scan(file: BinaryIO, size: int, url: str) -> list[Sample]:
     return list(samples.values())
 
 
-def parse_header(file: BinaryIO, start: int, offset: int) -> tarfile.TarInfo:
-    """Parse the header, extended ones included, that stands in bytes `start` to `offset` of a tar."""
+def parse_header(file: BinaryIO, start: int, offset: int, url: str) -> tarfile.TarInfo:
+    """Parse the header, extended ones included, that stands in bytes `start` to `offset` of a tar; `url` is for messages."""
     file.seek(start)
     header = file.read(offset - start)
-    with tarfile.open(fileobj=io.BytesIO(header + END), mode="r:") as tar:
-        info = tar.next()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(header + END), mode="r:") as tar:
+            info = tar.next()
+    except tarfile.TarError:
+        info = None
     if info is None:
-        raise ShardError(
-            f"bytes {start} to {offset} are no longer a tar header: the shard has changed since it was listed"
-        )
+        raise ShardChanged(url, f"bytes {start} to {offset} are no longer a header")
     return info
 
 

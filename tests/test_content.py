@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import xxhash
 from conftest import image_bytes, write_tar
 
 import imgcurate as ic
 from imgcurate.dedup import content
-from imgcurate.dedup.content import digest_part, same_bytes
+from imgcurate.dedup.content import digest_part, halves, same_bytes
 
 
 def references(*rows: tuple[Any, Any, Any]) -> pd.DataFrame:
@@ -56,9 +57,9 @@ def test_equal_bytes_in_different_shards_have_one_digest(tmp_path: Path) -> None
     part = ic.read_webdataset(str(tmp_path)).compute(scheduler="synchronous")
     digests = digest_part(part)
     assert digests["error"].isna().all()
-    whole = [
-        (high << 64) | low for high, low in zip(digests["digest_high"][:3], digests["digest_low"][:3], strict=True)
-    ]
+    assert digests["digest"].tolist() == [xxhash.xxh3_128_hexdigest(data) for data in (one, two, one)]
+    high, low = halves(pa.chunked_array([digests["digest"].array.__arrow_array__()]))
+    whole = [(int(a) << 64) | int(b) for a, b in zip(high, low, strict=True)]
     assert whole == [xxhash.xxh3_128_intdigest(data) for data in (one, two, one)]
 
 
@@ -73,7 +74,7 @@ def test_files_of_other_names_and_formats_are_told_by_their_bytes(tmp_path: Path
     part = ic.read_files(str(tmp_path)).compute(scheduler="synchronous").set_index("image_id")
     digests = digest_part(part)
     assert digests.loc["a.jpg"].equals(digests.loc["sub/b.png"])
-    assert digests.loc["a.jpg", "digest_low"] != digests.loc["c.jpg", "digest_low"]
+    assert digests.loc["a.jpg", "digest"] != digests.loc["c.jpg", "digest"]
 
 
 def test_what_cannot_be_read_has_an_error_and_no_digest(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_what_cannot_be_read_has_an_error_and_no_digest(tmp_path: Path) -> None:
     part["size"] = [3, 9, None]
     part = pd.concat([part, references((str(tmp_path / "gone"), 0, 3))], ignore_index=True)
     digests = digest_part(part)
-    assert digests["digest_high"].isna().tolist() == digests["digest_low"].isna().tolist() == [False, True, True, True]
+    assert digests["digest"].isna().tolist() == [False, True, True, True]
     assert digests["error"].tolist()[1:] == [
         "read: 4 bytes where there should be 9; the file is shorter than when it was listed",
         "read: the row has no offset and size",
@@ -91,13 +92,29 @@ def test_what_cannot_be_read_has_an_error_and_no_digest(tmp_path: Path) -> None:
 
 def test_a_row_with_an_error_keeps_it_and_is_not_read(tmp_path: Path) -> None:
     digests = digest_part(files(tmp_path, b"abc", b"abc").assign(error=["no image", None]))
-    assert digests["digest_low"].isna().tolist() == [True, False]
+    assert digests["digest"].isna().tolist() == [True, False]
     assert digests["error"].tolist()[0] == "no image" and digests["error"].isna().tolist() == [False, True]
+
+
+def test_a_digest_that_is_there_is_not_made_again(tmp_path: Path) -> None:
+    part = files(tmp_path, b"abc", b"xyz", b"abc").assign(
+        digest=[xxhash.xxh3_128_hexdigest(b"abc"), None, None], error=[None, None, "mine"]
+    )
+    (tmp_path / "0.bin").unlink()
+    digests = digest_part(part)
+    known = [xxhash.xxh3_128_hexdigest(data) for data in (b"abc", b"xyz")]
+    assert digests["digest"].tolist()[:2] == known and digests["digest"].isna().tolist() == [False, False, True]
+    assert digests["error"].isna().tolist() == [True, True, False]
+
+
+def test_a_column_of_other_digests_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'digest' holds 'sha1:00', and a digest is 32 hexadecimal digits"):
+        digest_part(files(tmp_path, b"abc").assign(digest="sha1:00"))
 
 
 def test_bytes_are_not_decoded(tmp_path: Path) -> None:
     digests = digest_part(files(tmp_path, b"no image", b""))
-    assert digests["error"].isna().all() and digests["digest_low"].notna().all()
+    assert digests["error"].isna().all() and digests["digest"].notna().all()
 
 
 def test_columns_have_arrow_types_and_the_index_of_the_partition(tmp_path: Path) -> None:
@@ -106,9 +123,8 @@ def test_columns_have_arrow_types_and_the_index_of_the_partition(tmp_path: Path)
         digests = digest_part(rows)
         assert digests.index.equals(rows.index)
         assert {name: str(kind) for name, kind in digests.dtypes.items()} == {
-            "digest_high": "uint64[pyarrow]",
-            "digest_low": "uint64[pyarrow]",
             "error": "string[pyarrow]",
+            "digest": "string[pyarrow]",
         }
 
 
@@ -116,7 +132,7 @@ def test_a_forged_collision_is_exposed_by_comparison(tmp_path: Path) -> None:
     one, two = forged_twins()
     part = files(tmp_path, one, two, one)
     digests = digest_part(part)
-    assert one != two and digests["digest_high"].nunique() == digests["digest_low"].nunique() == 1
+    assert one != two and digests["digest"].nunique() == 1
     first = part.iloc[[0, 0, 0]]
     assert same_bytes(first, part).tolist() == [True, False, True]
 
@@ -179,5 +195,5 @@ def test_storage_options_reach_the_store(tmp_path: Path) -> None:
     files(tmp_path, b"abc", b"abc")
     options = {"path": str(tmp_path), "target_protocol": "file"}
     part = references(("dir://0.bin", 0, 3), ("dir://1.bin", 0, 3))
-    assert digest_part(part, options)["digest_low"].nunique() == 1
+    assert digest_part(part, options)["digest"].nunique() == 1
     assert same_bytes(part, part[::-1], options).all()

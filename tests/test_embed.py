@@ -21,7 +21,7 @@ from imgcurate import pixels, schema, vectors
 from imgcurate.encoders.embed import beside_the_next_task, embed, embed_part
 from imgcurate.images import ahead
 
-ADDED = ["embedding", "width", "height", "error"]
+ADDED = ["embedding", "width", "height", "error", "digest"]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,17 @@ def test_vectors_are_those_of_transformers(client: Client, tmp_path: Path, model
 
 def test_embed_is_lazy_and_its_meta_is_what_it_computes(client: Client, tmp_path: Path, model: str) -> None:
     frame = embed(frame_of(pack(tmp_path / "a.bin", jpegs(4)), 2), model)
-    assert list(frame.columns) == ["image_id", "url", "offset", "size", "error", "embedding", "width", "height"]
+    assert list(frame.columns) == [
+        "image_id",
+        "url",
+        "offset",
+        "size",
+        "error",
+        "embedding",
+        "width",
+        "height",
+        "digest",
+    ]
     done = frame.compute()
     assert done.dtypes.to_dict() == frame._meta.dtypes.to_dict()
     assert {name: done.dtypes[name].pyarrow_dtype for name in ADDED} == {name: schema.TYPES[name] for name in ADDED}
@@ -231,8 +241,8 @@ def test_no_more_than_two_batches_of_pictures_are_alive(
     lock = threading.Lock()
 
     # An image counts from when it is read until its pixels have been given to the model.
-    def counted_read(rows: object, options: object) -> object:
-        for data in read(rows, options):
+    def counted_read(*arguments: object) -> object:
+        for data in read(*arguments):
             with lock:
                 count["alive"] += 1
                 count["most"] = max(count["most"], count["alive"])

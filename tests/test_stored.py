@@ -15,7 +15,6 @@ from distributed import Client
 from PIL import Image
 
 import imgcurate as ic
-from imgcurate.dedup import content
 
 
 def shards(folder: Path) -> Any:
@@ -65,15 +64,18 @@ def test_a_column_of_hashes_is_used_and_compared_to_the_bit(client: Client) -> N
         ic.perceptual_duplicates(frame.assign(phash=frame["image_id"]))
 
 
-def test_a_hash_that_two_files_share_does_not_make_them_copies(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import dask
+def test_a_hash_that_two_files_share_does_not_make_them_copies(client: Client, tmp_path: Path) -> None:
+    found = ic.exact_duplicates(shards(tmp_path).assign(digest="0" * 32))
+    assert named(found) == {"b/copy": "a/one", "b/bad": "a/bad"}
 
-    monkeypatch.setattr(content, "_digest", lambda data: (1, 2))
-    with dask.config.set(scheduler="synchronous"):
-        found = ic.exact_duplicates(shards(tmp_path))
-        assert named(found) == {"b/copy": "a/one", "b/bad": "a/bad"}
+
+def test_images_with_a_digest_are_read_only_to_be_compared(client: Client, tmp_path: Path) -> None:
+    frame = dd.from_pandas(ic.measure(shards(tmp_path), ["width"]).compute(), npartitions=2)
+    (tmp_path / "a.tar").rename(tmp_path / "away.tar")
+    found = ic.exact_duplicates(frame)
+    assert found.n_compared == 4 and named(found) == {}
+    (tmp_path / "away.tar").rename(tmp_path / "a.tar")
+    assert named(ic.exact_duplicates(frame)) == {"b/copy": "a/one"}
 
 
 @pytest.mark.parametrize("distance", [-1, 64, 2.5, None])

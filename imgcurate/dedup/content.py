@@ -9,13 +9,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from imgcurate import storage
-from imgcurate.images import host_columns, map_images
+from imgcurate.images import columns_like, digests_of, host_columns, map_images
 
 _BLOCK = 1 << 20
-_LOW = (1 << 64) - 1
 
 
 def digest_part(part: Any, storage_options: Mapping[str, Any] | None = None) -> Any:
@@ -24,15 +22,23 @@ def digest_part(part: Any, storage_options: Mapping[str, Any] | None = None) -> 
     Parameters
     ----------
     part : pandas or cuDF DataFrame of n rows
-        With columns ``url``, ``offset``, ``size`` and perhaps ``error``. Rows that have an error are not read.
+        With columns ``url``, ``offset``, ``size`` and perhaps ``error``, ``etag`` and ``digest``. Rows that have an error or a digest are not
+        read.
     storage_options : mapping, optional
         Passed to fsspec.
 
     Returns
     -------
     pandas or cuDF DataFrame of n rows
-        Columns ``digest_high`` and ``digest_low`` (uint64, null where there is an error) and ``error`` (string: the row's own,
-        else "read: ..." where its bytes cannot be had, else null). Of no rows it is Dask's meta.
+        Columns ``error`` (string: the row's own, else "read: ..." where its bytes cannot be had, else null) and ``digest`` (string of 32
+        hexadecimal digits, null where there was none and the bytes could not be read). Of no rows it is Dask's meta.
+
+    Raises
+    ------
+    imgcurate.tar.ShardChanged
+        Where a file is no longer what ``etag`` says.
+    ValueError
+        Where ``digest`` holds something else than digests.
 
     Notes
     -----
@@ -44,10 +50,30 @@ def digest_part(part: Any, storage_options: Mapping[str, Any] | None = None) -> 
     >>> import fsspec, pandas as pd
     >>> fsspec.filesystem("memory").pipe("/twins.bin", b"abcabcxyz")
     >>> digests = digest_part(pd.DataFrame({"url": ["memory://twins.bin"] * 3, "offset": [0, 3, 6], "size": [3, 3, 3]}))
-    >>> digests["digest_low"].nunique()
+    >>> digests["digest"].nunique()
     2
     """
-    return map_images(part, _digest, {"digest_high": pa.uint64(), "digest_low": pa.uint64()}, storage_options)
+    digests = digests_of(part)
+    errors = host_columns(part, ["error"]).get("error", [None] * len(part))
+    unread = np.array([row for row, digest in enumerate(digests) if digest is None], dtype=np.int64)
+    read = host_columns(map_images(part.iloc[unread], lambda data: (), {}, storage_options), ["error", "digest"])
+    for row, error, digest in zip(unread, read["error"], read["digest"], strict=True):
+        errors[row], digests[row] = error, digest
+    return columns_like(part, {"error": pa.array(errors, pa.string()), "digest": pa.array(digests, pa.string())})
+
+
+def halves(digests: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the high and the low 64 bits of digests in hexadecimal; of nulls 0.
+
+    Examples
+    --------
+    >>> high, low = halves(pa.chunked_array([["0000000000000001000000000000000f", None]]))
+    >>> high, low
+    (array([1, 0], dtype=uint64), array([15,  0], dtype=uint64))
+    """
+    plain = bytes.fromhex("".join(digests.fill_null("0" * 32).to_pylist()))
+    high, low = np.frombuffer(plain, dtype=">u8").reshape(-1, 2).astype(np.uint64).T
+    return high, low
 
 
 def same_bytes(part_a: Any, part_b: Any, storage_options: Mapping[str, Any] | None = None) -> np.ndarray:
@@ -106,11 +132,6 @@ class _Pair(NamedTuple):
     offset_a: int
     offset_b: int
     size: int
-
-
-def _digest(data: bytes) -> tuple[int, int]:
-    digest = xxhash.xxh3_128_intdigest(data)
-    return digest >> 64, digest & _LOW
 
 
 def _references(part: Any) -> Iterator[tuple[Any, Any, Any]]:

@@ -21,6 +21,8 @@ from imgcurate.dedup import blocks, buckets, content, graph, hamming, held, rank
 from imgcurate.dedup.duplicates import Duplicates, build_graph, id_dtype
 
 _PLACE = ["url", "offset", "size"]
+# What else reading an image takes, where a frame has it.
+_READ = ["error", "etag", "digest"]
 _VERIFIED_AT_ONCE = 2000
 _BITS = 64
 
@@ -39,7 +41,7 @@ def exact_duplicates(
     ----------
     frame : Dask DataFrame
         With `id_field`, ``url``, ``offset`` and ``size``. Rows with an ``error``, and those whose bytes cannot be read, are never compared and
-        never removed.
+        never removed. Images that have a ``digest`` already, of `embed` or `measure`, are not read to make one.
     keep : {"id", "random"} or list of (column, "min" | "max")
         Which of equal images stays: the one with the lowest id, one drawn by `seed`, or the best by columns.
     seed : int
@@ -57,7 +59,9 @@ def exact_duplicates(
     KeyError
         Where a column is missing.
     ValueError
-        Where an option is out of range, or ids are null or repeat.
+        Where an option is out of range, ids are null or repeat, or ``digest`` holds something else than digests.
+    imgcurate.tar.ShardChanged
+        Where a file that is read to make digests is not what was listed.
 
     Notes
     -----
@@ -116,6 +120,8 @@ def perceptual_duplicates(
         Where a column is missing.
     ValueError
         Where an option is out of range, or ids are null or repeat.
+    imgcurate.tar.ShardChanged
+        Where a file that is read is not what was listed, or an image not what its ``digest`` says.
 
     Notes
     -----
@@ -159,7 +165,8 @@ def _prints(
     """Read and fingerprint the frame, once: the tables stay on the cluster, the summaries come to the client."""
     keys = rank.keep_columns(keep)
     schema.require(frame, [id_field, *needed, *keys], verb)
-    columns = [id_field, *needed, *keys, *(["error"] if "error" in frame.columns else [])]
+    useful = _READ if "url" in needed else ["error"]
+    columns = [id_field, *needed, *keys, *(name for name in useful if name in frame.columns)]
     task = dask.delayed(_print_part, nout=3)
     parts = frame[list(dict.fromkeys(columns))].to_delayed()
     outputs = dask.persist(
@@ -179,31 +186,37 @@ def _print_part(
     host = vectors.to_arrow(part[list(dict.fromkeys([id_field, *keys, *place]))])
     ids = blocks.plain_ids(host[id_field], id_field)
     hashes = rank.hash_ids(ids, seed)
-    if "phash" in part.columns and verb == "perceptual_duplicates":
-        prints = vectors.to_arrow(part[["phash", *(["error"] if "error" in part.columns else [])]])
-        if not pa.types.is_integer(prints.schema.field("phash").type) and len(prints):
-            raise TypeError(
-                f"column 'phash' holds {prints.schema.field('phash').type}; hashes are unsigned 64-bit integers"
-            )
+    if verb == "exact_duplicates":
+        read = vectors.to_arrow(content.digest_part(part, storage_options))
+        known = read["digest"]
+        prints = dict(zip(("digest_high", "digest_low"), content.halves(known), strict=True))
     else:
-        read = content.digest_part if verb == "exact_duplicates" else phash.phash_part
-        prints = vectors.to_arrow(read(part, storage_options))
-    usable = np.ones(len(ids), dtype=bool)
-    if "error" in prints.column_names:
-        usable &= pc.is_null(prints["error"]).to_numpy()
-    names = ["digest_high", "digest_low"] if verb == "exact_duplicates" else ["phash"]
-    for name in names:
-        usable &= pc.is_valid(prints[name]).to_numpy()
+        read = vectors.to_arrow(_hashed(part, storage_options))
+        known = read["phash"]
+        prints = {"phash": known}
+    usable = pc.is_valid(known).to_numpy()
+    if "error" in read.column_names:
+        usable = usable & pc.is_null(read["error"]).to_numpy()
     table = pa.table(
         {
             "id": ids,
             "hash": hashes,
-            **{name: prints[name] for name in names},
+            **prints,
             **{f"key{number}": host[name] for number, name in enumerate(keys)},
             **{name: host[name] for name in place},
         }
     )
     return table.filter(pa.array(usable)), blocks.Summary(hashes, usable, 0), ids
+
+
+def _hashed(part: Any, storage_options: storage.Options) -> Any:
+    """Return the perceptual hashes of a partition, and its errors, with those of reading where it has no hashes yet."""
+    if "phash" not in part.columns:
+        return phash.phash_part(part, storage_options)
+    (kind,) = vectors.to_arrow(part[["phash"]]).schema.types
+    if not pa.types.is_integer(kind) and len(part):
+        raise TypeError(f"column 'phash' holds {kind}; hashes are unsigned 64-bit integers")
+    return part[["phash", *(["error"] if "error" in part.columns else [])]]
 
 
 def _numbered(table: pa.Table, start: int) -> pa.Table:

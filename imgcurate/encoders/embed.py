@@ -15,7 +15,7 @@ import pyarrow as pa
 from imgcurate import images, measures, pixels, schema, vectors
 from imgcurate.encoders import Model, check_dtype, load_encoder, resolve
 
-_ADDED = ["embedding", "width", "height", "error"]
+_ADDED = ["embedding", "width", "height", "error", "digest"]
 # On a CPU the activations of a small batch stay in the cache.
 _CPU_BATCH, _GPU_BATCH = 8, 256
 
@@ -41,7 +41,8 @@ def embed(
     Parameters
     ----------
     frame : Dask DataFrame
-        With columns ``url``, ``offset`` and ``size``. Rows that have an ``error`` already are not read.
+        With columns ``url``, ``offset`` and ``size``. Rows that have an ``error`` already are not read. ``etag`` and ``digest``, where it has
+        them, are compared with what is read.
     model : str, path or callable, default "openai/clip-vit-large-patch14"
         A checkpoint of CLIP, SigLIP, SigLIP 2, DINOv2 or another vision model of transformers (a hub id or a directory);
         ``"efficientnet-lite0"``; or a function that takes RGB bytes of shape (b, image_size, image_size, 3) and returns b vectors.
@@ -70,8 +71,8 @@ def embed(
     -------
     Dask DataFrame
         Lazy, with the columns ``embedding`` (list of float32, unit length; null where the image cannot be used),
-        ``width`` and ``height`` (int32, after EXIF orientation) and ``error`` (string; "read: ..." or "decode: ..."
-        where that failed).
+        ``width`` and ``height`` (int32, after EXIF orientation), ``error`` (string; "read: ..." or "decode: ..."
+        where that failed) and ``digest`` (string: xxh3_128 of the image's bytes in hexadecimal; null where they could not be read).
 
     Raises
     ------
@@ -80,6 +81,8 @@ def embed(
     ValueError, FileNotFoundError, ImportError
         Where the model cannot be had or is not one that can be used, an option is wrong, or the frame has an
         ``embedding`` already.
+    imgcurate.tar.ShardChanged
+        When rows are computed, where a file is not what was listed, or an image not what its ``digest`` says.
 
     Notes
     -----
@@ -104,9 +107,9 @@ def embed(
         raise ValueError(
             f"the frame already has a column {taken[0]!r}; drop it first: frame.drop(columns={taken[0]!r})"
         )
-    added_names = [*_ADDED, *(name for name in measured if name not in _ADDED)]
+    added_names = columns_of(measured)
     meta = vectors.empty_like(frame._meta, added_names)
-    needed = [name for name in ("url", "offset", "size", "error") if name in frame.columns]
+    needed = [name for name in images.READ_COLUMNS if name in frame.columns]
     added = frame[needed].map_partitions(
         embed_part,
         resolve(model, model_dir),
@@ -123,6 +126,17 @@ def embed(
     return frame.assign(**{name: added[name] for name in added_names})
 
 
+def columns_of(measured: Sequence[str]) -> list[str]:
+    """Return the columns that `embed` adds, with those of `measure` that are asked for.
+
+    Examples
+    --------
+    >>> columns_of(["width", "phash"])
+    ['embedding', 'width', 'height', 'error', 'digest', 'phash']
+    """
+    return [*_ADDED, *(name for name in measured if name not in _ADDED)]
+
+
 def embed_part(
     part: Any,
     model: Model,
@@ -135,26 +149,29 @@ def embed_part(
     max_pixels: int = pixels.MAX_PIXELS,
     measured: Sequence[str] = (),
     storage_options: Mapping[str, Any] | None = None,
+    threads: int | None = None,
 ) -> Any:
     """Embed the images of one partition.
 
     Parameters
     ----------
     part : pandas or cuDF DataFrame of n rows
-        With columns ``url``, ``offset``, ``size`` and perhaps ``error``.
+        With columns ``url``, ``offset``, ``size`` and perhaps ``error``, ``etag`` and ``digest``.
     model : str or callable
         As `imgcurate.encoders.resolve` returned it.
     batch_size, dtype, image_size, draft, truncated, max_pixels, storage_options
         As for `embed`.
     measured : sequence of str
         Columns of `imgcurate.measure` to add.
+    threads : int, optional
+        That decode; see `images.work`. It does not change the vectors.
 
     Returns
     -------
     pandas or cuDF DataFrame of n rows
-        Columns ``embedding``, ``width``, ``height``, ``error`` and those measured.
+        Columns ``embedding``, ``width``, ``height``, ``error``, ``digest`` and those measured.
     """
-    names = [*_ADDED, *(name for name in measured if name not in _ADDED)]
+    names = columns_of(measured)
     if not len(part):
         return vectors.empty_like(part, names)
     import torch
@@ -172,9 +189,9 @@ def embed_part(
         found = {"width": picture.width, "height": picture.height, **measures.of_picture(picture, len(image), measured)}
         return _Prepared(found, encoder.preprocess(picture))
 
-    errors, results = images.work(part, prepare, storage_options, 2 * batch_size)
+    errors, digests, results = images.work(part, prepare, storage_options, 2 * batch_size, threads)
     values: dict[str, list[Any]] = {name: [None] * len(part) for name in names[1:]}
-    values["error"] = errors
+    values |= {"error": errors, "digest": digests}
     # One tensor for the whole partition: vectors of the batches are written into it where they are computed.
     matrix = torch.zeros((len(part), encoder.dimension), device=encoder.device)
     valid = np.zeros(len(part), dtype=bool)

@@ -180,17 +180,19 @@ def write_shard(rows: pd.DataFrame, url: str, storage_options: storage.Options =
     keys = _keys(rows)
     with storage.open_atomic(url, storage_options) as file, _Sources(storage_options) as sources:
         out = _Writer(file, sources)
-        for row, (key, new_key) in zip(_rows(rows), keys, strict=True):
-            if row.member is None:
-                out.add_file(row, new_key or key)
-            elif row.sample_offset is None:
-                out.add_scattered(row, key, new_key)
-            elif new_key is None:
-                out.add_run(row)
-            else:
-                out.add_renamed(row, key, new_key)
-        out.finish()
-        sources.refuse_changed()
+        try:
+            for row, (key, new_key) in zip(_rows(rows), keys, strict=True):
+                if row.member is None:
+                    out.add_file(row, new_key or key)
+                elif row.sample_offset is None:
+                    out.add_scattered(row, key, new_key)
+                elif new_key is None:
+                    out.add_run(row)
+                else:
+                    out.add_renamed(row, key, new_key)
+            out.finish()
+        finally:  # where it failed as well, for that may be why
+            sources.refuse_changed()
     renamed = sum(new is not None for _, new in keys)
     return Written(len(rows), out.written, renamed, out.digest.hexdigest())
 
@@ -323,8 +325,8 @@ class _Sources:
         """Return the members of a sample, found by listing the shard again."""
         if row.url not in self.listings:
             self.open(row)
-            with storage.open_input(row.url, self.storage_options) as file:
-                samples = tar.scan(file, storage.size_of(row.url, self.storage_options), row.url)
+            with storage.open_sequential(row.url, self.storage_options) as file:
+                samples = tar.scan(file, file.seek(0, os.SEEK_END), row.url)
             self.listings = {row.url: {sample.key: sample for sample in samples}}
         sample = self.listings[row.url].get(key)
         if sample is None or not any(_holds(member, row) for member in sample.members):
