@@ -31,13 +31,24 @@ _PART_BYTES = 16 << 20
 
 
 class Entry(NamedTuple):
-    """A file's size in bytes and its `etag`; None where a listing does not tell."""
+    """A file's size in bytes and its `etag`; None where a listing does not tell.
+
+    Attributes
+    ----------
+    size : int or None
+    etag : str or None
+    amid : bool
+        Whether all files of its folder that were asked for were listed with it.
+    """
 
     size: int | None
     etag: str | None
+    amid: bool = False
 
 
-def expand(urls: Paths, extensions: tuple[str, ...], storage_options: Options = None) -> dict[str, Entry]:
+def expand(
+    urls: Paths, extensions: tuple[str, ...], storage_options: Options = None, *, beside: tuple[str, ...] = ()
+) -> dict[str, Entry]:
     """Find the files that paths, globs, braces and folders name.
 
     Parameters
@@ -48,6 +59,8 @@ def expand(urls: Paths, extensions: tuple[str, ...], storage_options: Options = 
         What a file of a folder must end in, in lower case, such as ``(".tar",)``. A file that is named is taken as it is.
     storage_options : mapping, optional
         For the fsspec filesystem.
+    beside : tuple of str, optional
+        More extensions, of files that a folder may hold beside those.
 
     Returns
     -------
@@ -73,7 +86,8 @@ def expand(urls: Paths, extensions: tuple[str, ...], storage_options: Options = 
     found: dict[str, Entry] = {}
     # A store is asked about each name, and thousands of answers in a row would take minutes.
     with ThreadPoolExecutor(max_workers=min(16, len(names))) as threads:
-        for listing in threads.map(partial(_find, extensions=extensions, storage_options=storage_options), names):
+        find = partial(_find, extensions=extensions, beside=beside, storage_options=storage_options)
+        for listing in threads.map(find, names):
             for url, entry in listing.items():
                 if url in found:
                     raise ValueError(f"{url} is named twice; name each file once")
@@ -513,7 +527,9 @@ def _filesystem(url: str, storage_options: Options) -> tuple[Any, str]:
     return fs, path
 
 
-def _find(pattern: str, extensions: tuple[str, ...], storage_options: Options) -> dict[str, Entry]:
+def _find(
+    pattern: str, extensions: tuple[str, ...], beside: tuple[str, ...], storage_options: Options
+) -> dict[str, Entry]:
     if "::" in pattern:  # a chain such as simplecache::s3://...; fsspec opens it, but cannot list through it in general
         return {pattern: stat(pattern, storage_options)}
     fs, path = _filesystem(pattern, storage_options)
@@ -532,10 +548,14 @@ def _find(pattern: str, extensions: tuple[str, ...], storage_options: Options) -
         found = {}
     if not found and not fs.exists(path):
         raise FileNotFoundError(f"{pattern!r} does not exist")
-    listing = {name: info for name, info in found.items() if name.lower().endswith(extensions) and not _is_hidden(name)}
-    if not listing:
+    listing = {
+        name: _entry(fs, name, info)._replace(amid=True)
+        for name, info in sorted(found.items())
+        if name.lower().endswith(extensions + beside) and not _is_hidden(name)
+    }
+    if not any(name.lower().endswith(extensions) for name in listing):
         raise FileNotFoundError(f"the folder {pattern!r} holds no {' or '.join(extensions)} file")
-    return {_as_url(fs, name): _entry(fs, name, info) for name, info in sorted(listing.items())}
+    return {_as_url(fs, name): entry for name, entry in listing.items()}
 
 
 # What filesystems call them.

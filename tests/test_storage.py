@@ -101,7 +101,7 @@ def test_a_listing_tells_the_same_etag_as_the_file(tmp_path: Path) -> None:
             "memory://etags/a.*",
         ):
             ((url, entry),) = storage.expand(folder, (".tar",)).items()
-            assert entry == storage.stat(url) == (4, storage.etag(url)), folder
+            assert entry[:2] == storage.stat(url)[:2] == (4, storage.etag(url)), folder
     finally:
         memory.rm("/etags", recursive=True)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
 
 import dask.dataframe as dd
 import pandas as pd
@@ -13,7 +15,18 @@ from imgcurate.cluster import backend
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif")
 
-File = tuple[str, str, storage.Entry]  # url, image_id, and what the listing told
+_TEXTS = {".txt": "caption", ".json": "metadata"}
+# Of a store, each answer is waited for.
+_THREADS = 16
+
+
+class File(NamedTuple):
+    """An image as it was found: its URL and image_id, what the listing told, and the extensions that files beside it may have."""
+
+    url: str
+    image_id: str
+    entry: storage.Entry
+    texts: tuple[str, ...]
 
 
 def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_options: storage.Options = None) -> Any:
@@ -47,12 +60,12 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
     """
     if files_per_partition < 1:
         raise ValueError(f"files_per_partition={files_per_partition}: must be at least 1")
-    found = storage.expand(urls, _EXTENSIONS, storage_options)
-    found = {url: entry for url, entry in found.items() if url.lower().endswith(_EXTENSIONS)}
-    if not found:
+    found = storage.expand(urls, _EXTENSIONS, storage_options, beside=tuple(_TEXTS))
+    images = {url: entry for url, entry in found.items() if url.lower().endswith(_EXTENSIONS)}
+    if not images:
         raise FileNotFoundError(f"{urls!r} names no image; images end in {', '.join(_EXTENSIONS)}")
     root = storage.root_of(urls, storage_options)
-    files = [(url, storage.relative(url, root), entry) for url, entry in found.items()]
+    files = [File(url, storage.relative(url, root), entry, _texts_beside(url, found)) for url, entry in images.items()]
     groups = [files[i : i + files_per_partition] for i in range(0, len(files), files_per_partition)]
     frame = dd.from_map(
         list_files,
@@ -66,27 +79,32 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
 
 def list_files(files: Sequence[File], storage_options: storage.Options = None) -> pd.DataFrame:
     """List files as one partition of rows: what `read_files` runs on the workers."""
-    rows: dict[str, list[Any]] = {name: [] for name in schema.SOURCE_COLUMNS}
-    for url, image_id, entry in files:
-        error = None
-        if entry.size is None:
-            try:
-                entry = storage.stat(url, storage_options)
-            except OSError as problem:
-                error = f"read: {type(problem).__name__}"
-        rows["image_id"].append(image_id)
-        rows["url"].append(url)
-        rows["offset"].append(0)
-        rows["size"].append(entry.size or 0)
-        rows["etag"].append(entry.etag)
-        rows["caption"].append(_beside(url, ".txt", storage_options))
-        rows["metadata"].append(_beside(url, ".json", storage_options))
-        rows["error"].append(error)
-        for absent in ("member", "sample_offset", "sample_size"):
-            rows[absent].append(None)
-    return schema.table(rows)
+    list_file = partial(_row, storage_options=storage_options)
+    if all(storage.is_local(file.url) for file in files):
+        rows = [list_file(file) for file in files]
+    else:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            rows = list(threads.map(list_file, files))
+    return schema.table({column: [row.get(column) for row in rows] for column in schema.SOURCE_COLUMNS})
 
 
-def _beside(url: str, extension: str, storage_options: storage.Options) -> str | None:
-    content = storage.read_if_there(storage.replace_extension(url, extension), storage_options)
-    return None if content is None else content.decode("utf-8", "replace")
+def _row(file: File, storage_options: storage.Options) -> dict[str, Any]:
+    entry, error = file.entry, None
+    if entry.size is None or entry.etag is None:
+        try:
+            entry = storage.stat(file.url, storage_options)
+        except OSError as problem:
+            error = f"read: {type(problem).__name__}"
+    row: dict[str, Any] = {"image_id": file.image_id, "url": file.url, "offset": 0, "size": entry.size or 0}
+    row |= {"etag": entry.etag, "error": error}
+    for extension in file.texts:
+        content = storage.read_if_there(storage.replace_extension(file.url, extension), storage_options)
+        row[_TEXTS[extension]] = None if content is None else content.decode("utf-8", "replace")
+    return row
+
+
+def _texts_beside(url: str, found: Mapping[str, storage.Entry]) -> tuple[str, ...]:
+    """Return the extensions of those files beside an image that are there, or of all where that is not known."""
+    if not found[url].amid:
+        return tuple(_TEXTS)
+    return tuple(extension for extension in _TEXTS if storage.replace_extension(url, extension) in found)
