@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -106,7 +106,7 @@ def read_images(
         listed = (etags or {}).get(url, ())
         with ExitStack() as stack:
             try:
-                file = stack.enter_context(again(lambda url=url: storage.open_ranges(url, storage_options)))
+                file = stack.enter_context(again(partial(storage.open_ranges, url, storage_options)))
                 tar.refuse_changed(url, listed, storage_options)
             except tar.ShardChanged:
                 raise
