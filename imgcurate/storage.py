@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 import uuid
@@ -480,15 +481,50 @@ def _replacing(fs: Any, path: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _uploading(fs: Any, path: str) -> Iterator[BinaryIO]:
-    file = fs.open(path, "wb", block_size=_PART_BYTES)
+    upload = _Upload(fs, path)
     try:
-        yield file
-        file.close()
+        yield cast(BinaryIO, upload)
+        upload.complete()
     except BaseException:
-        with contextlib.suppress(Exception):  # what is wrong with the store is wrong with this too, and says less
-            file.discard()
-        file.closed = True  # or its finalizer would complete the upload
+        upload.abort()
         raise
+
+
+class _Upload(io.RawIOBase):
+    """A file on its way to a store: one request where it is small, which can be made again, or an upload in parts."""
+
+    def __init__(self, fs: Any, path: str) -> None:
+        self._fs, self._path = fs, path
+        self._small, self._size = io.BytesIO(), 0
+        self._parts: Any = None
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, content: Any) -> int:
+        size = memoryview(content).nbytes
+        if self._parts is None and self._size + size > _PART_BYTES:
+            self._parts = self._fs.open(self._path, "wb", block_size=_PART_BYTES)
+            self._parts.write(self._small.getvalue())
+            self._small = io.BytesIO()
+        (self._small if self._parts is None else self._parts).write(content)
+        self._size += size
+        return size
+
+    def complete(self) -> None:
+        if self._parts is None:
+            retrying()(self._fs.pipe_file, self._path, self._small.getvalue())
+        else:
+            self._parts.close()
+
+    def abort(self) -> None:
+        if self._parts is not None:
+            with contextlib.suppress(Exception):  # what is wrong with the store is wrong with this too, and says less
+                self._parts.discard()
+            self._parts.closed = True  # or its finalizer would complete the upload
 
 
 def _uploads(fs: Any) -> bool:
