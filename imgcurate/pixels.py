@@ -101,12 +101,12 @@ def read_images(
     >>> list(read_images([("memory://a.bin", 2, 3), ("memory://a.bin", 8, 4)]))
     [b'234', PixelError('read: 2 bytes where there should be 4; the file is shorter than when it was listed')]
     """
-    again = _Again()
+    opening, reading = _Again(), _Again()
     for url, run in itertools.groupby(rows, key=itemgetter(0)):
         listed = (etags or {}).get(url, ())
         with ExitStack() as stack:
             try:
-                file = stack.enter_context(again(partial(storage.open_ranges, url, storage_options)))
+                file = stack.enter_context(opening(partial(storage.open_ranges, url, storage_options)))
                 tar.refuse_changed(url, listed, storage_options)
             except tar.ShardChanged:
                 raise
@@ -115,7 +115,7 @@ def read_images(
                 yield from (_read_error(problem) for _ in run)
                 continue
             for piece in _pieces((_place(offset, size) for _, offset, size in run), storage.is_local(url)):
-                yield from _read_piece(file, url, piece, storage_options, again)
+                yield from _read_piece(file, url, piece, storage_options, reading)
         try:
             tar.refuse_changed(url, listed, storage_options)
         except tar.ShardChanged:
@@ -380,7 +380,7 @@ def _pieces(places: Iterable[Place | None], local: bool) -> Iterator[list[Place]
 
 
 def _read_piece(
-    file: Any, url: str, places: list[Place] | None, storage_options: Mapping[str, Any] | None, again: _Again
+    file: Any, url: str, places: list[Place] | None, storage_options: Mapping[str, Any] | None, reading: _Again
 ) -> Iterator[bytes | PixelError]:
     if places is None:
         yield PixelError("read", "the row has no offset and size")
@@ -395,7 +395,7 @@ def _read_piece(
         return data
 
     try:
-        data = again(read)
+        data = reading(read)
     except Exception as problem:
         yield from (_read_error(problem) for _ in places)
         return
@@ -409,18 +409,18 @@ def _read_piece(
 
 
 class _Again:
-    """Reads again what failed, until something has failed for good: then once each until something succeeds.
+    """Tries again what failed; after something has failed for good, all once only, until something succeeds.
 
-    Where a store has gone away, waiting for it at every row would take days.
+    Where a store has gone away, waiting for it at every file would take days.
     """
 
     def __init__(self) -> None:
         self.worn = False
 
-    def __call__(self, read: Callable[[], T]) -> T:
+    def __call__(self, function: Callable[[], T]) -> T:
         retrying = storage.retrying()
         try:
-            result = read() if self.worn else retrying(read)
+            result = function() if self.worn else retrying(function)
         except Exception:
             self.worn = self.worn or retrying.statistics["attempt_number"] > 1
             raise
