@@ -13,7 +13,6 @@ import struct
 import sysconfig
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ import xxhash
 from dask.base import tokenize
 
 _PACKAGES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-_INSTALLED = tuple(os.path.realpath(path) + os.sep for path in [*_PACKAGES, Path(__file__).parent])
+_INSTALLED = tuple(os.path.realpath(path) + os.sep for path in [*_PACKAGES, os.path.dirname(__file__)])
 
 
 def of(*values: Any) -> str:

@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from dask._task_spec import Alias, DataNode, GraphNode, TaskRef, convert_legacy_graph
+from dask._task_spec import Alias, DataNode, Task, TaskRef, convert_legacy_graph
 
 from imgcurate import fingerprint, identity, schema, storage, vectors
 
@@ -135,7 +135,7 @@ def keys_of(frame: Any) -> list[str]:
             return known[value.target]
         if isinstance(value, DataNode):
             return substitute(value.value)
-        if isinstance(value, GraphNode):
+        if isinstance(value, Task):
             return [value.func, substitute(value.args), substitute(dict(value.kwargs))]
         if isinstance(value, distributed.Future):
             return str(value.key)

@@ -6,6 +6,7 @@ code from the file.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import pickle
@@ -144,6 +145,13 @@ def download(url: str, sha256: str, destination: str | os.PathLike[str], advice:
     return target
 
 
+@functools.lru_cache(maxsize=256)
+def _digest_of_file(path: Path, size: int, changed: int) -> str:
+    # Gigabytes, which a run asks for in several places; a file that was written again is read again.
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def fingerprint(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> str:
     """Return what tells one set of weights from another, wherever they lie.
 
@@ -173,8 +181,8 @@ def fingerprint(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
         return _digest_of_lines(f"{name.as_posix()} {fingerprint(file)}" for name, file in files)
     if not path.is_file():
         raise FileNotFoundError(f"weights {str(path)!r} do not exist")
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    stat = path.stat()
+    return _digest_of_file(path.absolute(), stat.st_size, stat.st_mtime_ns)
 
 
 def verify(path: str | os.PathLike[str], expected: str) -> None:

@@ -70,9 +70,8 @@ def add_to(commands: Any) -> None:
     run.add_argument(
         "--max-read-errors",
         type=float,
-        default=0.01,
         metavar="SHARE",
-        help="stop where more than this share of the images cannot be read (default %(default)s)",
+        help="stop where more than this share of the images cannot be read; default: 0.01, and ten images of few",
     )
     run.add_argument("--retry-errors", action="store_true", help="read again what a finished run could not read")
     run.add_argument(

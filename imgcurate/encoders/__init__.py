@@ -170,6 +170,16 @@ def describe(model: Model, model_dir: str | os.PathLike[str] | None = None, imag
     return {**asdict(encoder.identity), "path": path}
 
 
+def fingerprint_of(model: Model, model_dir: str | os.PathLike[str] | None = None, image_size: int = 224) -> str | None:
+    """Return a model's fingerprint where its files are on this machine, or it is a function; else None, and nothing is downloaded."""
+    if callable(model):
+        return f"{function.wrap(model).fingerprint}-{image_size}"
+    if model == efficientnet.NAME:
+        return weights.fingerprint((efficientnet.weight_file(),))
+    found = checkpoint.find(model, model_dir)
+    return weights.fingerprint(found.files()) if os.path.isdir(found.source) else None
+
+
 def check_dtype(dtype: str) -> None:
     """Raise a ValueError where `dtype` is not one of `DTYPES`."""
     if dtype not in DTYPES:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from imgcurate import images, measures, pixels, schema, vectors
-from imgcurate.encoders import Model, check_dtype, load_encoder, resolve
+from imgcurate.encoders import Model, check_dtype, fingerprint_of, load_encoder, resolve
 
 _ADDED = ["embedding", "width", "height", "error", "digest"]
 # On a CPU the activations of a small batch stay in the cache.
@@ -121,6 +121,7 @@ def embed(
         max_pixels=max_pixels,
         measured=measured,
         storage_options=dict(storage_options or {}),
+        fingerprint=fingerprint_of(model, model_dir, image_size),
         meta=meta,
     )
     return frame.assign(**{name: added[name] for name in added_names})
@@ -149,6 +150,7 @@ def embed_part(
     max_pixels: int = pixels.MAX_PIXELS,
     measured: Sequence[str] = (),
     storage_options: Mapping[str, Any] | None = None,
+    fingerprint: str | None = None,
     threads: int | None = None,
 ) -> Any:
     """Embed the images of one partition.
@@ -163,6 +165,8 @@ def embed_part(
         As for `embed`.
     measured : sequence of str
         Columns of `imgcurate.measure` to add.
+    fingerprint : str, optional
+        Of the model, as the client has it.
     threads : int, optional
         That decode; see `images.work`. It does not change the vectors.
 
@@ -170,6 +174,11 @@ def embed_part(
     -------
     pandas or cuDF DataFrame of n rows
         Columns ``embedding``, ``width``, ``height``, ``error``, ``digest`` and those measured.
+
+    Raises
+    ------
+    ValueError
+        Where the model is another one here than `fingerprint` says.
     """
     names = columns_of(measured)
     if not len(part):
@@ -180,6 +189,11 @@ def embed_part(
 
     gpu = vectors.on_gpu(part)
     encoder = load_encoder(model, dtype=dtype, device=vectors.device(part), image_size=image_size)
+    if fingerprint is not None and encoder.fingerprint != fingerprint:
+        raise ValueError(
+            f"the files of the model {encoder.name!r} on this worker ({encoder.fingerprint[:12]}) are not those of the client "
+            f"({fingerprint[:12]}); give all machines the same files"
+        )
     batch_size = batch_size or (_GPU_BATCH if gpu else _CPU_BATCH)
 
     def prepare(image: bytes) -> _Prepared:

@@ -14,7 +14,7 @@ import fsspec
 import pandas as pd
 import pyarrow as pa
 
-from imgcurate import fingerprint, identity, measures, parts, phash, schema, storage, vectors
+from imgcurate import fingerprint, measures, parts, phash, schema, storage, tar, vectors
 from imgcurate.encoders import load_encoder
 from imgcurate.encoders.embed import embed_part
 from imgcurate.parts import Part
@@ -99,7 +99,7 @@ class Columns:
 
     def __call__(self, part: Any, threads: int | None = None) -> Any:
         """Return the columns."""
-        made = embed_part(
+        return embed_part(
             part,
             self.model,
             self.options["batch_size"],
@@ -108,15 +108,9 @@ class Columns:
             truncated=self.options["truncated"],
             measured=self.options["measure"],
             storage_options=self.storage_options,
+            fingerprint=self.fingerprint,
             threads=threads,
         )
-        others = {known for known in identity.of_column(made["embedding"]) if known.fingerprint != self.fingerprint}
-        if others:
-            raise ValueError(
-                f"the files of the model {others.pop()} on this worker are not those that the run was started with; "
-                "give all workers the same files"
-            )
-        return made
 
 
 @dataclass(frozen=True)
@@ -158,6 +152,10 @@ def make_part(
         Where the part is to be made.
     storage_options : dict or None
     """
+    try:
+        storage.etag(rows.url, storage_options)
+    except FileNotFoundError:
+        raise tar.ShardChanged(rows.url, "it is gone") from None
     host = _read(rows, storage_options)
     with _attempt(f"{folder}/{key}.begun", storage_options) as died:
         if died:

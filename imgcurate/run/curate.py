@@ -41,7 +41,7 @@ def curate(
     draft: bool = True,
     truncated: bool = False,
     measure: bool | Sequence[str] = False,
-    max_read_errors: float = 0.01,
+    max_read_errors: float | None = None,
     retry_errors: bool = False,
     overwrite: bool = False,
     storage_options: storage.Options = None,
@@ -74,8 +74,9 @@ def curate(
     eps, n_clusters, probes, exact, keep, rule
         As for `semantic_duplicates`. Among equal bytes and look-alikes, which have no centroid, ``keep="hard"`` and ``"easy"`` keep the lowest id.
     samples_per_shard : int, default 10_000
-    max_read_errors : float, default 0.01
+    max_read_errors : float, optional
         The share of images whose bytes may be impossible to read. Where there are more, the store is taken to be at fault and the run stops.
+        Default: a hundredth, and ten images of few.
     retry_errors : bool, default False
         Read images again that a finished run could not read. A run that was stopped always does.
     overwrite : bool, default False

@@ -69,7 +69,7 @@ class Folder:
             return
         # In this order, so that what is left of a stop in between is known to be unfinished.
         for name in ("manifest.json", "shards.parquet", "shards", *(["images.parquet"] if output != "shards" else [])):
-            self._remove_output(name)
+            self.remove(name)
         kept = known if output == "shards" else {}
         self.write_json(f"{WORK}/outputs.json", {**kept, output: key})
 
@@ -82,7 +82,7 @@ class Folder:
             if name.startswith(".unfinished-") or (name.endswith(".begun") and f"/{WORK}/" in file):
                 fs.rm_file(file)
 
-    def _remove_output(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         """Remove an output's files, and nothing that somebody else put beside them."""
         fs, path = fsspec.core.url_to_fs(f"{self.url}/{name}", **(self.storage_options or {}))
         fs.invalidate_cache()

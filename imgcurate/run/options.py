@@ -40,7 +40,7 @@ class Options:
     draft: bool
     truncated: bool
     measure: tuple[str, ...]
-    max_read_errors: float
+    max_read_errors: float | None
 
     def __post_init__(self) -> None:
         check_samples_per_shard(self.samples_per_shard)
@@ -58,6 +58,10 @@ class Options:
         """Which scores are wanted."""
         limits = {"aesthetic": self.min_aesthetic, "nsfw": self.max_nsfw}
         return tuple(name for name, limit in limits.items() if limit is not None)
+
+    def most_unread(self, images: int) -> float:
+        """Return how many of so many images may be impossible to read: by default a hundredth, and ten of few."""
+        return max(images / 100, 10) if self.max_read_errors is None else images * self.max_read_errors
 
     def of_columns(self) -> dict[str, Any]:
         """Return what an image's columns depend on, beside the model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import select
 import signal
@@ -93,6 +94,9 @@ def _be_the_child(rows: list[int], work: Callable[[int], Any], writing: int, par
             ctypes.CDLL("libc.so.6").prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(0)
+        # How it dies is told by who asks, once, and not by the stacks of all threads of the process that it was.
+        faulthandler.disable()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         import torch
 
         # The threads of the pools are not in a fork, and who asks for more than one waits for them.

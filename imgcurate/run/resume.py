@@ -48,6 +48,8 @@ def begin(job: Job, overwrite: bool, retry_errors: bool) -> dict[str, Any] | Non
         )
     # Of a finished run the images that could not be read stay errors, unless that is what it is called for.
     job.retry = manifest is None or retry_errors
+    # First, so that a stop right here does not leave the outputs of the one under the record of the other.
+    job.place.remove("manifest.json")
     job.place.write_json(f"{WORK}/run.json", now)
     return None
 

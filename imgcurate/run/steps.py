@@ -9,15 +9,18 @@ import logging
 import math
 import queue
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import distributed
 from dask.delayed import Delayed
 from tqdm import tqdm
 
 from imgcurate import cluster
+
+T = TypeVar("T")
 
 logger = logging.getLogger("imgcurate")
 
@@ -99,7 +102,12 @@ class Steps:
         pending: dict[distributed.Future, int] = {}
         done: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
         watch = _Watch(self)
-        options = {"unit": unit, "unit_scale": True, "disable": not (self.progress and total), "mininterval": self.interval}
+        options = {
+            "unit": unit,
+            "unit_scale": True,
+            "disable": not (self.progress and total),
+            "mininterval": self.interval,
+        }
         try:
             with tqdm(total=total, desc=f"{self.label:<18}", **options) as bar:
                 while True:
@@ -126,18 +134,46 @@ class Steps:
                 with contextlib.suppress(Exception):
                     self.client.cancel(list(pending))
 
+    def watch(self, function: Callable[[], T]) -> T:
+        """Call what waits for the cluster itself, and see meanwhile that the cluster moves; raises what `run` raises."""
+        ended: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+        def call() -> None:
+            try:
+                ended.put((function(), None))
+            except BaseException as problem:
+                ended.put((None, problem))
+
+        # Not of a pool: where this one is stopped, nobody waits for it.
+        threading.Thread(target=call, daemon=True, name="imgcurate-step").start()
+        watch = _Watch(self)
+        while True:
+            try:
+                result, problem = ended.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                watch.look()
+                continue
+            if problem is not None:
+                return self._explain(problem, "")
+            return result  # type: ignore[return-value]
+
     def _result_of(self, future: distributed.Future, what: str) -> Any:
         try:
             return future.result()
-        except distributed.KilledWorker:
+        except Exception as problem:
+            return self._explain(problem, what)
+
+    def _explain(self, problem: BaseException, what: str) -> NoReturn:
+        """Raise a problem in the words of a run: where workers died, or the scheduler went away."""
+        if isinstance(problem, distributed.KilledWorker):
             of = f" ({what})" if what else ""
             raise Stalled(
                 f"workers died one after the other of one task{of} while {self.label}: give each more memory (--memory-limit, or fewer "
                 "--workers) and run the same command again to go on"
             ) from None
-        except (asyncio.CancelledError, concurrent.futures.CancelledError):
+        if isinstance(problem, asyncio.CancelledError | concurrent.futures.CancelledError):
             cluster.check_alive(self.client)
-            raise
+        raise problem
 
 
 class _Watch:

@@ -11,6 +11,7 @@ import dask.dataframe as dd
 
 from imgcurate import encoders, fingerprint, parts, schema, storage, vectors
 from imgcurate.cluster import backend
+from imgcurate.dedup.duplicates import Duplicates
 from imgcurate.dedup.removal import remove
 from imgcurate.dedup.semantic import check, semantic_duplicates
 from imgcurate.dedup.stored import check_stored, exact_duplicates, perceptual_duplicates
@@ -117,15 +118,7 @@ def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Se
         job.steps.say(f"{stage} duplicates are found already")
         part = there[key]
     else:
-        left = deciding.passing(_frame(job, sources), **job.options.of_limits())
-        for pairs in before:
-            removed = parts.from_parts([pairs.url], schema.empty(_PAIR_COLUMNS), job.storage_options)
-            left = remove(left, removed, missing="ignore")
-        if stage == "semantic":
-            found = semantic_duplicates(left, **options)
-        else:
-            verb = exact_duplicates if stage == "exact" else perceptual_duplicates
-            found = verb(left, storage_options=job.storage_options, **options)
+        found = job.steps.watch(lambda: _search(job, stage, sources, before))
         (pairs_of_it,) = found.pairs[_PAIR_COLUMNS].to_delayed()
         task = dask.delayed(parts.write_part, pure=False)
         known = {"n_clusters": str(found.n_clusters)}
@@ -133,6 +126,18 @@ def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Se
     url = f"{table}/{part.name}"
     n_clusters = int(parts.read_metadata(url, job.storage_options)["n_clusters"])
     return Pairs(stage, part, url, n_clusters)
+
+
+def _search(job: Job, stage: str, sources: Sequence[Sources], before: Sequence[Pairs]) -> Duplicates:
+    left = deciding.passing(_frame(job, sources), **job.options.of_limits())
+    for pairs in before:
+        removed = parts.from_parts([pairs.url], schema.empty(_PAIR_COLUMNS), job.storage_options)
+        left = remove(left, removed, missing="ignore")
+    options = job.options.of_stage(stage)
+    if stage == "semantic":
+        return semantic_duplicates(left, **options)
+    verb = exact_duplicates if stage == "exact" else perceptual_duplicates
+    return verb(left, storage_options=job.storage_options, **options)
 
 
 def decide(job: Job, sources: Sequence[Sources], pairs: Sequence[Pairs]) -> list[deciding.Decided]:
@@ -198,15 +203,15 @@ def _make(job: Job, table: str, make: Make, rows: Sequence[Rows], done: str) -> 
     _say_there(job, total - left, total, f"images are {done}")
     of_wanted = {key for _, key in wanted}
     unread = sum(there[key].unread for key in keys if key not in of_wanted)
-    most = job.options.max_read_errors * total
+    most = job.options.most_unread(total)
 
     def check_unread(part: Part) -> None:
         nonlocal unread
         unread += part.unread
         if unread > most:
             raise OSError(
-                f"{unread:,} of {total:,} images could not be read, more than {job.options.max_read_errors:.1%}: see whether the shards are in "
-                "reach and run the same command again, which reads them again, or allow more (--max-read-errors)"
+                f"{unread:,} of {total:,} images could not be read, and {most:,.0f} may: see whether the shards are in reach and run the same "
+                "command again, which reads them again, or allow a larger share (--max-read-errors)"
             )
 
     # Once on a worker: a user's function may hold a whole network.
