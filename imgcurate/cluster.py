@@ -2,52 +2,48 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import dask
 import distributed
 from dask.system import CPU_COUNT
+from dask.utils import parse_bytes
 from distributed.system import MEMORY_LIMIT
+from distributed.versions import VersionMismatchWarning
+
+from imgcurate import schedulers
+from imgcurate.agreement import check_paths, check_versions
+from imgcurate.local import Client, LocalWorkers, QuietWorker, kill, revive
+from imgcurate.workers import WorkersState, check_alive, describe_workers, restart_paused, wait_for_worker
+
+__all__ = [
+    "Client",
+    "WorkersState",
+    "backend",
+    "check_alive",
+    "check_paths",
+    "check_versions",
+    "connect",
+    "describe_workers",
+    "gpu_available",
+    "kill",
+    "prefer_task_shuffle",
+    "restart_paused",
+    "revive",
+]
 
 _LOOPBACK = "127.0.0.1"
 _MOST_WORKERS = 8
 _MEMORY_PER_WORKER = 3 * 2**30
-
-
-class Client(distributed.Client):
-    """A Dask client that closes the local cluster it was made with.
-
-    As a context manager it closes for the one who made it, not for those who were handed it by a later `connect()`.
-    """
-
-    #: How many times `connect()` has given it out.
-    uses = 1
-    _makers: tuple[bool, ...] = ()
-    #: Whether its workers have GPUs; None where nobody knows but they.
-    has_gpus: bool | None = None
-
-    def __enter__(self) -> Client:
-        made_it = self.uses == 1
-        self._makers = (*self._makers, made_it)
-        return super().__enter__() if made_it else self
-
-    def __exit__(self, *exception: Any) -> None:
-        *outer, made_it = self._makers
-        self._makers = tuple(outer)
-        if made_it:
-            super().__exit__(*exception)
-
-    def close(self, *args: Any, **kwargs: Any) -> Any:
-        closed = super().close(*args, **kwargs)
-        if self.cluster is not None:
-            self.cluster.close()
-        return closed
+# Python with Dask and pandas takes more than this before it does anything; a worker with less would be killed while it starts, again and again.
+_LEAST_MEMORY = 2**28
+# Dask notices after twice as long that a machine is gone; a run shall know within half a minute.
+_SILENT_SECONDS = "20s"
 
 
 def connect(
@@ -57,11 +53,15 @@ def connect(
     workers: int | None = None,
     memory_limit: str | int | None = None,
     dashboard_address: str | None = None,
+    scheduler_file: str | os.PathLike[str] | None = None,
+    security: distributed.Security | bool | None = None,
+    timeout: float = 10,
 ) -> distributed.Client:
     """Start, find or reuse the Dask cluster that the verbs run on, and choose the dataframe backend to match.
 
     Where there are NVIDIA GPUs and RAPIDS is installed, this is a ``LocalCUDACluster`` of one worker a GPU with cuDF partitions;
-    else a ``LocalCluster`` whose worker processes share the cores, with pandas partitions. Both listen on loopback only.
+    else a ``LocalCluster`` whose worker processes share the cores, with pandas partitions. Both listen on loopback only, and take tasks
+    from this process only. Ctrl-C, and a notebook's interrupt, leave their workers and what they hold as they are.
 
     Parameters
     ----------
@@ -75,6 +75,13 @@ def connect(
         Memory of one worker, such as ``"8GiB"``. Default: an equal share of the machine's.
     dashboard_address : str, optional
         Where Dask's dashboard listens, such as ``"127.0.0.1:8787"``. Default: a free port of loopback.
+    scheduler_file : path, optional
+        Instead of an address: the file that ``dask scheduler --scheduler-file`` wrote.
+    security : distributed.Security or bool, optional
+        Certificates for TLS. Default: those of Dask's configuration for a running scheduler, and for a cluster that is started
+        here certificates that live in memory only, so that no other user of this machine can send it tasks; False leaves it open to them.
+    timeout : float
+        Seconds to wait for a running scheduler, and then for its first worker.
 
     Returns
     -------
@@ -85,7 +92,11 @@ def connect(
     Raises
     ------
     ValueError
-        Where GPUs are asked for that cannot be used, or `workers` is below 1.
+        Where options contradict each other, GPUs are asked for that cannot be used, or a running cluster has other versions.
+    ConnectionError
+        Where no scheduler answers at the address.
+    TimeoutError
+        Where a running scheduler has no worker.
 
     Examples
     --------
@@ -94,57 +105,123 @@ def connect(
     ...     client.submit(sum, [1, 2]).result()
     3
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers={workers}: a cluster needs at least 1 worker")
+    started_here = {"devices": devices, "workers": workers, "memory_limit": memory_limit}
+    if dashboard_address is not None:
+        started_here["dashboard_address"] = dashboard_address
+    _check_options(address, scheduler_file, started_here, security, timeout)
+    certificates = security if isinstance(security, distributed.Security) else None
+    if scheduler_file is not None:
+        address = schedulers.address_in(scheduler_file, timeout)
+    if address is not None:
+        address = schedulers.normalised(address, certificates)
     current = _current_client()
     if current is not None and (address is None or current.scheduler.address == address):
-        if devices is not None or workers is not None or memory_limit is not None:
+        if any(value is not None for value in started_here.values()):
             warnings.warn(
                 "reusing the Dask client that is already connected; close it first (client.close()) for other workers or devices",
                 stacklevel=2,
             )
-        # Workers that were started for the CPU see the machine's GPUs too, so they are asked only where nobody else knows.
-        known = getattr(current, "has_gpus", None)
-        _set_backend(_workers_have_gpus(current) if known is None else known)
         if isinstance(current, Client):
             current.uses += 1
+        _adopt(current, timeout)
         return current
     if address is not None:
-        client = Client(address)
-        _set_backend(_workers_have_gpus(client))
-        return client
+        return _running_cluster(address, certificates, timeout)
+    return _new_cluster(devices, workers, memory_limit, dashboard_address, security)
+
+
+def _check_options(
+    address: str | None,
+    scheduler_file: str | os.PathLike[str] | None,
+    started_here: dict[str, Any],
+    security: distributed.Security | bool | None,
+    timeout: float,
+) -> None:
+    """Refuse what cannot be, before anything is started or asked."""
+    if address is not None and scheduler_file is not None:
+        raise ValueError("address and scheduler_file both name a scheduler: give one of them")
+    if not timeout > 0:
+        raise ValueError(f"timeout={timeout}: give the seconds to wait, more than 0")
+    if not isinstance(security, distributed.Security | bool | None):
+        raise ValueError(f"security={security!r}: give a distributed.Security with the certificates")
+    given = [name for name, value in started_here.items() if value is not None]
+    if address is not None or scheduler_file is not None:
+        if given:
+            raise ValueError(
+                f"{given[0]}= is for a cluster that is started here: leave it out with a running scheduler"
+            )
+        if isinstance(security, bool):
+            raise ValueError(
+                f"security={security}: for a running scheduler give a distributed.Security with its certificates"
+            )
+    workers, memory = started_here["workers"], started_here["memory_limit"]
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers}: a cluster needs at least 1 worker")
+    if memory is not None and memory != "auto":
+        try:
+            size = parse_bytes(memory)
+        except (ValueError, TypeError):
+            raise ValueError(f"memory_limit={memory!r}: give a size of memory, such as '8GiB'") from None
+        if size < _LEAST_MEMORY:
+            raise ValueError(f"memory_limit={memory!r}: a worker needs at least {_LEAST_MEMORY // 2**20}MiB to start")
+
+
+def _running_cluster(address: str, security: distributed.Security | None, timeout: float) -> Client:
+    schedulers.find(address, security, timeout)
+    with warnings.catch_warnings(), dask.config.set({"distributed.comm.timeouts.tcp": _SILENT_SECONDS}):
+        warnings.simplefilter("ignore", VersionMismatchWarning)  # check_versions says it in a sentence
+        client = Client(address, security=security, timeout=timeout)
+    try:
+        _adopt(client, timeout)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def _adopt(client: distributed.Client, timeout: float) -> None:
+    """Make a client's cluster the one that the verbs run on; where nobody has yet, see that it can be."""
+    if getattr(client, "has_gpus", None) is None:
+        wait_for_worker(client, timeout)
+        check_versions(client)
+        # Asked once: workers that were started for the CPU see the machine's GPUs too, and so would be misjudged.
+        vars(client)["has_gpus"] = _workers_have_gpus(client)
+    vars(client)["connection"] = client.scheduler_comm
+    _set_backend(vars(client)["has_gpus"])
+
+
+def _new_cluster(
+    devices: Sequence[int] | None,
+    workers: int | None,
+    memory_limit: str | int | None,
+    dashboard_address: str | None,
+    security: distributed.Security | bool | None,
+) -> Client:
     gpu = gpu_available() if devices is None else len(devices) > 0
     if gpu and not gpu_available():
         raise ValueError(
             f"devices={list(devices or [])}: no GPU can be used here; it takes an NVIDIA GPU with a CUDA 13 driver and "
             "pip install 'imgcurate[cu13]'. Leave devices out to run on the CPU"
         )
-    dashboard = dashboard_address or f"{_LOOPBACK}:0"
-    cluster = _gpu_cluster(devices, memory_limit, dashboard) if gpu else _cpu_cluster(workers, memory_limit, dashboard)
+    options = {
+        "memory_limit": "auto" if memory_limit is None else memory_limit,
+        "host": _LOOPBACK,
+        "dashboard_address": dashboard_address or f"{_LOOPBACK}:0",
+        "security": distributed.Security.temporary() if security in (None, True) else security or None,
+    }
+    if workers is None:
+        workers = max(1, min(CPU_COUNT, _MOST_WORKERS, MEMORY_LIMIT // _MEMORY_PER_WORKER))
+    make = partial(_gpu_cluster, devices, options) if gpu else partial(_cpu_cluster, workers, options)
+    local = LocalWorkers(make, threads=None if gpu else max(1, CPU_COUNT // workers))
+    try:
+        client = Client(local.cluster)
+        client.register_plugin(QuietWorker())
+    except BaseException:
+        local.close(grace=0)
+        raise
+    client.local, client.has_gpus, client.connection = local, gpu, client.scheduler_comm
     _set_backend(gpu)
-    client = Client(cluster)
-    client.has_gpus = gpu
-    client.register_plugin(_QuietWorker())
     return client
-
-
-class _QuietWorker(distributed.WorkerPlugin):
-    """Keeps the workers of a local cluster from printing what the client is told, or what is no failure.
-
-    A task's exception reaches the user where its result is asked for; printed by the worker as well, with a traceback for each
-    partition, it buries that. And when a cluster closes a heartbeat may still be on its way, which looks like a failure at the end
-    of a job that went well.
-    """
-
-    name = "imgcurate-quiet-worker"
-
-    def setup(self, worker: distributed.Worker) -> None:
-        logging.getLogger("distributed.worker").addFilter(_is_news)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    return not message.startswith("Compute Failed") and "during heartbeat" not in message
 
 
 def gpu_available() -> bool:
@@ -192,52 +269,21 @@ def _set_backend(gpu: bool) -> None:
     dask.config.set({"dataframe.backend": "cudf" if gpu else "pandas"})
 
 
-def _cpu_cluster(workers: int | None, memory_limit: str | int | None, dashboard: str) -> distributed.LocalCluster:
-    if workers is None:
-        workers = max(1, min(CPU_COUNT, _MOST_WORKERS, MEMORY_LIMIT // _MEMORY_PER_WORKER))
-    with _worker_environment(max(1, CPU_COUNT // workers)):
-        return distributed.LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            memory_limit="auto" if memory_limit is None else memory_limit,
-            host=_LOOPBACK,
-            dashboard_address=dashboard,
-        )
+def _cpu_cluster(workers: int, options: dict[str, Any], **more: Any) -> distributed.LocalCluster:
+    return distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **options, **more)
 
 
-@contextlib.contextmanager
-def _worker_environment(threads: int) -> Iterator[None]:
-    """Give each worker that is started here `threads` threads for torch and BLAS.
-
-    The nanny starts workers with one thread, and the number is read when a process starts, so this is the one place to say otherwise. A
-    variable that the user has set wins. The nanny writes what it sets into this process too, where it would count as the user's at the next
-    call; so it is put back.
-    """
-    ours = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
-    before = {name: os.environ.get(name) for name in ours}
-    environment = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **ours}
-    try:
-        with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}):
-            yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def _gpu_cluster(devices: Sequence[int] | None, memory_limit: str | int | None, dashboard: str) -> Any:
+def _gpu_cluster(devices: Sequence[int] | None, options: dict[str, Any], **more: Any) -> Any:
     from dask_cuda import LocalCUDACluster
 
     return LocalCUDACluster(
         CUDA_VISIBLE_DEVICES=None if devices is None else list(devices),
-        memory_limit="auto" if memory_limit is None else memory_limit,
         # One allocator for RMM, torch and CuPy; without it each keeps its own pool and they starve one another.
         rmm_async=True,
         rmm_allocator_external_lib_list=["torch", "cupy"],
         # dask-cuda moves what workers hold to the host from 80 % of the GPU's memory on. cuDF's own spilling in its place would pin every
         # frame whose embeddings have been read, because a view of a buffer forbids it, and knows nothing of CuPy's arrays.
         enable_cudf_spill=False,
-        host=_LOOPBACK,
-        dashboard_address=dashboard,
+        **options,
+        **more,
     )

@@ -27,8 +27,8 @@ def test_who_was_handed_a_client_does_not_close_it(client: Client) -> None:
 
 def test_the_cluster_listens_on_loopback_only(client: Client) -> None:
     info = client.scheduler_info()
-    assert client.scheduler.address.startswith("tcp://127.0.0.1:") and "127.0.0.1" in client.dashboard_link
-    assert all(address.startswith("tcp://127.0.0.1:") for address in info["workers"])
+    assert client.scheduler.address.startswith("tls://127.0.0.1:") and "127.0.0.1" in client.dashboard_link
+    assert all(address.startswith("tls://127.0.0.1:") for address in info["workers"])
 
 
 def test_the_workers_use_the_cores(client: Client) -> None:

@@ -1,0 +1,210 @@
+"""Whether this process and a cluster that others run agree: on the versions of packages, and on what a path means."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import distributed
+
+from imgcurate import storage
+from imgcurate.workers import wait_for_worker
+
+# What a difference breaks: pickled functions, tasks and frames. The number of parts of the version that must be equal.
+_MUST_AGREE = {"python": 2, "imgcurate": 3, "dask": 2, "distributed": 2, "numpy": 1, "pandas": 1}
+_SHOULD_AGREE = (
+    "cloudpickle",
+    "pillow",
+    "pyarrow",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "torch",
+    "transformers",
+    "xxhash",
+)
+# Where graphs are unpacked only what they name is needed.
+_OF_THE_SCHEDULER = ("python", "imgcurate", "dask", "distributed", "cloudpickle", "numpy", "pandas")
+_MOST_FOLDERS = 16
+_WORKER_SECONDS = 60
+
+
+def check_versions(client: distributed.Client) -> None:
+    """Compare the packages of this process with those of the scheduler and of each worker.
+
+    Parameters
+    ----------
+    client : distributed.Client
+
+    Raises
+    ------
+    ValueError
+        Where imgcurate cannot be imported, or a version differs that pickled functions, tasks or frames do not survive.
+
+    Warns
+    -----
+    UserWarning
+        One sentence, where other packages differ.
+    """
+    for where in _without_imgcurate(client):
+        raise ValueError(f"{where} cannot import imgcurate: install it there as it is here (pip install imgcurate)")
+    answer: Any = client.get_versions(packages=["imgcurate", *_SHOULD_AGREE])
+    here = answer["client"]["packages"]
+    others = {f"worker {address}": packages["packages"] for address, packages in answer["workers"].items()}
+    scheduler = {name: answer["scheduler"]["packages"].get(name) for name in _OF_THE_SCHEDULER}
+    _compare(here, {f"the scheduler at {client.scheduler.address}": scheduler, **others})
+
+
+def _without_imgcurate(client: distributed.Client) -> list[str]:
+    """Look for imgcurate in all processes: it may be on the path without being installed, and the other way round."""
+
+    # A function within a function is sent as code, and so runs where its module is not there.
+    def is_there() -> bool:
+        import importlib.util
+
+        return importlib.util.find_spec("imgcurate") is not None
+
+    found = {f"worker {worker}": there for worker, there in client.run(is_there, on_error="ignore").items()}
+    with contextlib.suppress(ValueError):  # a scheduler may be set up to run nothing for its clients
+        found[f"the scheduler at {client.scheduler.address}"] = client.run_on_scheduler(is_there)
+    return [where for where, there in found.items() if not there]
+
+
+def _compare(here: Mapping[str, str | None], others: Mapping[str, Mapping[str, str | None]]) -> None:
+    """Raise, or warn, where versions of `others` (process to package to version) differ from those here.
+
+    Examples
+    --------
+    >>> _compare({"pandas": "3.0.1"}, {"worker a": {"pandas": "2.3.0"}})
+    Traceback (most recent call last):
+    ValueError: worker a has pandas 2.3.0 and this process 3.0.1: install the same version in both
+    """
+    for package, parts in _MUST_AGREE.items():
+        for where, packages in others.items():
+            if _parts(packages.get(package), parts) != _parts(here.get(package), parts):
+                raise ValueError(f"{_difference(where, package, packages, here)}: install the same version in both")
+    differences = [
+        _difference(where, package, packages, here)
+        for where, packages in others.items()
+        for package in packages
+        if package in (*_MUST_AGREE, *_SHOULD_AGREE) and _parts(packages[package], 9) != _parts(here.get(package), 9)
+    ]
+    if differences:
+        more = f" (and {len(differences) - 1} more differences)" if len(differences) > 1 else ""
+        warnings.warn(
+            f"{differences[0]}{more}: results may differ from worker to worker, so install the same versions everywhere",
+            stacklevel=4,
+        )
+
+
+def _parts(version: str | None, parts: int) -> list[str] | None:
+    """Return the first parts of a version; builds of one version, as torch's for CPU and GPU, are the same."""
+    return None if version is None else version.partition("+")[0].split(".")[:parts]
+
+
+def _difference(where: str, package: str, there: Mapping[str, str | None], here: Mapping[str, str | None]) -> str:
+    return f"{where} has {_said(package, there)} and this process {here.get(package) or 'none'}"
+
+
+def _said(package: str, versions: Mapping[str, str | None]) -> str:
+    version = versions.get(package)
+    return f"{package} {version.partition('.final')[0]}" if version else f"no {package}"
+
+
+def check_paths(client: distributed.Client, urls: Iterable[str], out: str) -> None:
+    """See that local paths mean on every worker what they mean here: a few inputs are there, and what a worker writes is seen here.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    urls : iterable of str
+        Inputs, as `storage.expand` writes them. One of each folder is looked at; those of stores are not.
+    out : str
+        The folder to write to. It is made where it is not there.
+
+    Raises
+    ------
+    ValueError
+        Naming a worker and a path.
+    """
+    samples = _one_of_each_folder(url for url in urls if storage.is_local(url))
+    places = [out] if storage.is_local(out) else []
+    if not samples and not places:
+        return
+    wait_for_worker(client, _WORKER_SECONDS)
+    sizes = {path: os.path.getsize(path) for path in samples}
+    remedy = "use a disk that all machines mount at the same path, or a store such as s3://"
+    for worker, seen in client.run(_sizes, samples).items():
+        for path, size in seen.items():
+            if size is None:
+                raise ValueError(f"worker {worker} does not see {path}, which this machine does: {remedy}")
+            if size != sizes[path]:
+                raise ValueError(
+                    f"worker {worker} sees another file at {path} ({size:,} bytes, here {sizes[path]:,}): {remedy}"
+                )
+    for folder in places:
+        _check_writing(client, folder, remedy)
+
+
+def _one_of_each_folder(paths: Iterable[str]) -> list[str]:
+    """Return the first path of each folder, of the first folders.
+
+    Examples
+    --------
+    >>> _one_of_each_folder(["/a/0.tar", "/a/1.tar", "/b/0.tar"])
+    ['/a/0.tar', '/b/0.tar']
+    """
+    chosen: dict[str, str] = {}
+    for path in paths:
+        chosen.setdefault(os.path.dirname(path), path)
+        if len(chosen) == _MOST_FOLDERS:
+            break
+    return list(chosen.values())
+
+
+def _check_writing(client: distributed.Client, folder: str, remedy: str) -> None:
+    """Let each worker write a file, see it here, and remove it."""
+    os.makedirs(folder, exist_ok=True)
+    token = f".probe-{uuid.uuid4().hex}"
+    written = client.run(_write_probe, folder, token)
+    unseen = []
+    for worker, (name, problem) in written.items():
+        if problem is None and not _remove(os.path.join(folder, name)):
+            unseen.append(worker)
+    if unseen:
+        client.run(_remove_probes, folder, token, workers=unseen)
+        raise ValueError(f"what worker {unseen[0]} writes into {folder} is not seen on this machine: {remedy}")
+    for worker, (_, problem) in written.items():
+        if problem is not None:
+            raise ValueError(f"worker {worker} cannot write into {folder} ({problem}): {remedy}")
+
+
+def _sizes(paths: Sequence[str]) -> dict[str, int | None]:
+    return {path: os.path.getsize(path) if os.path.isfile(path) else None for path in paths}
+
+
+def _write_probe(folder: str, token: str) -> tuple[str, str | None]:
+    name = f"{token}-{uuid.uuid4().hex}"
+    try:
+        with open(os.path.join(folder, name), "wb"):
+            pass
+    except OSError as problem:
+        return name, problem.strerror
+    return name, None
+
+
+def _remove_probes(folder: str, token: str) -> None:
+    for name in os.listdir(folder):
+        if name.startswith(token):
+            _remove(os.path.join(folder, name))
+
+
+def _remove(path: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+        return True
+    return False

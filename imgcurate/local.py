@@ -1,0 +1,296 @@
+"""Clusters that connect() starts on this machine: safe from Ctrl-C and from other users, started again where they died, and gone when they end."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import dask
+import distributed
+import psutil
+from distributed.utils import LoopRunner, silence_logging_cmgr
+
+# Workers that were asked to end get so long; one that works on a task would not end before the task does.
+_GRACE_SECONDS = 1.5
+_REAP_SECONDS = 0.05
+_START_SECONDS = 60
+_CLOSE_SECONDS = 10
+
+
+class LocalWorkers:
+    """The worker processes of a cluster that is started here, and what they leave on the machine.
+
+    Parameters
+    ----------
+    make : callable
+        Starts the cluster: a ``LocalCluster`` or what has its interface. It gets `loop`, `local_directory` and `scheduler_kwargs`.
+    threads : int, optional
+        Threads of each worker for torch and BLAS. Default: as Dask's nanny has it, one.
+    """
+
+    def __init__(self, make: Callable[..., Any], threads: int | None) -> None:
+        self.threads = threads
+        self._scratch = _Scratch()
+        self._runner = _loop_without_interrupts()
+        folder = self._scratch.folder
+        try:
+            with _environment(threads):
+                self.cluster = make(
+                    loop=self._runner.loop, local_directory=folder, scheduler_kwargs={"local_directory": folder}
+                )
+        except BaseException:
+            self._runner.stop()
+            self._scratch.remove()
+            raise
+
+    def revive(self) -> int:
+        """Start workers in the place of those that nobody starts again; returns how many were started."""
+        with _environment(self.threads), _quiet():
+            return int(self.cluster.sync(self._revive, callback_timeout=_START_SECONDS))
+
+    async def _revive(self) -> int:
+        cluster = self.cluster
+        there = {worker["name"] for worker in cluster.scheduler_info["workers"].values()}
+        for name, nanny in list(cluster.workers.items()):
+            # A nanny with a process is starting a worker; one without, that has no worker either, has given up.
+            if name not in there and not nanny.is_alive():
+                del cluster.workers[name]
+                await nanny.close()
+        kept = set(cluster.workers)
+        with contextlib.suppress(Exception):  # a worker that died while it started is for the next time
+            await cluster._correct_state()
+        return sum(nanny.is_alive() for name, nanny in cluster.workers.items() if name not in kept)
+
+    def kill(self) -> None:
+        """End the worker processes now, whatever they do; the cluster can only be closed then."""
+        with _quiet(), contextlib.suppress(Exception):
+            self.cluster.sync(self._kill, callback_timeout=_CLOSE_SECONDS)
+
+    async def _kill(self) -> None:
+        for nanny in self.cluster._created:
+            _end_process(nanny)
+
+    def close(self, grace: float = _GRACE_SECONDS) -> None:
+        """End the workers, the scheduler and the scratch folder; what works after `grace` seconds is killed."""
+        with _quiet():
+            reaper = None
+            with contextlib.suppress(Exception):
+                reaper = self.cluster.sync(self._begin_reaping, grace, callback_timeout=_CLOSE_SECONDS)
+            with contextlib.suppress(Exception):
+                self.cluster.close(timeout=_CLOSE_SECONDS)
+            if reaper is not None:
+                with contextlib.suppress(RuntimeError):  # the loop may have ended with the cluster
+                    self._runner.loop.add_callback(reaper.cancel)
+            self._runner.stop()
+        self._scratch.remove()
+
+    async def _begin_reaping(self, grace: float) -> asyncio.Task[None]:
+        async def reap() -> None:
+            await asyncio.sleep(grace)
+            while True:  # a worker that is still starting has no process to kill yet
+                await self._kill()
+                await asyncio.sleep(_REAP_SECONDS)
+
+        return asyncio.get_running_loop().create_task(reap())
+
+
+def _end_process(nanny: Any) -> None:
+    """Kill a nanny's worker with all that it started; told before, the nanny starts no other."""
+    if nanny.status.name not in ("closing", "closed", "failed"):
+        nanny.close_gracefully()
+    with contextlib.suppress(psutil.Error):
+        if nanny.pid is not None:
+            worker = psutil.Process(nanny.pid)
+            for process in [*worker.children(recursive=True), worker]:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What Dask warns of when a cluster ends is what an end is: workers that go, and results that go with them."""
+    with silence_logging_cmgr(logging.CRITICAL + 1):
+        yield
+
+
+def _loop_without_interrupts() -> LoopRunner:
+    """Start the event loop of a cluster in a thread that SIGINT does not reach, and so none of the workers it starts.
+
+    Ctrl-C in a terminal, and a notebook's interrupt, go to the whole group of processes: workers would die of them, with all that was
+    persisted. A mask of signals is inherited by threads and processes, and so holds from a worker's first instruction on, also
+    where a nanny starts it again; a handler could be set only once it runs.
+    """
+    runner = LoopRunner()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return runner
+
+
+@contextlib.contextmanager
+def _environment(threads: int | None) -> Iterator[None]:
+    """Give each worker that is started here `threads` threads for torch and BLAS, where a number is given.
+
+    The nanny starts workers with one thread, and the number is read when a process starts, so this is the one place to say otherwise. A
+    variable that the user has set wins. The nanny writes what it sets into this process too, where it would count as the user's at the next
+    call; so it is put back.
+    """
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    ours = {} if threads is None else dict.fromkeys(names, threads)
+    before = {name: os.environ.get(name) for name in names}
+    environment = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **ours}
+    try:
+        with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}):
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+class _Scratch:
+    """A folder for what workers spill, which no other user can enter: Dask's own is shared, and taken as it is found.
+
+    It is locked while its owner lives, so that the next cluster of this user can remove what a killed one has left.
+    """
+
+    def __init__(self) -> None:
+        base = Path(dask.config.get("temporary-directory") or tempfile.gettempdir())
+        # The host is part of the name: on a disk that hosts share a lock tells nothing of another's.
+        prefix = f"imgcurate-{socket.gethostname()}-"
+        for folder in base.glob(f"{prefix}*/"):
+            _remove_if_left(folder)
+        self.folder = tempfile.mkdtemp(prefix=prefix, dir=base)
+        self._lock = open(os.path.join(self.folder, "lock"), "wb")  # noqa: SIM115 (it is open as long as the cluster)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
+
+
+def _remove_if_left(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            return
+        lock: IO[bytes]
+        with open(folder / "lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Client(distributed.Client):
+    """A Dask client that closes the local cluster it was made with.
+
+    As a context manager it closes for the one who made it, not for those who were handed it by a later `connect()`.
+    """
+
+    #: How many times `connect()` has given it out.
+    uses = 1
+    _makers: tuple[bool, ...] = ()
+    #: Whether its workers have GPUs; None where nobody has asked them yet.
+    has_gpus: bool | None = None
+    #: What was started for it here; None where the cluster is somebody else's.
+    local: LocalWorkers | None = None
+    #: The connection that it began with; another one knows nothing of what was computed.
+    connection: Any = None
+
+    def __enter__(self) -> Client:
+        made_it = self.uses == 1
+        self._makers = (*self._makers, made_it)
+        return super().__enter__() if made_it else self
+
+    def __exit__(self, *exception: Any) -> None:
+        *outer, made_it = self._makers
+        self._makers = tuple(outer)
+        if made_it:
+            super().__exit__(*exception)
+
+    def close(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().close(*args, **kwargs)
+        finally:
+            local, self.local = self.local, None
+            if local is not None:
+                local.close()
+
+
+def kill(client: distributed.Client) -> None:
+    """End a client at once, for those who were interrupted: without a word, and without waiting for tasks.
+
+    The processes of a cluster that `connect` has started are killed, with all that they have started, and what they have on disk for
+    themselves is removed. Of another's cluster only the client is closed; its tasks are forgotten, and those that run end by themselves.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    """
+    local, ours = None, client if isinstance(client, Client) else None
+    if ours is not None:
+        local, ours.local = ours.local, None
+    if local is not None:
+        local.kill()
+    with silence_logging_cmgr(logging.CRITICAL + 1), contextlib.suppress(Exception):
+        client.close(timeout=1)
+    if local is not None:
+        local.close(grace=0)
+
+
+def revive(client: distributed.Client) -> int:
+    """Start workers in the place of those that are lost for ever, which Dask does not do.
+
+    A worker that is killed is started again by its nanny. One that is killed while it starts, or again before the cluster has seen it back,
+    is given up.
+
+    Parameters
+    ----------
+    client : distributed.Client
+
+    Returns
+    -------
+    int
+        How many were started. 0 for clusters that `connect` has not started: their workers are for others to start.
+    """
+    local = getattr(client, "local", None)
+    return 0 if local is None else local.revive()
+
+
+@atexit.register
+def _close_clients() -> None:
+    """End the clusters of a script that has not closed them, before Dask does it, which takes its time and warns."""
+    for client in list(Client._instances):
+        if isinstance(client, Client):
+            client.close()
+
+
+class QuietWorker(distributed.WorkerPlugin):
+    """Keeps the workers of a local cluster from printing what the client is told, or what is no failure.
+
+    A task's exception reaches the user where its result is asked for; printed by the worker as well, with a traceback for each
+    partition, it buries that. And when a cluster closes a heartbeat may still be on its way, which looks like a failure at the end
+    of a job that went well.
+    """
+
+    name = "imgcurate-quiet-worker"
+
+    def setup(self, worker: distributed.Worker) -> None:
+        logging.getLogger("distributed.worker").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not message.startswith("Compute Failed") and "during heartbeat" not in message
