@@ -210,7 +210,8 @@ def test_the_manifest_says_what_was_run(client: Client, shards: Path, tmp_path: 
     assert set(manifest["models"]) == {"encoder", "aesthetic"}
     assert all(re.fullmatch("[0-9a-f]{64}", model["fingerprint"]) for model in manifest["models"].values())
     assert manifest["versions"]["torch"] == importlib.metadata.version("torch")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["images.parquet", "manifest.json", "shards"]
+    names = [".run", "images.parquet", "manifest.json", "shards", "shards.parquet"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
 def test_what_is_kept_does_not_depend_on_the_batch_size(
@@ -303,7 +304,7 @@ def test_a_job_that_fails_leaves_no_output_under_its_final_name(
     (shards / "00009.tar").write_bytes(b"")
     with pytest.raises(ValueError, match=r"00009\.tar is empty"):
         run(shards, tmp_path / "out", model_dir)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".run"]
 
 
 def test_the_command_line_runs_the_job(

@@ -53,7 +53,7 @@ def curated(tmp_path: Path, members: list[Member], *options: str) -> tuple[pd.Da
     write_tar(tmp_path / "in" / "poison.tar", members)
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub" / "sitecustomize.py").write_text(STUB)
-    command = [sys.executable, "-m", "imgcurate.cli", "run", str(tmp_path / "in"), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "imgcurate", "run", str(tmp_path / "in"), str(tmp_path / "out")]
     ended = subprocess.run(
         [*command, "--model", "efficientnet-lite0", "--no-dedup", *options],
         capture_output=True,

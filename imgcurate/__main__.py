@@ -1,0 +1,8 @@
+"""``python -m imgcurate``: the command line."""
+
+import sys
+
+from imgcurate.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
