@@ -18,7 +18,7 @@ from conftest import Member, image_bytes, read_tar, write_tar
 from distributed import Client
 from s3 import Fault, Proxy, s3_server
 
-from imgcurate import ranges, schema, storage, tar, vectors
+from imgcurate import schema, storage, tar, vectors
 from imgcurate.dedup.corpus import save_embeddings
 from imgcurate.dedup.duplicates import Duplicates
 from imgcurate.dedup.semantic import semantic_duplicates
@@ -27,6 +27,7 @@ from imgcurate.sinks.webdataset import write_webdataset
 from imgcurate.sources.files import read_files
 from imgcurate.sources.parquet import read_parquet
 from imgcurate.sources.webdataset import find_shards, list_shards, read_webdataset
+from imgcurate.storage import ranges
 
 Options = dict[str, Any]
 

@@ -1,0 +1,53 @@
+"""Files wherever fsspec finds them: patterns to lists of URLs, and output that appears under its name only when it is whole."""
+
+from __future__ import annotations
+
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imgcurate.storage.atomic import open_atomic, remove, staged_folder
+from imgcurate.storage.listing import Paths, common_folder, expand, relative, root_of, sizes_in
+from imgcurate.storage.reading import open_input, open_ranges, open_sequential, read_if_there
+from imgcurate.storage.stores import (
+    Entry,
+    Options,
+    absolute,
+    etag,
+    is_local,
+    open_filesystem,
+    passes,
+    retrying,
+    size_of,
+    stat,
+)
+
+__all__ = [
+    "Entry", "Options", "Paths", "absolute", "common_folder", "etag", "expand", "is_local", "open_atomic", "open_filesystem", "open_input",
+    "open_ranges", "open_sequential", "passes", "read_if_there", "read_parquet_table", "relative", "remove", "replace_extension",
+    "retrying", "root_of", "size_of", "sizes_in", "staged_folder", "stat", "write_parquet_table",
+]  # fmt: skip
+
+
+def replace_extension(url: str, extension: str) -> str:
+    """Return `url` with another extension.
+
+    Examples
+    --------
+    >>> replace_extension("a.b/cat.v1.jpg", ".txt")
+    'a.b/cat.v1.txt'
+    """
+    return os.path.splitext(url)[0] + extension
+
+
+def write_parquet_table(table: pa.Table, url: str, storage_options: Options = None) -> None:
+    """Write an Arrow table as one Parquet file."""
+    with open_atomic(url, storage_options) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def read_parquet_table(url: str, columns: list[str] | None = None, storage_options: Options = None) -> pa.Table:
+    """Read one Parquet file, or some of its columns, as an Arrow table."""
+    with open_input(url, storage_options) as file:
+        return pq.read_table(file, columns=columns)

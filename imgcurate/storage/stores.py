@@ -1,0 +1,177 @@
+"""The filesystem of a URL, what it says of a file, and which of its errors pass."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import fsspec
+import tenacity
+from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+Options = Mapping[str, Any] | None
+
+# Errors that say what is so, not that something went wrong on the way.
+_STAYING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_STAYING_CODES = {errno.EINVAL, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS, errno.EBADF}
+# Clients of stores have errors of their own for a connection that failed, which are no OSErrors. Looked up among the modules that
+# are loaded: one that is not has raised nothing.
+_NETWORK = (("botocore.exceptions", "HTTPClientError"), ("aiohttp", "ClientError"), ("urllib3.exceptions", "HTTPError"))
+_EXPIRED = (("s3fs.utils", "FileExpired"),)  # the file is another one now, and stays it
+# What filesystems call them.
+_ETAGS = ("ETag", "etag", "Content-MD5")
+_TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")
+
+
+class Entry(NamedTuple):
+    """A file's size in bytes and its `etag`; None where a listing does not tell.
+
+    Attributes
+    ----------
+    size : int or None
+    etag : str or None
+    amid : bool
+        Whether all files of its folder that were asked for were listed with it.
+    """
+
+    size: int | None
+    etag: str | None
+    amid: bool = False
+
+
+def open_filesystem(url: str, storage_options: Options) -> tuple[Any, str]:
+    """Return the filesystem of a URL and the path in it. What it remembers of listings is forgotten: files may have changed since."""
+    fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
+    fs.invalidate_cache()
+    return fs, path
+
+
+def is_local(url: str) -> bool:
+    """Tell whether a URL of a row is a path on this machine, as `expand` writes them."""
+    return "://" not in url and "::" not in url
+
+
+def absolute(url: str | os.PathLike[str], storage_options: Options = None) -> str:
+    """Return a URL that means the same on every worker: local paths are made absolute."""
+    fs, path = fsspec.core.url_to_fs(os.fspath(url), **(storage_options or {}))
+    return as_url(fs, path)
+
+
+def as_url(fs: Any, path: str) -> str:
+    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+
+
+def uploads(fs: Any) -> bool:
+    """Tell whether files of a filesystem come to be by an upload: stores, which fsspec talks to asynchronously, and which rename by copying."""
+    return isinstance(fs, AsyncFileSystem)
+
+
+def etag(url: str, storage_options: Options = None) -> str:
+    """Return what tells a file's content now from its content at another time.
+
+    Parameters
+    ----------
+    url : str
+    storage_options : mapping, optional
+        For the fsspec filesystem.
+
+    Returns
+    -------
+    str
+        The ETag that the store gives it. Where it gives none, as for local files, size and time of the last change.
+
+    Raises
+    ------
+    OSError
+        Where the file cannot be asked about, such as FileNotFoundError.
+
+    Examples
+    --------
+    >>> fsspec.filesystem("memory").pipe("/a.bin", b"1")
+    >>> before = etag("memory://a.bin")
+    >>> fsspec.filesystem("memory").pipe("/a.bin", b"2")
+    >>> etag("memory://a.bin") == before
+    False
+    """
+    found = stat(url, storage_options)
+    return str(found.size) if found.etag is None else found.etag
+
+
+def stat(url: str, storage_options: Options = None) -> Entry:
+    """Return a file's size and `etag` as they are now: one request."""
+    if is_local(url):
+        return _local_entry(url)
+    fs, path = open_filesystem(url, storage_options)
+    return entry_of(fs, path, retrying()(fs.info, path))
+
+
+def size_of(url: str, storage_options: Options = None) -> int:
+    """Return a file's size in bytes."""
+    return stat(url, storage_options).size or 0
+
+
+def retrying() -> tenacity.Retrying:
+    """Return what calls a function again where a store fails in a way that passes: four times at most, within ten seconds.
+
+    Examples
+    --------
+    >>> answers = iter([TimeoutError(), "content"])
+    >>> def ask():
+    ...     answer = next(answers)
+    ...     if isinstance(answer, Exception):
+    ...         raise answer
+    ...     return answer
+    >>> retrying()(ask)
+    'content'
+    """
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(passes),
+        stop=tenacity.stop_after_attempt(4) | tenacity.stop_after_delay(10),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=4),
+        reraise=True,
+    )
+
+
+def passes(problem: BaseException) -> bool:
+    """Tell whether an error of reading or writing may be gone at the next attempt.
+
+    Examples
+    --------
+    >>> passes(ConnectionResetError()), passes(FileNotFoundError()), passes(KeyError())
+    (True, False, False)
+    """
+    if isinstance(problem, _client_errors(_NETWORK)):
+        status = getattr(problem, "status", None)  # of an answer over HTTP; a 403 is 403 however often one asks
+        return not isinstance(status, int) or status >= 500 or status in (408, 429)
+    if isinstance(problem, (*_STAYING, *_client_errors(_EXPIRED))):
+        return False
+    return isinstance(problem, OSError) and problem.errno not in _STAYING_CODES
+
+
+def _client_errors(names: tuple[tuple[str, str], ...]) -> tuple[type[BaseException], ...]:
+    return tuple(getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
+
+
+def entry_of(fs: Any, path: str, info: Mapping[str, Any]) -> Entry:
+    if isinstance(fs, LocalFileSystem):
+        return _local_entry(path, follow=os.path.exists(path))  # of a link to nothing, the link; reading it will fail
+    etag = next((str(info[name]) for name in _ETAGS if info.get(name)), None)
+    if etag is not None:
+        return Entry(info.get("size"), etag.strip('"'))  # quoted in some answers and not in others
+    changed = next((info[name] for name in _TIMES if info.get(name)), None)
+    if changed is None:
+        return Entry(info.get("size"), None)
+    return Entry(
+        info.get("size"), f"{info.get('size')}-{changed.timestamp() if isinstance(changed, datetime) else changed}"
+    )
+
+
+def _local_entry(path: str, follow: bool = True) -> Entry:
+    # Asked of the system: fsspec tells the time in floats, which are coarser than the clock.
+    found = os.stat(path, follow_symlinks=follow)
+    return Entry(found.st_size, f"{found.st_size}-{found.st_mtime_ns}")
