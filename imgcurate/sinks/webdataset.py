@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from imgcurate.sinks.copying import Sources, Writer, rows_of
 _COLUMNS = ["image_id", "url", "member", "offset", "size", "sample_offset", "sample_size"]
 # What is compared while it is copied, where the frame has it.
 _COMPARED = ["etag", "digest"]
+# A file in the folder of the shards, for tasks that have not begun to see that one has failed.
+_STOPPED = ".stopped"
 
 
 def write_webdataset(
@@ -70,8 +73,7 @@ def write_webdataset(
     """
     check_samples_per_shard(samples_per_shard)
     with storage.staged_folder(path, ".tar", overwrite=overwrite, storage_options=storage_options) as folder:
-        tasks, _rows = write_shards(frame, folder, samples_per_shard, storage_options)
-        shards = list(dask.compute(*tasks))
+        shards = _write_shards(frame, folder, samples_per_shard, storage_options)
     table = pd.DataFrame(shards, columns=["url", *Written._fields])
     table["url"] = [f"{storage.absolute(path, storage_options)}/{url.rpartition('/')[2]}" for url in table["url"]]
     return dd.from_pandas(table, npartitions=1)
@@ -83,13 +85,13 @@ def check_samples_per_shard(samples_per_shard: int) -> None:
         raise ValueError(f"samples_per_shard={samples_per_shard}: must be at least 1")
 
 
-def write_shards(
-    frame: Any, folder: str, samples_per_shard: int, storage_options: storage.Options = None
-) -> tuple[list[Any], Any]:
-    """Return one delayed task a shard, which writes it into `folder` and gives (url, samples, bytes, renamed, digest).
+def _write_shards(
+    frame: Any, folder: str, samples_per_shard: int, storage_options: storage.Options
+) -> list[tuple[str, int, int, int, str]]:
+    """Write a frame into `folder` and return (url, samples, bytes, renamed, digest) of each shard.
 
-    Computes `frame` as far as its rows go: how many there are decides what goes into which shard. The second value is those rows
-    in the workers' memory; the tasks read them, and Dask drops them when nobody holds the value any more.
+    Computes `frame` as far as its rows go first: how many there are decides what goes into which shard. What is wrong with a source or
+    the disk is raised when no other shard is being written any more, so that nothing appears after what was written has been removed.
     """
     schema.require(frame, _COLUMNS, "write_webdataset")
     columns = [*_COLUMNS, *(name for name in ("error", *_COMPARED) if name in frame.columns)]
@@ -104,8 +106,13 @@ def write_shards(
     tasks = []
     for number, cuts in enumerate(cut_into_shards(counts, samples_per_shard)):
         rows_of_shard = [(parts[partition], start, stop) for partition, start, stop in cuts]
-        tasks.append(write(rows_of_shard, f"{folder}/{number:05d}.tar", storage_options))
-    return tasks, parts
+        tasks.append(write(rows_of_shard, folder, f"{number:05d}.tar", storage_options))
+    outcomes = dask.compute(*tasks)
+    for problem in outcomes:
+        if isinstance(problem, Exception):
+            storage.remove(f"{folder}/{_STOPPED}", storage_options)
+            raise problem
+    return list(outcomes)
 
 
 def cut_into_shards(counts: Sequence[int], samples_per_shard: int) -> Iterator[list[tuple[int, int, int]]]:
@@ -211,10 +218,19 @@ def _pick_rows(part: Any) -> tuple[pd.DataFrame, int, int]:
 
 
 def _write_cuts(
-    cuts: Sequence[tuple[pd.DataFrame, int, int]], url: str, storage_options: storage.Options
-) -> tuple[str, int, int, int, str]:
+    cuts: Sequence[tuple[pd.DataFrame, int, int]], folder: str, name: str, storage_options: storage.Options
+) -> tuple[str, int, int, int, str] | Exception | None:
+    """Write rows as a shard. A problem is returned, for Dask would not wait for the other tasks; after one they do nothing."""
+    if storage.read_if_there(f"{folder}/{_STOPPED}", storage_options) is not None:
+        return None
     rows = pd.concat([part.iloc[start:stop] for part, start, stop in cuts], ignore_index=True)
-    return url, *write_shard(rows, url, storage_options)
+    try:
+        return f"{folder}/{name}", *write_shard(rows, f"{folder}/{name}", storage_options)
+    except (tar.ShardError, OSError) as problem:
+        # On a disk that is full even this may fail; then the other tasks will find so as well.
+        with contextlib.suppress(OSError), storage.open_atomic(f"{folder}/{_STOPPED}", storage_options) as mark:
+            mark.write(b"")
+        return problem
 
 
 def _keys(rows: pd.DataFrame) -> list[tuple[str, str | None]]:
