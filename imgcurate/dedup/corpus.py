@@ -124,11 +124,12 @@ def save_embeddings(
             }
         )
         summary = summary.replace_schema_metadata(identity.to_metadata(encoder))
-        storage.write_parquet_table(summary, f"{folder}/centroids.parquet", storage_options)
         tables = [dask.delayed(blocks.table_of)(block) for block in rows.blocks]
         dask.compute(
             *[write(bucket.members, bucket.clusters, tables, id_field, folder, storage_options) for bucket in members]
         )
+        # Last, because without them there is no part: on a store, files are seen as they are written.
+        storage.write_parquet_table(summary, f"{folder}/centroids.parquet", storage_options)
     return rows.n_compared
 
 

@@ -324,15 +324,16 @@ class Duplicates:
         known.update(format=_FORMAT, n_pairs=self._graph.n_pairs, n_copies=self._graph.n_copies)
         with storage.staged_folder(path, ".parquet", overwrite=overwrite, storage_options=storage_options) as folder:
             write = dask.delayed(storage.write_parquet_table)
-            tables = [dask.delayed(_node_table)(self._graph.nodes, json.dumps(known))]
-            tables += [dask.delayed(_plain_edges)(part) for part in self._graph.edges]
+            tables = [dask.delayed(_plain_edges)(part) for part in self._graph.edges]
             tables += self._graph.tables
-            of_edges = [f"edges.{at:05d}.parquet" for at in range(len(self._graph.edges))]
-            of_images = [f"images.{at:05d}.parquet" for at in range(len(self._graph.tables))]
-            files = ["nodes.parquet", *of_edges, *of_images]
+            files = [f"edges.{at:05d}.parquet" for at in range(len(self._graph.edges))]
+            files += [f"images.{at:05d}.parquet" for at in range(len(self._graph.tables))]
             dask.compute(
                 *[write(table, f"{folder}/{name}", storage_options) for table, name in zip(tables, files, strict=True)]
             )
+            # Last, because without them there is nothing to load: on a store, files are seen as they are written.
+            nodes_table = dask.delayed(_node_table)(self._graph.nodes, json.dumps(known))
+            dask.compute(write(nodes_table, f"{folder}/nodes.parquet", storage_options))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, storage_options: storage.Options = None) -> Duplicates:
