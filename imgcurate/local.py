@@ -13,6 +13,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import IO, Any
 
@@ -132,6 +133,7 @@ def _loop_without_interrupts() -> LoopRunner:
     where a nanny starts it again; a handler could be set only once it runs.
     """
     runner = LoopRunner()
+    resource_tracker.ensure_running()  # it unblocks SIGINT in the thread that first needs it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         runner.start()
@@ -221,12 +223,14 @@ class Client(distributed.Client):
             super().__exit__(*exception)
 
     def close(self, *args: Any, **kwargs: Any) -> Any:
-        try:
+        if self.local is None:
             return super().close(*args, **kwargs)
+        try:
+            with _quiet():
+                return super().close(*args, **kwargs)
         finally:
             local, self.local = self.local, None
-            if local is not None:
-                local.close()
+            local.close()
 
 
 def kill(client: distributed.Client) -> None:
@@ -281,16 +285,22 @@ class QuietWorker(distributed.WorkerPlugin):
     """Keeps the workers of a local cluster from printing what the client is told, or what is no failure.
 
     A task's exception reaches the user where its result is asked for; printed by the worker as well, with a traceback for each
-    partition, it buries that. And when a cluster closes a heartbeat may still be on its way, which looks like a failure at the end
-    of a job that went well.
+    partition, it buries that. And a worker that ends speaks of the tasks, heartbeats and connections that end with it.
     """
 
     name = "imgcurate-quiet-worker"
 
     def setup(self, worker: distributed.Worker) -> None:
-        logging.getLogger("distributed.worker").addFilter(_is_news)
+        for name in ("distributed.worker", "distributed.worker.state_machine"):
+            logging.getLogger(name).addFilter(_is_news)
+
+    def teardown(self, worker: distributed.Worker) -> None:
+        logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith("distributed."):
+                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     message = record.getMessage()
-    return not message.startswith("Compute Failed") and "during heartbeat" not in message
+    return not message.startswith(("Compute Failed", "Async instruction for <Task cancelled")) and "during heartbeat" not in message
