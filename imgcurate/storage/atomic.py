@@ -151,7 +151,9 @@ def _replacing_local(path: str) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except BaseException:
+    except BaseException as problem:
+        if isinstance(problem, OSError) and problem.errno is not None and problem.filename is None:
+            problem.filename = path  # a full disk does not say which file it had no room for
         with contextlib.suppress(FileNotFoundError):
             os.unlink(unfinished)
         raise

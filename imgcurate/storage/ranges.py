@@ -13,18 +13,16 @@ REQUEST_BYTES = 2 << 20
 #: The largest block that is asked for.
 MOST_BYTES = 16 << 20
 
-# What is asked for beyond what is wanted: of a file whose wanted places lie far apart enough for the headers and texts between two
-# images, and of one that is read as a whole at least this much.
-_NEAR_BYTES, _FEWEST_BYTES = 16 << 10, 64 << 10
+# What is asked for after a hop, beyond what is wanted: enough for the headers and texts between two images.
+_FEWEST_BYTES = 32 << 10
 
 
 class Forward(io.RawIOBase):
     """A file of which some or all is read, from front to back.
 
-    Where the places that were read so far lie closer together than a request costs, everything is read, in blocks as large as
-    what has been come past; where they are farther apart, what lies between is skipped. So a shard of many small images
-    takes one pass, and one of a few large images a request for each, and the number of requests is bounded by the bytes of the file:
-    one in 16 MiB of a pass, at most one in 2 MiB where it hops.
+    Places that lie closer together than a request costs are read in one pass, in blocks as large as what has been come past since it began;
+    what lies between others is hopped over. So a shard of many small images takes one pass, one of a few large images a request for
+    each, and the number of requests is bounded by the bytes of the file: one in 16 MiB of a pass, one in 2 MiB where it hops.
 
     Parameters
     ----------
@@ -37,8 +35,8 @@ class Forward(io.RawIOBase):
 
     Attributes
     ----------
-    requests, fetched : int
-        How often something was fetched, and how many bytes.
+    requests, fetched, hops : int
+        How often something was fetched, how many bytes, and how often something was hopped over.
 
     Examples
     --------
@@ -53,8 +51,8 @@ class Forward(io.RawIOBase):
         self._fetch, self._size, self._name = fetch, size, name
         self._at = 0
         self._block, self._start = b"", 0
-        self._origin = self._end = self._hops = 0
-        self.requests = self.fetched = 0
+        self._began = 0  # the pass that is under way
+        self.requests = self.fetched = self.hops = 0
 
     def readable(self) -> bool:
         return True
@@ -74,49 +72,34 @@ class Forward(io.RawIOBase):
         start = min(self._at, stop)
         if start == stop:
             return b""
-        self._take_note(start, stop)
-        if self._start <= start and stop <= self._start + len(self._block):
+        there = self._start + len(self._block)
+        if self._start <= start and stop <= there:
             found = self._block[start - self._start : stop - self._start]
         else:
+            if start < self._start or start > there + REQUEST_BYTES:
+                self.hops += 1
+                self._began = start
             found = self._read_on(start, stop)
         self._at = start + len(found)
         return found
 
-    def _take_note(self, start: int, stop: int) -> None:
-        if start < self._start:  # back: what was learnt may not hold for what comes now
-            self._origin = self._end = start
-            self._hops = 0
-        elif start > self._end + _NEAR_BYTES:
-            self._hops += 1
-        self._end = max(self._end, stop)
-
     def _read_on(self, start: int, stop: int) -> bytes:
-        """Fetch what is not there yet of some bytes, and what is likely to be wanted next."""
+        """Fetch what is not there yet of some bytes, and as much of what follows as the pass has come."""
         kept = self._block[start - self._start :] if self._start <= start else b""
         begin = start + len(kept)
-        end = min(max(stop + self._near(), begin + self._ahead()), self._size)
+        ahead = min(max(stop - self._began, _FEWEST_BYTES), MOST_BYTES)
+        end = min(max(stop, begin + ahead), self._size)
         self._block = kept + self._fetch(begin, end)
         self._start = start
         self.requests += 1
         self.fetched += end - begin
         return self._block[: stop - start]
 
-    @property
-    def hopping(self) -> bool:
-        """Whether the places that were read lie farther apart than a request costs."""
-        return self._hops > 0 and (self._end - self._origin) / self._hops > REQUEST_BYTES
-
-    def _near(self) -> int:
-        return _NEAR_BYTES if self.hopping else 0
-
-    def _ahead(self) -> int:
-        return 0 if self.hopping else min(max(self._end - self._origin, _FEWEST_BYTES), MOST_BYTES)
-
     def close(self) -> None:
         if not self.closed:
-            way = "hopped over what was not wanted" if self.hopping else "one pass"
+            way = f"hopped {self.hops} times" if self.hops else "one pass"
             logger.debug(
-                "%s: %s: %d requests, %d of %d bytes", self._name, way, self.requests, self.fetched, self._size
+                "%s: %s, %d requests, %d of %d bytes", self._name, way, self.requests, self.fetched, self._size
             )
             self._block = b""
         super().close()
