@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -33,9 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as problem:
-        text = problem.args[0] if isinstance(problem, KeyError) and problem.args else problem
-        print(f"imgcurate: {text}", file=sys.stderr)
+        print(f"imgcurate: {_said(problem)}", file=sys.stderr)
         return 1
+
+
+def _said(problem: Exception) -> str:
+    """Return what a problem says, in a sentence."""
+    if isinstance(problem, KeyError) and problem.args:
+        return str(problem.args[0])
+    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{problem.strerror}: {problem.filename}; make room and run the same command again to go on"
+    return str(problem)
 
 
 def _parser() -> argparse.ArgumentParser:

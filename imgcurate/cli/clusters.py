@@ -40,6 +40,9 @@ def connected(options: argparse.Namespace) -> Iterator[Any]:
     """
     from imgcurate.cluster import connect, kill
 
+    # What a user has to know of the cluster a run says itself, in a sentence.
+    for name in ("distributed", "tornado", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = connect(
             options.scheduler,

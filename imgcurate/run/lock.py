@@ -47,9 +47,10 @@ def locked(url: str, storage_options: storage.Options = None) -> Iterator[None]:
                     file.seek(0)
                     raise _taken(url, file.read()) from None
             else:
-                file.truncate(0)
-                file.write(json.dumps(_owner()))
-                file.flush()
+                with contextlib.suppress(OSError):  # it names the owner to others, and a full disk may have no room for that
+                    file.truncate(0)
+                    file.write(json.dumps(_owner()))
+                    file.flush()
                 yield
                 return
     with _beating(url, storage_options):

@@ -171,7 +171,7 @@ class Steps:
                 f"workers died one after the other of one task{of} while {self.label}: give each more memory (--memory-limit, or fewer "
                 "--workers) and run the same command again to go on"
             ) from None
-        if isinstance(problem, asyncio.CancelledError | concurrent.futures.CancelledError):
+        if isinstance(problem, asyncio.CancelledError | concurrent.futures.CancelledError | OSError):
             cluster.check_alive(self.client)
         raise problem
 

@@ -113,6 +113,8 @@ def staged_folder(
             for name in earlier:
                 if name.rpartition("/")[2] not in replaced:
                     fs.rm_file(name)
+            if isinstance(fs, LocalFileSystem):
+                _sync_folder(path)
     except BaseException:
         if at_once:
             for name in _names(fs, path, extension):
