@@ -391,6 +391,24 @@ def test_a_pass_reads_each_byte_once_whatever_is_asked_for() -> None:
     assert file.fetched == len(content) and file.requests <= 12
 
 
+def test_a_pass_that_begins_in_the_middle_grows_like_another() -> None:
+    content = bytes(100 << 20)
+    file = ranges.Forward(lambda start, stop: content[start:stop], len(content), "x")
+    file.seek(40 << 20)
+    while file.read(1 << 20):
+        pass
+    assert file.hops == 1 and file.requests <= 10 and file.fetched == 60 << 20
+
+
+def test_what_lies_between_far_places_is_not_fetched() -> None:
+    content = bytes(100 << 20)
+    file = ranges.Forward(lambda start, stop: content[start:stop], len(content), "x")
+    for start in range(0, len(content), 5 << 20):
+        file.seek(start)
+        assert len(file.read(2000)) == 2000
+    assert file.requests == 20 and file.fetched < 0.01 * len(content)
+
+
 def test_places_in_any_order_are_read_as_they_are() -> None:
     content = os.urandom(8 << 20)
     file = ranges.Forward(lambda start, stop: content[start:stop], len(content), "x")

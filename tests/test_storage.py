@@ -12,6 +12,7 @@ import fsspec
 import pytest
 
 from imgcurate import storage
+from imgcurate.sources.files import read_files
 
 
 def test_a_file_is_there_when_it_is_whole_and_not_before(tmp_path: Path) -> None:
@@ -63,6 +64,12 @@ def test_any_filesystem_has_files_whole_or_not_at_all() -> None:
         with pytest.raises(KeyError):
             _write_and_raise("memory://atomic/a.bin", KeyError)
         assert memory.cat("/atomic/a.bin") == b"1" and len(memory.ls("/atomic")) == 1
+        with storage.open_atomic("memory://atomic.bin") as file:
+            file.write(b"3")
+        assert storage.read_if_there("memory://atomic.bin") == b"3"
+        storage.remove("memory://atomic.bin")
+        storage.remove("memory://atomic.bin")
+        assert storage.read_if_there("memory://atomic.bin") is None
     finally:
         memory.rm("/atomic", recursive=True)
 
@@ -104,6 +111,20 @@ def test_a_listing_tells_the_same_etag_as_the_file(tmp_path: Path) -> None:
             assert entry[:2] == storage.stat(url)[:2] == (4, storage.etag(url)), folder
     finally:
         memory.rm("/etags", recursive=True)
+
+
+def test_a_folder_tells_the_sizes_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a").write_bytes(b"123")
+    assert storage.sizes_in(str(tmp_path)) == {"a": 3} and storage.sizes_in(str(tmp_path / "nothing")) == {}
+
+
+def test_a_link_to_nothing_is_found_and_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "nothing")
+    (row,) = read_files(tmp_path).compute(scheduler="sync").itertuples()
+    assert row.url.endswith("a.jpg")
+    with pytest.raises(FileNotFoundError):
+        storage.etag(row.url)
 
 
 def test_a_file_that_is_not_there_has_no_etag(tmp_path: Path) -> None:
