@@ -40,9 +40,10 @@ def connected(options: argparse.Namespace) -> Iterator[Any]:
     """
     from imgcurate.cluster import connect, kill
 
-    # What a user has to know of the cluster a run says itself, in a sentence.
-    for name in ("distributed", "tornado", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # What a user has to know of the cluster a run says itself, in a sentence. Dask gives several of its loggers a level of their own.
+    for name in ("distributed", "tornado", "asyncio", *logging.root.manager.loggerDict):
+        if name.partition(".")[0] in ("distributed", "tornado", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = connect(
             options.scheduler,
