@@ -12,7 +12,7 @@ from typing import Any
 import distributed
 
 from imgcurate import storage
-from imgcurate.workers import wait_for_worker
+from imgcurate.workers import ask_all, wait_for_worker
 
 # What a difference breaks: pickled functions, tasks and frames. The number of parts of the version that must be equal.
 _MUST_AGREE = {"python": 2, "imgcurate": 3, "dask": 2, "distributed": 2, "numpy": 1, "pandas": 1}
@@ -68,7 +68,7 @@ def _without_imgcurate(client: distributed.Client) -> list[str]:
 
         return importlib.util.find_spec("imgcurate") is not None
 
-    found = {f"worker {worker}": there for worker, there in client.run(is_there, on_error="ignore").items()}
+    found = {f"worker {worker}": there for worker, there in ask_all(client, is_there).items()}
     with contextlib.suppress(ValueError):  # a scheduler may be set up to run nothing for its clients
         found[f"the scheduler at {client.scheduler.address}"] = client.run_on_scheduler(is_there)
     return [where for where, there in found.items() if not there]
@@ -87,14 +87,16 @@ def _compare(here: Mapping[str, str | None], others: Mapping[str, Mapping[str, s
         for where, packages in others.items():
             if _parts(packages.get(package), parts) != _parts(here.get(package), parts):
                 raise ValueError(f"{_difference(where, package, packages, here)}: install the same version in both")
+    compared = {*_MUST_AGREE, *_SHOULD_AGREE} - {"python"}
     differences = [
         _difference(where, package, packages, here)
         for where, packages in others.items()
         for package in packages
-        if package in (*_MUST_AGREE, *_SHOULD_AGREE) and _parts(packages[package], 9) != _parts(here.get(package), 9)
+        if package in compared and _parts(packages[package], 9) != _parts(here.get(package), 9)
     ]
     if differences:
-        more = f" (and {len(differences) - 1} more differences)" if len(differences) > 1 else ""
+        rest = len(differences) - 1
+        more = f" (and {rest} more difference{'s' * (rest > 1)})" if rest else ""
         warnings.warn(
             f"{differences[0]}{more}: results may differ from worker to worker, so install the same versions everywhere",
             stacklevel=4,
@@ -107,12 +109,9 @@ def _parts(version: str | None, parts: int) -> list[str] | None:
 
 
 def _difference(where: str, package: str, there: Mapping[str, str | None], here: Mapping[str, str | None]) -> str:
-    return f"{where} has {_said(package, there)} and this process {here.get(package) or 'none'}"
-
-
-def _said(package: str, versions: Mapping[str, str | None]) -> str:
-    version = versions.get(package)
-    return f"{package} {version.partition('.final')[0]}" if version else f"no {package}"
+    versions = [(found.get(package) or "").partition(".final")[0] for found in (there, here)]
+    has = f"{package} {versions[0]}" if versions[0] else f"no {package}"
+    return f"{where} has {has} and this process {versions[1] or 'none'}"
 
 
 def check_paths(client: distributed.Client, urls: Iterable[str], out: str) -> None:
@@ -138,7 +137,7 @@ def check_paths(client: distributed.Client, urls: Iterable[str], out: str) -> No
     wait_for_worker(client, _WORKER_SECONDS)
     sizes = {path: os.path.getsize(path) for path in samples}
     remedy = "use a disk that all machines mount at the same path, or a store such as s3://"
-    for worker, seen in client.run(_sizes, samples).items():
+    for worker, seen in ask_all(client, _sizes, samples).items():
         for path, size in seen.items():
             if size is None:
                 raise ValueError(f"worker {worker} does not see {path}, which this machine does: {remedy}")
@@ -170,13 +169,13 @@ def _check_writing(client: distributed.Client, folder: str, remedy: str) -> None
     """Let each worker write a file, see it here, and remove it."""
     os.makedirs(folder, exist_ok=True)
     token = f".probe-{uuid.uuid4().hex}"
-    written = client.run(_write_probe, folder, token)
+    written = ask_all(client, _write_probe, folder, token)
     unseen = []
     for worker, (name, problem) in written.items():
         if problem is None and not _remove(os.path.join(folder, name)):
             unseen.append(worker)
     if unseen:
-        client.run(_remove_probes, folder, token, workers=unseen)
+        client.run(_remove_probes, folder, token, workers=unseen, on_error="ignore")
         raise ValueError(f"what worker {unseen[0]} writes into {folder} is not seen on this machine: {remedy}")
     for worker, (_, problem) in written.items():
         if problem is not None:

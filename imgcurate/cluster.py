@@ -19,7 +19,7 @@ from distributed.versions import VersionMismatchWarning
 from imgcurate import schedulers
 from imgcurate.agreement import check_paths, check_versions
 from imgcurate.local import Client, LocalWorkers, QuietWorker, kill, revive
-from imgcurate.workers import WorkersState, check_alive, describe_workers, restart_paused, wait_for_worker
+from imgcurate.workers import WorkersState, ask_all, check_alive, describe_workers, restart_paused, wait_for_worker
 
 __all__ = [
     "Client",
@@ -261,8 +261,9 @@ def _current_client() -> distributed.Client | None:
 
 def _workers_have_gpus(client: distributed.Client) -> bool:
     """Ask the workers, and this process too: it builds cuDF's meta."""
-    answers = client.run(gpu_available)
-    return bool(answers) and all(answers.values()) and gpu_available()
+    # An adaptive cluster may have sent its workers away again, and takes a task to have one.
+    answers = list(ask_all(client, gpu_available).values()) or [client.submit(gpu_available, pure=False).result()]
+    return all(answers) and gpu_available()
 
 
 def _set_backend(gpu: bool) -> None:

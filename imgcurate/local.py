@@ -57,18 +57,21 @@ class LocalWorkers:
 
     def revive(self) -> int:
         """Start workers in the place of those that nobody starts again; returns how many were started."""
-        with _environment(self.threads), _quiet():
+        with _environment(self.threads), _quiet(), contextlib.suppress(TimeoutError):
             return int(self.cluster.sync(self._revive, callback_timeout=_START_SECONDS))
+        return 0
 
     async def _revive(self) -> int:
         cluster = self.cluster
-        there = {worker["name"] for worker in cluster.scheduler_info["workers"].values()}
         for name, nanny in list(cluster.workers.items()):
             # A nanny with a process is starting a worker; one without, that has no worker either, has given up.
-            if name not in there and not nanny.is_alive():
+            if name not in cluster.scheduler.aliases and not nanny.is_alive():
                 del cluster.workers[name]
-                await nanny.close()
         kept = set(cluster.workers)
+        # What Dask has given up may still be starting, and would take the name of the worker that comes in its place.
+        await asyncio.gather(*(nanny.close() for nanny in set(cluster._created) - set(cluster.workers.values())))
+        while any(name in cluster.scheduler.aliases for name in set(cluster.worker_spec) - kept):
+            await asyncio.sleep(_REAP_SECONDS)
         with contextlib.suppress(Exception):  # a worker that died while it started is for the next time
             await cluster._correct_state()
         return sum(nanny.is_alive() for name, nanny in cluster.workers.items() if name not in kept)
@@ -303,4 +306,7 @@ class QuietWorker(distributed.WorkerPlugin):
 
 def _is_news(record: logging.LogRecord) -> bool:
     message = record.getMessage()
-    return not message.startswith(("Compute Failed", "Async instruction for <Task cancelled")) and "during heartbeat" not in message
+    return (
+        not message.startswith(("Compute Failed", "Async instruction for <Task cancelled"))
+        and "during heartbeat" not in message
+    )

@@ -98,9 +98,7 @@ def find(address: str, security: distributed.Security | None, timeout: float) ->
     except queue.Empty:
         answer = TimeoutError()
     if isinstance(answer, BaseException):
-        raise ConnectionError(
-            f"no Dask scheduler answers at {address}: {_in_words(answer, address, timeout)}"
-        ) from None
+        raise ConnectionError(f"no Dask scheduler answers at {address}: {_in_words(answer, timeout)}") from None
     if answer.get("type") != "Scheduler":
         raise ConnectionError(
             f"at {address} is a Dask {str(answer.get('type')).lower()}, not a scheduler: give the scheduler's address"
@@ -109,21 +107,22 @@ def find(address: str, security: distributed.Security | None, timeout: float) ->
 
 async def _identify(address: str, security: distributed.Security, timeout: float) -> dict[str, Any]:
     arguments = security.get_connection_args("client")
-    comm = await open_comm(address, timeout=0.9 * timeout, **arguments)
+    try:
+        comm = await open_comm(address, timeout=0.85 * timeout, **arguments)
+    except OSError:
+        # Dask's last attempt may have had no time to fail, and then its reason is lost.
+        _, writer = await asyncio.wait_for(asyncio.open_connection(*get_address_host_port(address)), 0.1 * timeout)
+        writer.close()
+        raise
     try:
         return dict(await send_recv(comm, op="identity"))
     finally:
         comm.abort()
 
 
-def _in_words(problem: BaseException, address: str, timeout: float) -> str:
+def _in_words(problem: BaseException, timeout: float) -> str:
     """Say why nobody answers, and what to do."""
-    causes = []
-    cause: BaseException | None = problem
-    while cause is not None:
-        causes.append(f"{type(cause).__name__}: {cause}")
-        cause = cause.__cause__
-    text = " ".join(causes)
+    text = " ".join(f"{type(found).__name__}: {found}" for found in (problem, problem.__cause__))
     if "ssl_context" in text:
         return "tls:// takes the scheduler's certificates, so pass security="
     if "ncryption required" in text:

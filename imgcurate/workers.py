@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import distributed
+
+T = TypeVar("T")
 
 _ANSWER_SECONDS = 30
 _WORKING = ("executing", "long-running", "flight")
@@ -120,6 +123,15 @@ def wait_for_worker(client: distributed.Client, timeout: float) -> None:
             f"the Dask scheduler at {client.scheduler.address} has had no worker for {timeout:g} s: start some with `dask worker "
             f"{client.scheduler.address}`, or wait longer for them with timeout="
         ) from None
+
+
+def ask_all(client: distributed.Client, function: Callable[..., T], *arguments: Any) -> dict[str, T]:
+    """Call a function on each worker; returns the answers by address, without those of workers that left meanwhile."""
+    answers = client.run(function, *arguments, on_error="return")
+    for answer in answers.values():
+        if isinstance(answer, Exception) and not isinstance(answer, OSError):
+            raise answer
+    return {worker: answer for worker, answer in answers.items() if not isinstance(answer, OSError)}
 
 
 def _workers(client: distributed.Client) -> dict[str, dict[str, Any]]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import dask
+import psutil
 import pytest
 from distributed import Client, LocalCluster
 
-from imgcurate.cluster import backend, connect, gpu_available
+from imgcurate.cluster import backend, connect, describe_workers, gpu_available, revive
 
 
 def test_a_second_call_gives_the_same_client(client: Client) -> None:
@@ -39,9 +45,23 @@ def test_the_backend_matches_the_workers(client: Client) -> None:
     assert backend() == "pandas" and dask.config.get("dataframe.backend") == "pandas"
 
 
-def test_too_few_workers_and_absent_devices_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        connect(workers=0)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"workers": 0}, "at least 1 worker"),
+        ({"memory_limit": "much"}, "give a size of memory"),
+        ({"memory_limit": "10 MB"}, "at least 256MiB"),
+        ({"address": "tcp://127.0.0.1:1", "workers": 2}, "leave it out with a running scheduler"),
+        ({"address": "tcp://127.0.0.1:1", "scheduler_file": "s.json"}, "give one of them"),
+        ({"address": "tcp://127.0.0.1:1", "security": True}, "with its certificates"),
+        ({"address": "tcp://127.0.0.1"}, "give its host and port"),
+        ({"security": "tls"}, "distributed.Security"),
+        ({"timeout": 0}, "more than 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_starts(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        connect(**options)
 
 
 SCRIPT = """
@@ -94,3 +114,249 @@ def test_a_running_scheduler_is_used_and_left_running() -> None:
         )
         assert run.stdout.strip() == "done", run.stderr
         assert cluster.status.name == "running"
+
+
+def run_script(script: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a script that defines `main(client)` with two workers of its own, and gives what it printed."""
+    text = START.format(script=script)
+    return subprocess.run(
+        [sys.executable, "-c", text, *arguments], capture_output=True, text=True, check=False, timeout=120, **options
+    )
+
+
+START = """
+import contextlib, os, signal, sys, time
+import distributed
+import psutil
+from imgcurate import cluster
+from imgcurate.cluster import connect, describe_workers, kill, restart_paused, revive
+
+def pids(client):
+    return sorted(client.run(os.getpid).values())
+
+def worker_processes():
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "spawn_main" in str(child.cmdline()):
+                found.append(child)
+    return found
+
+{script}
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+ENDINGS = {
+    "idle": "pass",
+    "with tasks that run": "futures = client.map(time.sleep, [60] * 20, pure=False); time.sleep(1)",
+    "with results that are held": "futures = client.map(os.urandom, [10**6] * 20, pure=False); distributed.wait(futures)",
+}
+
+
+@pytest.mark.parametrize("how", ["client.close()", "kill(client)", "pass"])
+@pytest.mark.parametrize("state", ENDINGS)
+def test_a_cluster_ends_quickly_and_quietly_and_leaves_nothing(how: str, state: str, tmp_path: Path) -> None:
+    script = f"""
+def main():
+    client = connect(devices=[], workers=2)
+    {ENDINGS[state]}
+    print(*pids(client))
+    started = time.monotonic()
+    {how}
+    print(time.monotonic() - started)
+"""
+    run = run_script(script, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert run.stderr == "" and run.returncode == 0
+    workers, seconds = run.stdout.splitlines()
+    assert not any(psutil.pid_exists(int(pid)) for pid in workers.split())
+    assert list(tmp_path.iterdir()) == []
+    assert float(seconds) < 3
+
+
+def test_workers_and_what_they_hold_outlive_ctrl_c() -> None:
+    script = """
+import threading
+
+def main():
+    client = connect(devices=[], workers=2)
+    held = client.map(lambda i: os.urandom(8), range(4), pure=False)
+    before, workers = client.gather(held), pids(client)
+    interrupted = 0
+    for wait in (lambda: time.sleep(30), client.submit(time.sleep, 30).result):
+        try:
+            threading.Timer(0.5, os.killpg, (0, signal.SIGINT)).start()
+            wait()
+        except KeyboardInterrupt:
+            interrupted += 1
+    assert interrupted == 2
+    assert pids(client) == workers and client.gather(held) == before
+    client.close()
+    print("done")
+"""
+    run = run_script(script, start_new_session=True)
+    assert run.stdout == "done\n" and run.stderr == ""
+
+
+def test_ctrl_c_does_not_reach_a_worker_that_is_starting_again() -> None:
+    script = """
+def main():
+    client = connect(devices=[], workers=1)
+    (first,), address, seen = pids(client), set(client.nthreads()), set()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.kill(first, signal.SIGKILL)
+    while not set(client.nthreads()) - address:
+        seen |= {process.pid for process in worker_processes()} - {first}
+        os.killpg(0, signal.SIGINT)
+        time.sleep(0.02)
+    assert pids(client) == sorted(seen), (pids(client), seen)
+    client.close()
+    print("done")
+"""
+    run = run_script(script, start_new_session=True)
+    assert run.stdout == "done\n", run.stderr
+
+
+def test_a_notebooks_interrupt_leaves_the_workers_as_they_are() -> None:
+    jupyter_client = pytest.importorskip("jupyter_client")
+    manager, kernel = jupyter_client.manager.start_new_kernel()
+    try:
+
+        def run(code: str) -> str:
+            printed = ""
+
+            def hear(message: dict[str, Any]) -> None:
+                nonlocal printed
+                printed += str(message["content"].get("text", "")) + str(message["content"].get("ename", ""))
+
+            kernel.execute_interactive(code, timeout=60, output_hook=hear)
+            return printed
+
+        run("import os, time, imgcurate as ic; client = ic.connect(devices=[], workers=1)")
+        before = run("held = client.submit(os.urandom, 8, pure=False); print(client.run(os.getpid), held.result())")
+        kernel.execute("print('go', flush=True); client.submit(time.sleep, 60).result()")
+        while kernel.get_iopub_msg(timeout=60)["content"].get("text") != "go\n":
+            pass
+        manager.interrupt_kernel()
+        assert kernel.get_shell_msg(timeout=60)["content"]["ename"] == "KeyboardInterrupt"
+        assert run("print(client.run(os.getpid), held.result())") == before
+        run("client.close()")
+    finally:
+        kernel.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_workers_that_are_lost_for_ever_are_started_again() -> None:
+    script = """
+import dask
+dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"})  # Dask gives a worker up sooner, and the test is shorter
+
+def main():
+    client = connect(devices=[], workers=2)
+    assert revive(client) == 0
+    while client.cluster.workers:
+        for process in worker_processes():
+            process.kill()
+        time.sleep(0.1)
+    assert describe_workers(client).workers == 0
+    assert revive(client) == 2
+    assert client.gather(client.map(pow, range(10), [2] * 10)) == [i * i for i in range(10)]
+    assert describe_workers(client).workers == 2
+    client.close()
+    print("done")
+"""
+    run = run_script(script)
+    assert run.stdout == "done\n", run.stderr
+
+
+def test_a_worker_that_waits_for_memory_that_nobody_frees_is_started_again() -> None:
+    script = """
+def fill():
+    worker = distributed.get_worker()
+    worker.filled = []
+    while psutil.Process().memory_info().rss < 0.86 * worker.memory_manager.memory_limit:
+        worker.filled.append(os.urandom(2**20))
+
+def main():
+    client = connect(devices=[], workers=1, memory_limit="700MiB")
+    assert restart_paused(client) == 0
+    client.submit(fill).result()
+    while not describe_workers(client).paused:
+        time.sleep(0.1)
+    waiting = client.submit(pow, 2, 3)
+    while describe_workers(client).executing:
+        time.sleep(0.1)
+    assert restart_paused(client) == 1
+    assert waiting.result() == 8
+    client.close()
+    print("done")
+"""
+    run = run_script(script)
+    assert run.stdout == "done\n", run.stderr
+
+
+def test_what_workers_do_is_counted(client: Client) -> None:
+    tasks = client.map(time.sleep, [4] * 2, pure=False)
+    deadline = time.monotonic() + 30
+    while not describe_workers(client).executing and time.monotonic() < deadline:
+        time.sleep(0.05)
+    state = describe_workers(client)
+    assert state.workers == 2 and state.paused == 0 and 1 <= state.executing <= 2
+    client.gather(tasks)
+    assert revive(client) == 0
+
+
+STRANGER = """
+import sys
+from distributed import Client
+try:
+    print(Client(sys.argv[1], timeout=2).run_on_scheduler(__import__("os").getpid))
+except Exception as refusal:
+    print(type(refusal).__name__)
+"""
+
+
+def stranger(address: str) -> str:
+    return subprocess.run([sys.executable, "-c", STRANGER, address], capture_output=True, text=True).stdout.strip()
+
+
+def test_another_process_cannot_send_tasks_to_a_cluster_that_is_started_here(client: Client) -> None:
+    address = client.scheduler.address
+    assert stranger(address) in ("RuntimeError", "TypeError")
+    assert stranger(address.replace("tls://", "tcp://")) in ("OSError", "CommClosedError", "TimeoutError")
+
+
+def test_without_security_other_processes_can() -> None:
+    script = """
+import subprocess
+
+def main():
+    with connect(devices=[], workers=1, security=False) as client:
+        print(os.getpid(), flush=True)
+        subprocess.run([sys.executable, "-c", sys.argv[1], client.scheduler.address])
+"""
+    run = run_script(script, STRANGER)
+    here, there = run.stdout.split()
+    assert here == there
+
+
+def test_what_workers_spill_no_other_user_can_reach(client: Client) -> None:
+    for folder in client.run(lambda dask_worker: dask_worker.local_directory).values():
+        private = Path(folder).parents[1]
+        assert private.name.startswith("imgcurate-")
+        assert private.stat().st_mode & 0o777 == 0o700 and private.stat().st_uid == os.getuid()
+
+
+def test_the_scratch_folder_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> None:
+    script = """
+def main():
+    client = connect(devices=[], workers=1)
+    os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == "die" else client.close()
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    assert run_script(script, "die", env=environment).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob("imgcurate-*"))) == 1
+    assert run_script(script, "live", env=environment).returncode == 0
+    assert list(tmp_path.glob("imgcurate-*")) == []
