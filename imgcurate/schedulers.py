@@ -131,7 +131,7 @@ def _in_words(problem: BaseException, timeout: float) -> str:
         return (
             "the TLS handshake failed, so see that security= has the certificates that the scheduler was started with"
         )
-    if "refused" in text:
+    if "refused" in text.lower():
         return f"nothing has listened there for {timeout:g} s; check host and port, or start it with `dask scheduler`"
     if "gaierror" in text:
         return "its host is not known; check the name"
