@@ -16,6 +16,8 @@ from PIL import Image
 
 from imgcurate.cluster import connect
 
+pytest_plugins = ["s3"]
+
 Member = tuple[str, bytes]
 
 # The same examples every time, so that a change is blamed for its own failures; HYPOTHESIS_PROFILE=explore looks for new ones.

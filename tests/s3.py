@@ -10,13 +10,20 @@ import sys
 import threading
 import time
 import urllib.request
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import fsspec
+import pytest
 
 #: Takes the number of a request (from 0), its method and its path, and names what happens to it: "500", "503", "slow", "cut" or None.
 Fault = Callable[[int, str, str], str | None]
+
+Options = dict[str, Any]
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"}
 
@@ -131,3 +138,31 @@ _ERRORS = {
     "500": b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>",
     "503": b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
 }
+
+
+@pytest.fixture(scope="session")
+def proxy() -> Iterator[Proxy]:
+    with s3_server() as address:
+        proxy = Proxy(address)
+        yield proxy
+        proxy.close()
+
+
+@pytest.fixture
+def options(proxy: Proxy) -> Options:
+    """Options for s3fs, with which botocore does not try again by itself."""
+    proxy.reset()
+    once = {"retries": {"max_attempts": 0}}
+    return {"key": "k", "secret": "s", "endpoint_url": proxy.address, "config_kwargs": once}
+
+
+@pytest.fixture
+def bucket(options: Options) -> str:
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    fsspec.filesystem("s3", **options).mkdir(name)
+    return f"s3://{name}"
+
+
+def upload(folder: Path, url: str, options: Options) -> str:
+    fsspec.filesystem("s3", **options).put(f"{folder}/", f"{url}/", recursive=True)
+    return url

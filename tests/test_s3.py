@@ -5,10 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import dask.dataframe as dd
 import fsspec
@@ -16,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import Member, image_bytes, read_tar, write_tar
 from distributed import Client
-from s3 import Fault, Proxy, s3_server
+from s3 import Fault, Options, Proxy, upload
 
 from imgcurate import schema, storage, tar, vectors
 from imgcurate.dedup.corpus import save_embeddings
@@ -28,36 +25,6 @@ from imgcurate.sources.files import read_files
 from imgcurate.sources.parquet import read_parquet
 from imgcurate.sources.webdataset import find_shards, list_shards, read_webdataset
 from imgcurate.storage import ranges
-
-Options = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def proxy() -> Iterator[Proxy]:
-    with s3_server() as address:
-        proxy = Proxy(address)
-        yield proxy
-        proxy.close()
-
-
-@pytest.fixture
-def options(proxy: Proxy) -> Options:
-    """Options for s3fs, with which botocore does not try again by itself."""
-    proxy.reset()
-    once = {"retries": {"max_attempts": 0}}
-    return {"key": "k", "secret": "s", "endpoint_url": proxy.address, "config_kwargs": once}
-
-
-@pytest.fixture
-def bucket(options: Options) -> str:
-    name = f"bucket-{uuid.uuid4().hex[:12]}"
-    fsspec.filesystem("s3", **options).mkdir(name)
-    return f"s3://{name}"
-
-
-def upload(folder: Path, url: str, options: Options) -> str:
-    fsspec.filesystem("s3", **options).put(f"{folder}/", f"{url}/", recursive=True)
-    return url
 
 
 def names_in(url: str, options: Options) -> list[str]:
