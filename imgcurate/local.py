@@ -20,6 +20,7 @@ from typing import IO, Any
 import dask
 import distributed
 import psutil
+from distributed import SpecCluster, Status
 from distributed.utils import LoopRunner, silence_logging_cmgr
 
 # Workers that were asked to end get so long; one that works on a task would not end before the task does.
@@ -44,15 +45,15 @@ class LocalWorkers:
         self.threads = threads
         self._scratch = _Scratch()
         self._runner = _loop_without_interrupts()
-        folder = self._scratch.folder
+        folder, before = self._scratch.folder, set(SpecCluster._instances)
         try:
             with _environment(threads):
                 self.cluster = make(
                     loop=self._runner.loop, local_directory=folder, scheduler_kwargs={"local_directory": folder}
                 )
-        except BaseException:
-            self._runner.stop()
-            self._scratch.remove()
+        except BaseException:  # Ctrl-C too: half a cluster is closed like a whole one
+            self.cluster = next(iter(set(SpecCluster._instances) - before), None)
+            self.close(grace=0)
             raise
 
     def revive(self) -> int:
@@ -88,25 +89,28 @@ class LocalWorkers:
     def close(self, grace: float = _GRACE_SECONDS) -> None:
         """End the workers, the scheduler and the scratch folder; what works after `grace` seconds is killed."""
         with _quiet():
-            reaper = None
-            with contextlib.suppress(Exception):
-                reaper = self.cluster.sync(self._begin_reaping, grace, callback_timeout=_CLOSE_SECONDS)
-            with contextlib.suppress(Exception):
-                self.cluster.close(timeout=_CLOSE_SECONDS)
-            if reaper is not None:
-                with contextlib.suppress(RuntimeError):  # the loop may have ended with the cluster
-                    self._runner.loop.add_callback(reaper.cancel)
+            if self.cluster is not None:
+                with contextlib.suppress(Exception):
+                    self.cluster.sync(self._end, grace, callback_timeout=_CLOSE_SECONDS)
+                with contextlib.suppress(Exception):
+                    self.cluster.close(timeout=_CLOSE_SECONDS)
             self._runner.stop()
         self._scratch.remove()
 
-    async def _begin_reaping(self, grace: float) -> asyncio.Task[None]:
+    async def _end(self, grace: float) -> None:
         async def reap() -> None:
             await asyncio.sleep(grace)
             while True:  # a worker that is still starting has no process to kill yet
                 await self._kill()
                 await asyncio.sleep(_REAP_SECONDS)
 
-        return asyncio.get_running_loop().create_task(reap())
+        # The loop ends with the cluster: of workers that failed to start nobody will ask.
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        reaper = asyncio.create_task(reap())
+        await asyncio.gather(*(nanny.close() for nanny in self.cluster._created), return_exceptions=True)
+        reaper.cancel()
+        if self.cluster.status is not Status.running and self.cluster.scheduler is not None:
+            await self.cluster.scheduler.close()  # a cluster that has not started does not close it
 
 
 def _end_process(nanny: Any) -> None:
@@ -226,14 +230,13 @@ class Client(distributed.Client):
             super().__exit__(*exception)
 
     def close(self, *args: Any, **kwargs: Any) -> Any:
-        if self.local is None:
-            return super().close(*args, **kwargs)
         try:
             with _quiet():
                 return super().close(*args, **kwargs)
         finally:
             local, self.local = self.local, None
-            local.close()
+            if local is not None:
+                local.close()
 
 
 def kill(client: distributed.Client) -> None:
@@ -251,7 +254,7 @@ def kill(client: distributed.Client) -> None:
         local, ours.local = ours.local, None
     if local is not None:
         local.kill()
-    with silence_logging_cmgr(logging.CRITICAL + 1), contextlib.suppress(Exception):
+    with _quiet(), contextlib.suppress(Exception):
         client.close(timeout=1)
     if local is not None:
         local.close(grace=0)

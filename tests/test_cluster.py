@@ -176,6 +176,24 @@ def main():
     assert float(seconds) < 3
 
 
+@pytest.mark.parametrize("seconds", [0.05, 0.15, 0.5])
+def test_ctrl_c_while_a_cluster_starts_ends_it_quietly_and_leaves_nothing(seconds: float, tmp_path: Path) -> None:
+    script = """
+import threading
+
+def main():
+    threading.Timer(float(sys.argv[1]), os.killpg, (0, signal.SIGINT)).start()
+    try:
+        connect(devices=[], workers=2)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+    run = run_script(script, str(seconds), env={**os.environ, "TMPDIR": str(tmp_path)}, start_new_session=True)
+    assert run.stdout == "interrupted\n" and run.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_workers_and_what_they_hold_outlive_ctrl_c() -> None:
     script = """
 import threading
