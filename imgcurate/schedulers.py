@@ -135,6 +135,8 @@ def _in_words(problem: BaseException, timeout: float) -> str:
         return f"nothing has listened there for {timeout:g} s; check host and port, or start it with `dask scheduler`"
     if "gaierror" in text:
         return "its host is not known; check the name"
+    if not isinstance(problem, OSError):
+        return "what listens there speaks another protocol; check the port"
     if "StreamClosed" in text or "CommClosed" in text or "in <TCP" in text or "reset" in text:
         return "what listens there hung up; check the port, and pass security= with a tls:// address where the scheduler wants TLS"
     return f"it was silent for {timeout:g} s; check host, port and firewall, and whether the scheduler runs"

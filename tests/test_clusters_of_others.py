@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -86,10 +86,18 @@ def silent() -> Iterator[str]:
         yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
 
 
+class Web(socketserver.BaseRequestHandler):
+    """What web servers answer to what they do not understand."""
+
+    def handle(self) -> None:
+        self.request.recv(1)
+        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
 @pytest.fixture
 def web() -> Iterator[str]:
     """The address of a web server."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Web) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"tcp://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
@@ -121,7 +129,7 @@ def test_a_host_that_is_not_there_is_named() -> None:
 
 def test_what_is_no_scheduler_is_named(silent: str, web: str, client: Client) -> None:
     assert f"{silent}: it was silent" in refusal(silent, timeout=1)
-    assert web in refusal(web, timeout=2)
+    assert f"{web}: what listens there" in refusal(web, timeout=2)
     with LocalCluster(n_workers=1, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0") as other:
         worker = next(iter(other.scheduler_info["workers"]))
         assert "is a Dask worker, not a scheduler" in refusal(worker)
