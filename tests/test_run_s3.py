@@ -169,3 +169,16 @@ def test_the_command_line_takes_storage_options(
     assert cli.main([*command, client.scheduler.address, "--storage-options", json.dumps(options)]) == 0
     checked = ["verify", f"{bucket}/out", "--scheduler", client.scheduler.address]
     assert cli.main([*checked, "--storage-options", json.dumps(options)]) == 0
+
+
+def test_an_attempt_that_died_is_looked_into_where_the_store_cannot_be_asked_from(
+    client: Client, shards: Path, bucket: str, options: Options
+) -> None:
+    source = upload(shards, f"{bucket}/in", options)
+    before = run(source, f"{bucket}/out", storage_options=options)
+    fs = fsspec.filesystem("s3", **options)
+    for part in fs.glob(f"{bucket}/out/.run/columns/*.parquet"):
+        fs.touch(f"{part.rpartition('/')[0]}/{part.rpartition('/')[2].partition('.')[0]}.begun")
+        fs.rm_file(part)
+    fs.rm_file(f"{bucket}/out/manifest.json")
+    assert run(source, f"{bucket}/out", storage_options=options)["counts"] == before["counts"]

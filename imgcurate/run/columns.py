@@ -6,6 +6,7 @@ A task reads the part that it depends on and writes its own, and gives back no m
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import fsspec
 import pandas as pd
 import pyarrow as pa
 
-from imgcurate import fingerprint, measures, parts, phash, schema, storage, tar, vectors
+from imgcurate import fingerprint, measures, parts, phash, pixels, schema, storage, tar, vectors
 from imgcurate.encoders import load_encoder
 from imgcurate.encoders.embed import embed_part
 from imgcurate.parts import Part
@@ -159,7 +160,7 @@ def make_part(
     host = _read(rows, storage_options)
     with _attempt(f"{folder}/{key}.begun", storage_options) as died:
         if died:
-            host = _without_killers(host, make, like)
+            host = _without_killers(host, make, like, storage_options)
         part = make(vectors.from_pandas(host, like), 1 if died else None)
     made = parts.write_part(part, folder, key, storage_options)
     if replaced is not None and replaced != made.name:
@@ -179,23 +180,42 @@ def _attempt(mark: str, storage_options: storage.Options) -> Iterator[bool]:
         fs.rm_file(path)
 
 
-def _without_killers(host: pd.DataFrame, make: Make, like: Any) -> pd.DataFrame:
+def _without_killers(host: pd.DataFrame, make: Make, like: Any, storage_options: storage.Options) -> pd.DataFrame:
     """Return rows with an error at each image that kills a process which works on it alone."""
     on_gpu = vectors.on_gpu(like)
     if not on_gpu:
         make.load("cpu")
 
-    def alone(row: int) -> None:
-        image = host.iloc[[row]]
-        # CUDA cannot be used in a fork, and decoders are what kills.
-        measures.measure_part(image, ["brightness"], threads=1) if on_gpu else make(image, 1)
-
     usable = [row for row, error in enumerate(host["error"].isna()) if error]
-    found = killers(usable, alone)
+    with _on_this_machine(host, usable, storage_options) as local:
+
+        def alone(row: int) -> None:
+            image = local.iloc[[row]]
+            # CUDA cannot be used in a fork, and decoders are what kills.
+            measures.measure_part(image, ["brightness"], threads=1) if on_gpu else make(image, 1)
+
+        found = killers(usable, alone)
     errors = host["error"].to_list()
     for row, how in found.items():
         errors[row] = f"decode: the process that decoded it died ({how})"
     return host.assign(error=pd.array([None if pd.isna(e) else e for e in errors], dtype=pd.ArrowDtype(pa.string())))
+
+
+@contextlib.contextmanager
+def _on_this_machine(host: pd.DataFrame, usable: list[int], storage_options: storage.Options) -> Iterator[pd.DataFrame]:
+    """Give rows whose images lie on this machine: in a fork, the threads in which clients of stores read are missing."""
+    if all(storage.is_local(url) for url in host["url"]):
+        yield host
+        return
+    with tempfile.NamedTemporaryFile(prefix="imgcurate-") as file:
+        places = ((host["url"][row], host["offset"][row], host["size"][row]) for row in usable)
+        offsets = [0] * len(host)
+        for row, image in zip(usable, pixels.read_images(places, storage_options), strict=True):
+            offsets[row] = file.tell()
+            if isinstance(image, bytes):
+                file.write(image)
+        file.flush()
+        yield host.assign(url=file.name, offset=offsets).drop(columns="etag")
 
 
 @dataclass(frozen=True)

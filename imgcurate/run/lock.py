@@ -47,7 +47,9 @@ def locked(url: str, storage_options: storage.Options = None) -> Iterator[None]:
                     file.seek(0)
                     raise _taken(url, file.read()) from None
             else:
-                with contextlib.suppress(OSError):  # it names the owner to others, and a full disk may have no room for that
+                with contextlib.suppress(
+                    OSError
+                ):  # it names the owner to others, and a full disk may have no room for that
                     file.truncate(0)
                     file.write(json.dumps(_owner()))
                     file.flush()

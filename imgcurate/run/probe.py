@@ -19,7 +19,7 @@ import psutil
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.02
 # A process that makes no progress for so long is stuck in a lock that it inherited, and tells nothing.
-_STUCK_SECONDS = 300
+_STUCK_SECONDS = 120
 # Dask's nanny ends a worker at 95 %.
 _SHARE_OF_MEMORY = 0.9
 
