@@ -22,8 +22,8 @@ from conftest import image_bytes, write_tar
 from distributed import Client, LocalCluster, Security
 
 import imgcurate as ic
-from imgcurate.agreement import _compare
 from imgcurate.cluster import check_alive, check_paths, connect, describe_workers, kill, revive
+from imgcurate.cluster.agreement import _compare
 
 Start = Callable[..., subprocess.Popen[bytes]]
 

@@ -35,7 +35,8 @@ from dask.utils import Dispatch
 from torch.overrides import TorchFunctionMode
 
 import imgcurate
-from imgcurate import cluster, progress, vectors
+from imgcurate import cluster, vectors
+from imgcurate.run import steps
 
 _CUDA = torch.device("cuda", 0)
 #: Tests of what cuDF and a cluster do themselves.
@@ -424,6 +425,19 @@ def _from_dlpack(given: Any, plain: Callable[..., torch.Tensor] = torch.from_dlp
 # The cluster
 
 
+class _Future:
+    """A result that is there."""
+
+    def __init__(self, content: Any) -> None:
+        self._content = content
+
+    def result(self) -> Any:
+        return self._content
+
+    def add_done_callback(self, function: Callable[[Any], None]) -> None:
+        function(self)
+
+
 class _Client:
     """A cluster of one worker, in this process."""
 
@@ -437,10 +451,7 @@ class _Client:
         return {"here": function()}
 
     def compute(self, tasks: list[Any]) -> list[Any]:
-        return list(dask.compute(*tasks))
-
-    def gather(self, results: list[Any]) -> list[Any]:
-        return results
+        return [_Future(result) for result in dask.compute(*tasks)]
 
     def nthreads(self) -> dict[str, int]:
         return {"here": 1}
@@ -507,7 +518,8 @@ def pytest_load_initial_conftests() -> None:
     cluster.gpu_available = lambda: True
     cluster.connect = imgcurate.connect = _connect
     distributed.get_client = lambda: _client
-    progress.Steps._watch = lambda *_: None  # there are no futures to watch
+    cluster.check_paths = lambda *_: None  # there is one process
+    steps.Steps.watch = lambda self, function: function()  # and one thread, which knows what stands in for CUDA
     torch.from_dlpack = _from_dlpack
     torch.Tensor.record_stream = lambda self, stream: None
     torch.cuda.is_available = lambda: True

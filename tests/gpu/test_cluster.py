@@ -42,7 +42,7 @@ def test_connect_starts_one_worker_a_gpu_on_loopback(gpu_client: Client) -> None
     assert isinstance(gpu_client.cluster, LocalCUDACluster)
     workers = gpu_client.scheduler_info(n_workers=-1)["workers"]
     assert len(workers) == cupy.cuda.runtime.getDeviceCount()
-    assert all(address.startswith("tcp://127.0.0.1:") for address in [gpu_client.scheduler.address, *workers])
+    assert all(address.startswith("tls://127.0.0.1:") for address in [gpu_client.scheduler.address, *workers])
     assert "127.0.0.1" in gpu_client.dashboard_link
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import distributed
 
 from imgcurate import storage
-from imgcurate.workers import ask_all, wait_for_worker
+from imgcurate.cluster.workers import ask_all, wait_for_worker
 
 # What a difference breaks: pickled functions, tasks and frames. The number of parts of the version that must be equal.
 _MUST_AGREE = {"python": 2, "imgcurate": 3, "dask": 2, "distributed": 2, "numpy": 1, "pandas": 1}

@@ -16,10 +16,17 @@ from dask.utils import parse_bytes
 from distributed.system import MEMORY_LIMIT
 from distributed.versions import VersionMismatchWarning
 
-from imgcurate import schedulers
-from imgcurate.agreement import check_paths, check_versions
-from imgcurate.local import Client, LocalWorkers, QuietWorker, kill, revive
-from imgcurate.workers import WorkersState, ask_all, check_alive, describe_workers, restart_paused, wait_for_worker
+from imgcurate.cluster import schedulers
+from imgcurate.cluster.agreement import check_paths, check_versions
+from imgcurate.cluster.local import Client, LocalWorkers, QuietWorker, kill, revive
+from imgcurate.cluster.workers import (
+    WorkersState,
+    ask_all,
+    check_alive,
+    describe_workers,
+    restart_paused,
+    wait_for_worker,
+)
 
 __all__ = [
     "Client",
