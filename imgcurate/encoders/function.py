@@ -26,7 +26,9 @@ class Function:
 
 def wrap(function: Callable[[Any], Any]) -> Function:
     """Return `function` with its name and fingerprint."""
-    return function if isinstance(function, Function) else Function(function, name_of(function), fingerprint.of(function))
+    return (
+        function if isinstance(function, Function) else Function(function, name_of(function), fingerprint.of(function))
+    )
 
 
 def name_of(function: Any) -> str:
