@@ -21,6 +21,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scheduler-file", metavar="FILE", help="the file that a running Dask scheduler wrote")
     parser.add_argument("--workers", type=int, metavar="N", help="worker processes to start; default: one a core")
     parser.add_argument("--memory-limit", metavar="SIZE", help="memory of a worker, such as 8GiB; default: its share")
+
+
+def add_storage_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the file systems that a command reads and writes."""
     parser.add_argument(
         "--storage-options",
         type=storage_options,

@@ -24,6 +24,7 @@ def add_to(commands: Any) -> None:
     run.add_argument("out", metavar="OUT", help="a folder that is empty, not there yet, or that of a run to go on with")
     _add_model_options(run)
     clusters.add_options(run)
+    clusters.add_storage_options(run)
     run.add_argument(
         "--min-aesthetic", type=float, metavar="S", help="keep aesthetic_score >= S (0 to 1); default: not scored"
     )
@@ -88,6 +89,7 @@ def add_to(commands: Any) -> None:
     )
     verify.add_argument("out", metavar="OUT", help="the folder of a run that has finished")
     clusters.add_options(verify)
+    clusters.add_storage_options(verify)
     verify.set_defaults(function=_verify)
 
 

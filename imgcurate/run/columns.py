@@ -6,12 +6,12 @@ A task reads the part that it depends on and writes its own, and gives back no m
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import fsspec
 import pandas as pd
 import pyarrow as pa
 
@@ -19,6 +19,7 @@ from imgcurate import fingerprint, measures, parts, phash, pixels, schema, stora
 from imgcurate.encoders import load_encoder
 from imgcurate.encoders.embed import embed_part
 from imgcurate.parts import Part
+from imgcurate.run.owner import is_here, lives, this_process
 from imgcurate.run.probe import killers
 from imgcurate.scores import aesthetic, nsfw
 from imgcurate.sources.webdataset import Shard, list_shards
@@ -170,14 +171,26 @@ def make_part(
 
 @contextlib.contextmanager
 def _attempt(mark: str, storage_options: storage.Options) -> Iterator[bool]:
-    """Tell whether an earlier attempt ended without a word, because its process died, from the mark that it left."""
-    fs, path = fsspec.core.url_to_fs(mark, **(storage_options or {}))
-    died = fs.exists(path)
-    fs.touch(path)  # of no content, for which a full disk has room
+    """Tell whether the process of an earlier attempt died, from the mark that it left."""
+    fs, path = storage.open_filesystem(mark, storage_options)
+    before = storage.read_if_there(mark, storage_options)
+    fs.touch(path)  # a full disk has room for that, and perhaps not for who it is
+    with contextlib.suppress(OSError):
+        fs.pipe_file(path, json.dumps(this_process()).encode())
     try:
-        yield died
+        yield before is not None and not _is_at_it(before)
     finally:
-        fs.rm_file(path)
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(path)
+
+
+def _is_at_it(mark: bytes) -> bool:
+    """Tell whether who left a mark still works: on a task that Dask gave to another too, or that was cancelled."""
+    try:
+        owner = json.loads(mark)
+        return is_here(owner) and lives(owner)
+    except (ValueError, KeyError):
+        return False
 
 
 def _without_killers(host: pd.DataFrame, make: Make, like: Any, storage_options: storage.Options) -> pd.DataFrame:

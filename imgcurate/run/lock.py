@@ -6,17 +6,14 @@ import contextlib
 import errno
 import fcntl
 import json
-import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import psutil
-
 from imgcurate import storage
+from imgcurate.run.owner import is_here, lives, this_process
 
 _BEAT_SECONDS, _DEAD_SECONDS = 15.0, 60.0
 
@@ -62,7 +59,7 @@ def locked(url: str, storage_options: storage.Options = None) -> Iterator[None]:
 @contextlib.contextmanager
 def _beating(url: str, storage_options: storage.Options) -> Iterator[None]:
     before = storage.read_if_there(url, storage_options)
-    if before and _lives(json.loads(before)):
+    if before and _holds(json.loads(before)):
         raise _taken(url, before.decode())
     owner = _owner()
     stop = threading.Event()
@@ -92,25 +89,12 @@ def _beating(url: str, storage_options: storage.Options) -> Iterator[None]:
 
 
 def _owner() -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "time": time.time(),
-        "token": uuid.uuid4().hex,
-    }
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return {**this_process(), "since": since, "time": time.time(), "token": uuid.uuid4().hex}
 
 
-def _lives(owner: dict[str, Any]) -> bool:
-    if time.time() - owner["time"] > _DEAD_SECONDS:
-        return False
-    if owner["host"] != socket.gethostname():
-        return True
-    try:
-        return bool(abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1)
-    except psutil.NoSuchProcess:
-        return False
+def _holds(owner: dict[str, Any]) -> bool:
+    return time.time() - owner["time"] <= _DEAD_SECONDS and (lives(owner) or not is_here(owner))
 
 
 def _taken(url: str, said: str) -> BlockingIOError:

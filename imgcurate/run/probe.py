@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import os
 import select
 import signal
@@ -96,6 +97,7 @@ def _be_the_child(rows: list[int], work: Callable[[int], Any], writing: int, par
             os._exit(0)
         # How it dies is told by who asks, once, and not by the stacks of all threads of the process that it was.
         faulthandler.disable()
+        gc.disable()  # what this process would finalise is the other's
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         import torch
 
