@@ -39,6 +39,8 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/end_to_end.py
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/dedup.py
+	$(BIN)/python benchmarks/resume.py
+	$(BIN)/python benchmarks/requests.py
 
 notebooks: $(VENV)/.ready
 	$(BIN)/python -m pytest -q tests/test_notebooks.py
