@@ -205,8 +205,13 @@ def write_part(
 
 def to_table(part: Any) -> pa.Table:
     """Return a partition as it is written: without pandas' metadata, with the encoder of its embeddings in the table's."""
-    encoders = identity.of_column(part["embedding"]) if "embedding" in part.columns else frozenset()
-    return vectors.to_arrow(part).replace_schema_metadata(identity.to_metadata(identity.one(encoders, "the frame")))
+    encoder = identity.one(encoders_of(part), "the frame")
+    return vectors.to_arrow(part).replace_schema_metadata(identity.to_metadata(encoder))
+
+
+def encoders_of(part: Any) -> frozenset[identity.Identity]:
+    """Return the encoders of a partition's embeddings."""
+    return identity.of_column(part["embedding"]) if "embedding" in part.columns else frozenset()
 
 
 def write_table(table: pa.Table, file: Any) -> None:

@@ -6,9 +6,8 @@ import os
 from typing import Any, NamedTuple
 
 import dask
-import pyarrow.parquet as pq
 
-from imgcurate import identity, schema, storage, vectors
+from imgcurate import identity, parts, schema, storage
 
 
 def write_parquet(
@@ -49,7 +48,12 @@ def write_parquet(
     """
     schema.require(frame, [], "write_parquet")
     with storage.staged_folder(path, ".parquet", overwrite=overwrite, storage_options=storage_options) as folder:
-        written = dask.compute(*write_parts(frame, folder, storage_options))
+        write = dask.delayed(_write_part)
+        names = (f"part.{number:05d}.parquet" for number in range(frame.npartitions))
+        tasks = [
+            write(part, folder, name, storage_options) for part, name in zip(frame.to_delayed(), names, strict=True)
+        ]
+        written = dask.compute(*tasks)
         identity.one([encoder for part in written for encoder in part.encoders], "the frame")
     return [f"{storage.absolute(path, storage_options)}/{part.name}" for part in written]
 
@@ -62,15 +66,7 @@ class Written(NamedTuple):
     encoders: frozenset[identity.Identity]
 
 
-def write_parts(frame: Any, folder: str, storage_options: storage.Options = None) -> list[Any]:
-    """Return one delayed task a partition, which writes it into `folder` and gives a `Written`."""
-    write = dask.delayed(_write_part)
-    return [write(part, folder, f"part.{i:05d}.parquet", storage_options) for i, part in enumerate(frame.to_delayed())]
-
-
 def _write_part(part: Any, folder: str, name: str, storage_options: storage.Options) -> Written:
-    encoders = identity.of_column(part["embedding"]) if "embedding" in part.columns else frozenset()
-    table = vectors.to_arrow(part).replace_schema_metadata(identity.to_metadata(identity.one(encoders, "the frame")))
     with storage.open_atomic(f"{folder}/{name}", storage_options) as file:
-        pq.write_table(table, file, compression="zstd")
-    return Written(name, len(part), encoders)
+        parts.write_table(parts.to_table(part), file)
+    return Written(name, len(part), parts.encoders_of(part))
