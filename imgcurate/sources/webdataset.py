@@ -24,7 +24,7 @@ class Shard(NamedTuple):
 
     url: str
     name: str
-    etag: str
+    etag: str | None = None
 
 
 def read_webdataset(
@@ -98,8 +98,14 @@ def find_shards(urls: storage.Paths, storage_options: storage.Options = None) ->
     return shards
 
 
-def list_shards(shards: Sequence[Shard], storage_options: storage.Options = None) -> pd.DataFrame:
+def list_shards(shards: Sequence[tuple[Any, ...]], storage_options: storage.Options = None) -> pd.DataFrame:
     """List shards as one partition of rows: what `read_webdataset` runs on the workers.
+
+    Parameters
+    ----------
+    shards : sequence of Shard
+        Of one without an etag, that is asked for first.
+    storage_options : dict, optional
 
     Raises
     ------
@@ -107,13 +113,16 @@ def list_shards(shards: Sequence[Shard], storage_options: storage.Options = None
         Where nothing can be read from a shard; `imgcurate.tar.ShardChanged` where it is not what it was when it was found.
     """
     rows: list[dict[str, Any]] = []
-    for shard in shards:
+    for known in shards:
+        shard = Shard(*known)
+        if shard.etag is None:
+            shard = shard._replace(etag=storage.etag(shard.url, storage_options))
         try:
             with storage.open_sequential(shard.url, storage_options) as file:
                 size = file.seek(0, os.SEEK_END)
                 rows += [_row(sample, shard) for sample in tar.scan(file, size, shard.url, _TEXTS)]
         finally:  # where it failed as well, for that may be why
-            tar.refuse_changed(shard.url, [shard.etag], storage_options)
+            tar.refuse_changed(shard.url, [str(shard.etag)], storage_options)
     return schema.table({column: [row[column] for row in rows] for column in schema.SOURCE_COLUMNS})
 
 
