@@ -220,10 +220,11 @@ def test_a_scheduler_that_dies_is_noticed_and_another_one_takes_over(
 def test_a_client_that_lost_its_connection_for_a_moment_says_so(scheduler: Path, start: Start) -> None:
     add_worker(start, scheduler)
     with connect(scheduler_file=scheduler, timeout=60) as client:
-        client.sync(client.scheduler_comm.comm.close)
+        lost = client.scheduler_comm
+        client.sync(lost.comm.close)
         with pytest.raises(ConnectionError, match="went away"):
             check_alive(client)
-        while client.status != "running":
+        while client.status != "running" or client.scheduler_comm in (None, lost):
             time.sleep(0.05)
         with pytest.raises(ConnectionError, match="went away"):  # what it held is forgotten all the same
             check_alive(client)
