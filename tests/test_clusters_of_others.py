@@ -140,12 +140,12 @@ def test_what_is_no_scheduler_is_named(silent: str, web: str, client: Client) ->
         assert "TLS" in refusal(
             other.scheduler_address.replace("tcp:", "tls:"), security=Security.temporary(), timeout=2
         )
-        assert "begins with tls://" in refusal(other.scheduler_address, security=Security.temporary(), timeout=2)
+        assert "begins with tls://" in refusal(other.scheduler_address, security=Security.temporary(), timeout=5)
 
 
 def test_certificates_of_another_cluster_are_refused(client: Client) -> None:
     address = client.scheduler.address.replace("127.0.0.1", "localhost")
-    assert "the TLS handshake failed" in refusal(address, security=Security.temporary(), timeout=2)
+    assert "the TLS handshake failed" in refusal(address, security=Security.temporary(), timeout=5)
 
 
 def test_a_scheduler_file_that_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_scheduler_file_that_is_missing_or_wrong_is_named(tmp_path: Path) -> N
     file.write_text("{}")
     assert f"{file} is no scheduler file" in refusal(scheduler_file=file, timeout=0.5)
     file.write_text(json.dumps({"address": f"tcp://127.0.0.1:{free_port()}"}))
-    assert "nothing has listened" in refusal(scheduler_file=file, timeout=0.5)
+    assert "nothing has listened" in refusal(scheduler_file=file, timeout=5)
 
 
 def test_a_scheduler_file_leads_to_workers_that_come_late(start: Start, scheduler: Path) -> None:
