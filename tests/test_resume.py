@@ -289,3 +289,22 @@ def test_a_lock_in_a_store_goes_with_its_owner(tmp_path: Path) -> None:
         file.write(json.dumps({**left, "pid": int(dead.stdout)}).encode())
     with locked(url):
         pass
+
+
+@pytest.mark.parametrize("way", ["link", "dots", "link to the output"])
+def test_sources_in_the_output_are_refused_by_whatever_name_they_have(
+    client: Client, shards: Path, tmp_path: Path, way: str
+) -> None:
+    out = tmp_path / "out"
+    run(shards, out)
+    before = outputs(out)
+    (tmp_path / "link").symlink_to(out)
+    (tmp_path / "sub").mkdir()
+    source, target = {
+        "link": (tmp_path / "link" / "shards", out),
+        "dots": (f"{tmp_path}/sub/../out/shards", out),
+        "link to the output": (out / "shards", tmp_path / "link"),
+    }[way]
+    with pytest.raises(FileExistsError, match="is a source and lies where the output would be written"):
+        run(source, target, eps=0.2, overwrite=True)
+    assert outputs(out) == before

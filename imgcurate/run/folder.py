@@ -120,7 +120,8 @@ def open_folder(
     if fs.isfile(path):
         raise FileExistsError(f"{out} is a file; name a folder for the output")
     url = storage.absolute(out, storage_options).rstrip("/")
-    inside = [shard.url for shard in shards if shard.url.startswith(f"{url}/shards/")]
+    target = _real(f"{url}/shards")
+    inside = [shard.url for shard in shards if _real(shard.url).startswith(f"{target}/")]
     if inside:
         raise FileExistsError(
             f"{inside[0]} is a source and lies where the output would be written; name another folder"
@@ -139,3 +140,8 @@ def open_folder(
         os.makedirs(f"{path}/{WORK}", exist_ok=True)
     with locked(f"{url}/{WORK}/lock", storage_options):
         yield Folder(url, storage_options)
+
+
+def _real(url: str) -> str:
+    """Return where a path leads, through links and ``..``: two names of one folder must not make its files outputs to be replaced."""
+    return os.path.realpath(url) if storage.is_local(url) else url
