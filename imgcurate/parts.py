@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import dask
 import dask.dataframe as dd
-import distributed
 import fsspec
 import pandas as pd
 import pyarrow as pa
@@ -137,8 +136,6 @@ def keys_of(frame: Any) -> list[str]:
             return substitute(value.value)
         if isinstance(value, Task):
             return [value.func, substitute(value.args), substitute(dict(value.kwargs))]
-        if isinstance(value, distributed.Future):
-            return str(value.key)
         if isinstance(value, Mapping):
             return {name: substitute(item) for name, item in value.items()}
         if isinstance(value, list | tuple):
@@ -150,6 +147,8 @@ def keys_of(frame: Any) -> list[str]:
         waiting = [target]
         while waiting:
             key = waiting[-1]
+            if key not in graph:  # of what was persisted or computed elsewhere nothing but the key is known
+                known[key] = fingerprint.of("key", str(key))
             missing = [other for other in graph[key].dependencies if other not in known] if key not in known else []
             if missing:
                 waiting += missing

@@ -175,3 +175,16 @@ def test_errors_of_reading_are_counted_in_the_name(tmp_path: Path) -> None:
     assert made.unread == 1 and made.name.endswith(".1-unread.parquet")
     better = parts.write_part(pd.DataFrame({"error": errors[1:]}), str(tmp_path), "2" * 32)
     assert parts.there(str(tmp_path)) == {"2" * 32: better}
+
+
+def test_persisted_frames_and_frames_of_which_some_were_removed_can_be_kept(
+    client: Client, shards: Path, tmp_path: Path
+) -> None:
+    frame = embedded(shards).persist()
+    expected = frame["image_id"].compute().tolist()
+    assert ic.checkpoint(frame, tmp_path / "a")["image_id"].compute().tolist() == expected
+    assert len(set(parts.keys_of(frame[frame.width > 20]))) == 4
+    kept = ic.remove(frame, pd.Series(expected[:3], name="image_id"))
+    assert ic.checkpoint(kept, tmp_path / "b")["image_id"].compute().tolist() == expected[3:]
+    found = ic.semantic_duplicates(frame, eps=1e-6)
+    assert len(ic.checkpoint(ic.remove(frame, found), tmp_path / "c")) == len(expected) - len(found.removals())

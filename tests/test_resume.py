@@ -308,3 +308,15 @@ def test_sources_in_the_output_are_refused_by_whatever_name_they_have(
     with pytest.raises(FileExistsError, match="is a source and lies where the output would be written"):
         run(source, target, eps=0.2, overwrite=True)
     assert outputs(out) == before
+
+
+def test_another_order_of_the_shards_is_another_run(client: Client, shards: Path, tmp_path: Path) -> None:
+    forward = sorted(shards.iterdir())
+    run(forward, tmp_path / "out")
+    columns = parts(tmp_path / "out", "columns")
+    with pytest.raises(FileExistsError, match="2 shards put into another place"):
+        run(forward[::-1], tmp_path / "out")
+    run(forward[::-1], tmp_path / "out", overwrite=True)
+    run(forward[::-1], tmp_path / "fresh")
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "fresh")
+    assert parts(tmp_path / "out", "columns") == columns

@@ -109,6 +109,9 @@ def changed_sources(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
         "added": [url for url in new if url not in old],
         "taken away": [url for url in old if url not in new],
     }
+    # The order of the shards is that of the images, and decides which of two equal ones stays.
+    kept, now_kept = [url for url in old if url in new], [url for url in new if url in old]
+    found["put into another place"] = [url for url, other in zip(now_kept, kept, strict=True) if url != other]
     return {what: urls for what, urls in found.items() if urls}
 
 
