@@ -5,6 +5,7 @@ A pickle's bytes do not: they hold line numbers, the order of sets, and what a p
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -47,28 +48,32 @@ def of(*values: Any) -> str:
     (True, False)
     """
     digest = xxhash.xxh3_128()
-    for piece in _pieces(values, set()):
+    for piece in _pieces(values, (frozenset(), set())):
         # With its length, so that no two sequences of pieces run into the same bytes.
         digest.update(struct.pack("<Q", len(piece)))
         digest.update(piece)
     return digest.hexdigest()
 
 
-def _pieces(value: Any, above: set[int]) -> Iterator[bytes]:
-    """Yield what tells `value` from others; `above` holds the ids of what it lies in, which may be itself."""
+# The ids of what a value lies in, which may be itself, and of the definitions that were looked into already.
+_Context = tuple[frozenset[int], set[int]]
+
+
+def _pieces(value: Any, above: _Context) -> Iterator[bytes]:
+    """Yield what tells `value` from others."""
     if value is None or isinstance(value, bool | int | float | complex | str):
         yield f"{type(value).__name__} {value!r}".encode("utf-8", "surrogatepass")
     elif isinstance(value, bytes | bytearray):
         yield from (b"bytes", bytes(value))
     elif isinstance(value, os.PathLike):
         yield from (b"path", os.fsencode(value))
-    elif id(value) in above:
+    elif id(value) in above[0]:
         yield b"itself"
     else:
-        yield from _of_structure(value, above | {id(value)})
+        yield from _of_structure(value, (above[0] | {id(value)}, above[1]))
 
 
-def _of_structure(value: Any, above: set[int]) -> Iterator[bytes]:
+def _of_structure(value: Any, above: _Context) -> Iterator[bytes]:
     if isinstance(value, Mapping):
         yield b"mapping %d" % len(value)
         yield from sorted(of_item.encode() for of_item in (_joined(item, above) for item in value.items()))
@@ -88,6 +93,10 @@ def _of_structure(value: Any, above: set[int]) -> Iterator[bytes]:
         yield from _pieces((value.func, value.args, value.keywords), above)
     elif isinstance(value, types.ModuleType):
         yield b"module " + value.__name__.encode()
+        file = getattr(value, "__file__", None)
+        if file is not None and not os.path.realpath(file).startswith(_INSTALLED):
+            with open(file, "rb") as content:
+                yield content.read()
     elif isinstance(value, types.MethodType):
         yield b"method"
         yield from _pieces((value.__self__, value.__name__), above)
@@ -97,8 +106,14 @@ def _of_structure(value: Any, above: set[int]) -> Iterator[bytes]:
             yield from _of_definition(value, above)
     elif hasattr(value, "state_dict") and hasattr(value, "named_modules"):
         yield b"network " + repr(value).encode()
-        state = {name: np.asarray(tensor.detach().cpu().float()) for name, tensor in value.state_dict().items()}
-        yield from _pieces((type(value), state), above)
+        # Buffers that are not saved and plain attributes change what it computes as well.
+        tensors = [*value.named_parameters(), *value.named_buffers()]
+        state = {name: np.asarray(tensor.detach().cpu().float()) for name, tensor in tensors}
+        plain = {
+            name: (type(module), {key: item for key, item in vars(module).items() if not key.startswith("_")})
+            for name, module in value.named_modules()
+        }
+        yield from _pieces((state, plain), above)
     elif dataclasses.is_dataclass(value):
         yield b"dataclass"
         yield from _pieces((type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}), above)
@@ -111,27 +126,51 @@ def _of_structure(value: Any, above: set[int]) -> Iterator[bytes]:
         yield from (b"token", tokenize(value).encode())
 
 
-def _joined(value: Any, above: set[int]) -> str:
+def _joined(value: Any, above: _Context) -> str:
     digest = xxhash.xxh3_128()
     for piece in _pieces(value, above):
         digest.update(struct.pack("<Q", len(piece)) + piece)
     return digest.hexdigest()
 
 
-def _of_definition(value: Any, above: set[int]) -> Iterator[bytes]:
-    """Yield the source of a user's class or function, and what a function takes from around it."""
-    try:
-        yield inspect.getsource(value).encode()
-    except (OSError, TypeError):
-        if isinstance(value, types.FunctionType):
-            yield from _of_code(value.__code__)
-    if not isinstance(value, types.FunctionType):
+def _of_definition(value: Any, above: _Context) -> Iterator[bytes]:
+    """Yield a user's class by its methods and attributes, a function by its code and what it takes from around it."""
+    if id(value) in above[1]:
         return
+    above[1].add(id(value))
+    if isinstance(value, type):
+        for kind in value.__mro__:
+            if not _is_installed(kind):
+                own = {name: item for name, item in vars(kind).items() if name not in _OF_NO_MEANING}
+                yield from _pieces({name: _plain(item) for name, item in sorted(own.items())}, above)
+        return
+    # The source alone would take lambdas of one line, and what decorators made of one function, for the same.
+    with contextlib.suppress(OSError, TypeError):
+        yield inspect.getsource(value).encode()
     code, around = value.__code__, value.__globals__
+    yield from _of_code(code)
     names = sorted({name for name in _names(code) if name in around})
     cells = [_content(cell) for cell in value.__closure__ or ()]
     yield from _pieces((value.__defaults__, value.__kwdefaults__, cells), above)
     yield from _pieces({name: around[name] for name in names}, above)
+
+
+_OF_NO_MEANING = (
+    "__dict__",
+    "__weakref__",
+    "__module__",
+    "__firstlineno__",
+    "__static_attributes__",
+    "__annotations__",
+    "__doc__",
+)
+
+
+def _plain(item: Any) -> Any:
+    """Return the function within a method of a class or a property."""
+    if isinstance(item, staticmethod | classmethod):
+        return item.__func__
+    return (item.fget, item.fset) if isinstance(item, property) else item
 
 
 def _content(cell: Any) -> Any:
@@ -148,7 +187,7 @@ def _of_code(code: types.CodeType) -> Iterator[bytes]:
         if isinstance(constant, types.CodeType):
             yield from _of_code(constant)
         else:
-            yield repr(sorted(constant) if isinstance(constant, frozenset) else constant).encode()
+            yield repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant).encode()
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -93,3 +93,58 @@ def test_a_value_that_holds_itself_has_a_fingerprint() -> None:
     loop: list[Any] = [1]
     loop.append(loop)
     assert len(fingerprint.of(loop)) == 32
+
+
+def _by_change(tmp_path: Path, before: str, after: str, helper: tuple[str, str] = ("", "")) -> bool:
+    """Tell whether a script's value has another fingerprint after it, or the module beside it, was changed."""
+    said = []
+    for script, module in zip((before, after), helper, strict=True):
+        (tmp_path / "hlp.py").write_text(module)
+        (tmp_path / "script.py").write_text("import functools, torch\nfrom imgcurate import fingerprint\n" + script)
+        run = [sys.executable, "-B", tmp_path / "script.py"]
+        said.append(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+    return said[0] != said[1]
+
+
+NETWORK = """
+class Net(torch.nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        {keep}
+    def forward(self, x):
+        return x
+print(fingerprint.of(Net({n})))
+"""
+WRAPPED = """
+def twice(f):
+    @functools.wraps(f)
+    def inner(b):
+        return f(b) * {n}
+    return inner
+@twice
+def encode(b):
+    return b
+print(fingerprint.of(encode))
+"""
+METHOD = """
+def helper(b):
+    return b * {n}
+class Encoder:
+    def __call__(self, b):
+        return helper(b)
+print(fingerprint.of(Encoder()))
+"""
+
+
+def test_what_changes_a_models_answers_changes_its_fingerprint(tmp_path: Path) -> None:
+    attribute, buffer = "self.n = n", "self.register_buffer('b', torch.tensor(float(n)), persistent=False)"
+    for script in (NETWORK.replace("{keep}", attribute), NETWORK.replace("{keep}", buffer), WRAPPED, METHOD):
+        assert _by_change(tmp_path, script.replace("{n}", "1"), script.replace("{n}", "3")), script
+        assert not _by_change(tmp_path, script.replace("{n}", "1"), script.replace("{n}", "1")), script
+    module = "import hlp\ndef f(b):\n    return hlp.net(b)\nprint(fingerprint.of(f))"
+    assert _by_change(tmp_path, module, module, ("net = lambda b: b", "net = lambda b: b * 2"))
+
+
+def test_two_lambdas_of_one_line_differ() -> None:
+    one, other = (lambda b: b * 2), (lambda b: b * 4)
+    assert fingerprint.of(one) != fingerprint.of(other)
