@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ import pytest
 from conftest import Member, image_bytes, write_tar
 from PIL import Image
 
+from imgcurate.run import probe
 from imgcurate.run.probe import killers
 
 # Python imports this in every process that has its folder on the path: workers, and those that are started in their place.
@@ -121,3 +123,20 @@ def test_a_process_that_takes_too_much_memory_is_ended() -> None:
 
     (found,) = killers(range(3), work, memory_limit=3 << 29).items()
     assert found == (1, "it needs more than the 1.5 GiB of memory of a worker")
+
+
+def test_a_fork_that_waits_for_ever_is_given_up_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_STUCK_SECONDS", 0.5)
+    first = tmp_path / "first"
+
+    def work(row: int) -> None:
+        if row == 1 and not first.exists():
+            first.touch()
+            threading.Event().wait()
+        if row == 2:
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    assert killers(range(4), work) == {2: "signal 11"}
+    assert killers(range(4), lambda row: threading.Event().wait()) == {}

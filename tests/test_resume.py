@@ -253,6 +253,10 @@ def test_verify_names_what_was_changed_after_the_run(client: Client, shards: Pat
         "shards/00009.tar was written by no run" in problems[0]
         and "shards/00001.tar is not what was written" in problems[1]
     )
+    for problem_file in ("shards/00001.tar", "shards/00009.tar"):
+        (out / problem_file).unlink()
+    run(shards, out)  # what was removed is made anew
+    assert verify(out).problems == ()
     (out / "images.parquet" / "part.00000.parquet").unlink()
     assert any("the manifest says" in problem for problem in verify(out).problems)
 
@@ -320,3 +324,22 @@ def test_another_order_of_the_shards_is_another_run(client: Client, shards: Path
     run(forward[::-1], tmp_path / "fresh")
     assert outputs(tmp_path / "out") == outputs(tmp_path / "fresh")
     assert parts(tmp_path / "out", "columns") == columns
+
+
+def test_files_of_others_in_the_output_are_left_alone(client: Client, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(shards, out)
+    mine = [out / "shards" / "mine.tar", out / "images.parquet" / "mine.parquet"]
+    for path in mine:
+        path.write_bytes(b"mine")
+    run(shards, out, eps=0.5, overwrite=True)
+    assert [path.read_bytes() for path in mine] == [b"mine", b"mine"]
+
+
+def test_an_output_in_a_folder_of_sources_is_refused_at_once(client: Client, shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(shards)
+    for out in (shards / "out", tmp_path / "link" / "deep" / "out"):
+        with pytest.raises(FileExistsError, match="read to the bottom"):
+            run(shards, out)
+        assert not out.exists()
+    run(sorted(shards.glob("*.tar")), shards / "out")

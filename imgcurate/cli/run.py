@@ -156,4 +156,6 @@ def _verify(options: argparse.Namespace) -> int:
     for problem in found.problems:
         print(problem)
     print(found)
+    if found.problems:
+        print("remove the files that are named and run the same command again: they are made anew")
     return 1 if found.problems else 0

@@ -117,6 +117,7 @@ def curate(
         measure=measured(measure), max_read_errors=max_read_errors,
     )  # fmt: skip
     client = cluster.connect()
+    folder.refuse_inside(out, [shards] if isinstance(shards, str | os.PathLike) else shards)
     found = find_shards(shards, storage_options)
     models = account.models_of(options)
     tables.check_stages(options)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import fsspec
@@ -16,6 +17,19 @@ from imgcurate.sources.webdataset import Shard
 
 WORK = ".run"
 OUTPUTS = ("shards", "images.parquet", "shards.parquet", "manifest.json")
+
+_NAMES = {"shards": re.compile(r"\d{5,}\.tar"), "images.parquet": re.compile(r"part\.\d{5,}\.parquet")}
+
+
+def is_output(output: str, name: str) -> bool:
+    """Tell whether a file in a folder of a run's outputs has the name of one that a run writes.
+
+    Examples
+    --------
+    >>> is_output("shards", "00012.tar"), is_output("shards", "mine.tar")
+    (True, False)
+    """
+    return _NAMES[output].fullmatch(name) is not None
 
 
 class Folder:
@@ -86,13 +100,12 @@ class Folder:
         """Remove an output's files, and nothing that somebody else put beside them."""
         fs, path = fsspec.core.url_to_fs(f"{self.url}/{name}", **(self.storage_options or {}))
         fs.invalidate_cache()
-        extension = {"shards": ".tar", "images.parquet": ".parquet"}.get(name)
         with contextlib.suppress(FileNotFoundError):
-            if extension is None:
+            if name not in _NAMES:
                 fs.rm_file(path)
                 return
             for file in fs.ls(path, detail=False):
-                if file.endswith(extension):
+                if is_output(name, file.rpartition("/")[2]):
                     fs.rm_file(file)
             with contextlib.suppress(OSError):
                 fs.rmdir(path)
@@ -100,6 +113,18 @@ class Folder:
     def _read(self, name: str) -> Any:
         content = storage.read_if_there(f"{self.url}/{name}", self.storage_options)
         return None if content is None else json.loads(content)
+
+
+def refuse_inside(out: str | os.PathLike[str], shards: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise where a folder of sources holds the output: read to the bottom, it would give the next run its own shards."""
+    target = _real(storage.absolute(out)) if storage.is_local(os.fspath(out)) else os.fspath(out).rstrip("/")
+    for given in [os.fspath(shard) for shard in shards]:
+        folder = _real(os.path.abspath(given)) if storage.is_local(given) else given.rstrip("/")
+        if target.startswith(f"{folder}/"):
+            raise FileExistsError(
+                f"the output {os.fspath(out)} lies in {given}, which is read to the bottom: name a folder beside it, or the shards as "
+                f"{given.rstrip('/')}/*.tar"
+            )
 
 
 @contextlib.contextmanager

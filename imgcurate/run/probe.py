@@ -19,8 +19,8 @@ import psutil
 
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.02
-# A process that makes no progress for so long is stuck in a lock that it inherited, and tells nothing.
-_STUCK_SECONDS = 120
+# A fork that has neither come further nor computed for so long waits for a lock that another thread held when it was made.
+_STUCK_SECONDS, _MOST_STUCK = 10, 3
 # Dask's nanny ends a worker at 95 %.
 _SHARE_OF_MEMORY = 0.9
 
@@ -57,8 +57,15 @@ def killers(
     waiting, found = list(rows), {}
     deaths: dict[int, int] = {}
     limit = memory_limit if memory_limit is not None else _of_worker()
+    stuck = 0
     while waiting:
-        begun, death = _in_a_child(waiting, work, limit)
+        try:
+            begun, death = _in_a_child(waiting, work, limit)
+        except _Stuck:
+            stuck += 1
+            if stuck == _MOST_STUCK:
+                break
+            continue
         if death is None:
             break
         if begun is None:  # it died before it came to a row: that is the fault of none
@@ -69,6 +76,10 @@ def killers(
             found[begun] = death
             waiting = waiting[1:]
     return found
+
+
+class _Stuck(Exception):
+    """A fork waits for what nobody will do."""
 
 
 def _in_a_child(rows: list[int], work: Callable[[int], Any], limit: int | None) -> tuple[int | None, str | None]:
@@ -113,24 +124,29 @@ def _be_the_child(rows: list[int], work: Callable[[int], Any], writing: int, par
 def _watch(child: int, reading: int, limit: int | None) -> tuple[int | None, str | None]:
     process = psutil.Process(child)
     said = b""
-    heard = time.monotonic()
+    heard, computed = time.monotonic(), 0.0
     while True:
         if select.select([reading], [], [], _LOOK_SECONDS)[0]:
             more = os.read(reading, 1 << 16)
             if not more:
                 break
             said, heard = said + more, time.monotonic()
-        if time.monotonic() - heard > _STUCK_SECONDS:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return None, None
         with contextlib.suppress(psutil.Error):
             if limit is not None and process.memory_info().rss > limit:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
+                _end(child)
                 return _last(said), f"it needs more than the {limit / 2**30:.1f} GiB of memory of a worker"
+            if (now := sum(process.cpu_times()[:2])) > computed:
+                heard, computed = time.monotonic(), now
+        if time.monotonic() - heard > _STUCK_SECONDS:
+            _end(child)
+            raise _Stuck
     _, status = os.waitpid(child, 0)
     return _last(said), f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else None
+
+
+def _end(child: int) -> None:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 def _last(said: bytes) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from imgcurate import parts, storage
 from imgcurate.parts import Part
-from imgcurate.run.folder import WORK
+from imgcurate.run.folder import WORK, is_output
 from imgcurate.run.job import Job
 
 
@@ -144,7 +144,7 @@ def _is_whole(job: Job) -> bool:
     except (OSError, ValueError):
         return False
     sizes = zip(table["shard"], table["bytes"], strict=True)
-    there = sum(name.endswith(".parquet") for name in images)
+    there = sum(is_output("images.parquet", name) for name in images)
     return bool(there == (manifest or {}).get("parts")) and all(shards.get(name) == size for name, size in sizes)
 
 
