@@ -227,18 +227,24 @@ def read_part(
             content = pq.ParquetFile(file, page_checksum_verification=True)
             there = content.schema_arrow.names
             table = content.read([name for name in there if columns is None or name in columns])
-    except (pa.ArrowInvalid, OSError) as problem:
+    except (pa.ArrowException, OSError, ValueError) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:
             raise
         raise DamagedPart(url, problem) from None
-    part = table.to_pandas(types_mapper=pd.ArrowDtype)
+    part = table.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
     return part if like is None else vectors.from_pandas(part, like)
 
 
 def read_metadata(url: str, storage_options: storage.Options = None) -> dict[str, str]:
     """Return the metadata of a part's file."""
-    with storage.open_input(url, storage_options) as file:
-        return {name.decode(): text.decode() for name, text in (pq.read_schema(file).metadata or {}).items()}
+    try:
+        with storage.open_input(url, storage_options) as file:
+            known = pq.read_schema(file).metadata or {}
+    except (pa.ArrowException, OSError, ValueError) as problem:
+        if isinstance(problem, OSError) and problem.errno is not None:
+            raise
+        raise DamagedPart(url, problem) from None
+    return {name.decode(): text.decode() for name, text in known.items()}
 
 
 def from_parts(urls: Sequence[str], meta: Any, storage_options: storage.Options = None) -> Any:

@@ -343,3 +343,31 @@ def test_an_output_in_a_folder_of_sources_is_refused_at_once(client: Client, sha
             run(shards, out)
         assert not out.exists()
     run(sorted(shards.glob("*.tar")), shards / "out")
+
+
+def test_an_edited_table_of_images_is_seen(client: Client, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(shards, out)
+    path = out / "images.parquet" / "part.00002.parquet"
+    pd.read_parquet(path, dtype_backend="pyarrow").assign(caption="x").to_parquet(path)
+    (problem,) = verify(out).problems
+    assert problem.startswith("images.parquet/part.00002.parquet is not what was written")
+    path.unlink()
+    run(shards, out)
+    assert verify(out).problems == ()
+
+
+def test_a_garbled_record_is_named(client: Client, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(shards, out)
+    for name in (".run/run.json", "manifest.json"):
+        before = (out / name).read_bytes()
+        (out / name).write_bytes(before[:50])
+        with pytest.raises(ValueError, match=f"{name} is damaged"):
+            run(shards, out)
+        (out / name).write_bytes(before)
+    (out / "manifest.json").unlink()
+    for record in (out / ".run" / "written").iterdir():
+        record.write_bytes(b"")
+    run(shards, out)
+    assert verify(out).problems == ()

@@ -61,7 +61,7 @@ def manifest_of(
     job: Job,
     given: Mapping[str, Any],
     shards: Mapping[str, Mapping[str, int]],
-    parts: int,
+    decided: Sequence[Decided],
     n_clusters: int | None,
     written: Sequence[Written],
 ) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def manifest_of(
         Where the run was told to read and write.
     shards : dict
         As `by_shard` gives it.
-    parts : int
-        Of the table of images.
+    decided : sequence of Decided
+        The parts of the table of images.
     n_clusters : int or None
         In how many clusters semantic duplicates were looked for.
     written : sequence of Written
@@ -92,7 +92,7 @@ def manifest_of(
         "n_clusters": n_clusters,
         "counts": {**totals, "shards": len(written)},
         "sources": {url: {"etag": job.versions[url], **known} for url, known in shards.items()},
-        "parts": parts,
+        "parts": {part.name: part.digest for part in decided},
         "seconds": job.steps.seconds,
     }
 

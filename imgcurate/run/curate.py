@@ -160,7 +160,7 @@ def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     with steps("writing shards"):
         written = tables.write_shards(job, sources, pairs, decided)
     n_clusters = next((found.n_clusters for found in pairs if found.stage == "semantic"), None)
-    manifest = account.manifest_of(job, given, counts, len(decided), n_clusters, written)
+    manifest = account.manifest_of(job, given, counts, decided, n_clusters, written)
     known["duplicates"] = [found.part for found in pairs]
     resume.sweep(job, known)
     job.place.write_json("manifest.json", manifest)

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from imgcurate import parts, schema, storage, vectors
 from imgcurate.run.columns import Sources, read_rows
 
 _TEXT = schema.empty(["image_id"]).dtypes["image_id"]
+_CHUNK = 8 << 20
 _KEY, _COUNTS = b"imgcurate.key", b"imgcurate.counts"
 #: The columns that deciding adds.
 DECISIONS = ["duplicate_of", "similarity", "kept", "reason"]
@@ -22,10 +25,20 @@ OUTCOMES = ("errors", "below_aesthetic", "above_nsfw", "duplicates", "kept")
 
 
 class Decided(NamedTuple):
-    """A part of the table of images that is there: how many images became what."""
+    """A part of the table of images that is there.
+
+    Attributes
+    ----------
+    name : str
+    counts : dict of str to int
+        How many images became what.
+    digest : str
+        xxh3_128 of the file.
+    """
 
     name: str
     counts: dict[str, int]
+    digest: str
 
 
 def passing(frame: Any, min_aesthetic: float | None, max_nsfw: float | None) -> Any:
@@ -67,15 +80,27 @@ def write_decided(
     name = url.rpartition("/")[2]
     there = _counts_of(url, key, storage_options)
     if there is not None:
-        return Decided(name, there)
+        return Decided(name, there, digest_of(url, storage_options))
     part = decide_part(read_rows(sources, like, None, storage_options), twins, **limits)
     table = parts.to_table(part)
     counts = _count(part)
     known = {_KEY: key.encode(), _COUNTS: json.dumps(counts).encode()}
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **known})
+    sink = pa.BufferOutputStream()
+    parts.write_table(table, sink)
+    content = memoryview(sink.getvalue())
     with storage.open_atomic(url, storage_options) as file:
-        parts.write_table(table, file)
-    return Decided(name, counts)
+        file.write(content)
+    return Decided(name, counts, xxhash.xxh3_128_hexdigest(content))
+
+
+def digest_of(url: str, storage_options: storage.Options = None) -> str:
+    """Return the xxh3_128 of a file."""
+    known = xxhash.xxh3_128()
+    with storage.open_sequential(url, storage_options) as file:
+        while content := file.read(_CHUNK):
+            known.update(content)
+    return known.hexdigest()
 
 
 def _counts_of(url: str, key: str, storage_options: storage.Options) -> dict[str, int] | None:

@@ -112,7 +112,14 @@ class Folder:
 
     def _read(self, name: str) -> Any:
         content = storage.read_if_there(f"{self.url}/{name}", self.storage_options)
-        return None if content is None else json.loads(content)
+        if content is None:
+            return None
+        try:
+            return json.loads(content)
+        except ValueError as problem:
+            raise ValueError(
+                f"{self.url}/{name} is damaged ({problem}): remove it and run again with --overwrite; parts that are whole are not computed again"
+            ) from None
 
 
 def refuse_inside(out: str | os.PathLike[str], shards: Iterable[str | os.PathLike[str]]) -> None:

@@ -144,8 +144,8 @@ def _is_whole(job: Job) -> bool:
     except (OSError, ValueError):
         return False
     sizes = zip(table["shard"], table["bytes"], strict=True)
-    there = sum(is_output("images.parquet", name) for name in images)
-    return bool(there == (manifest or {}).get("parts")) and all(shards.get(name) == size for name, size in sizes)
+    there = {name for name in images if is_output("images.parquet", name)}
+    return there == set((manifest or {}).get("parts", ())) and all(shards.get(name) == size for name, size in sizes)
 
 
 def _short(value: Any) -> str:

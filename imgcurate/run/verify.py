@@ -14,13 +14,12 @@ import xxhash
 from imgcurate import parts, storage, tar
 from imgcurate.cluster import connect
 from imgcurate.run import write
+from imgcurate.run.decide import digest_of
 from imgcurate.run.folder import Folder, is_output
 from imgcurate.run.steps import Steps
 from imgcurate.run.write import Cut
 from imgcurate.sinks.webdataset import keys_of
 from imgcurate.sources.webdataset import images_of
-
-_CHUNK = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,9 @@ def verify(out: str | os.PathLike[str], *, storage_options: storage.Options = No
     images = [f"{url}/images.parquet/{name}" for name in images if is_output("images.parquet", name)]
     with steps("checking images"):
         count = dask.delayed(_count, pure=False)
-        counts = steps.run((count(part, storage_options) for part in images), len(images))
+        known = manifest["parts"]
+        tasks_of_images = (count(part, known.get(part.rpartition("/")[2]), storage_options) for part in images)
+        counts = steps.run(tasks_of_images, len(images))
     problems = [found for _, _, found in counts if found]
     rows, kept = (sum(values) for values in ([n for n, _, _ in counts], [k for _, k, _ in counts]))
     for what, found, said in (("images", rows, "read"), ("kept images", kept, "kept")):
@@ -108,12 +109,17 @@ def verify(out: str | os.PathLike[str], *, storage_options: storage.Options = No
     return Verified(len(table), int(table["samples"].sum()), tuple(problems))
 
 
-def _count(url: str, storage_options: storage.Options) -> tuple[int, int, str | None]:
+def _count(url: str, digest: str | None, storage_options: storage.Options) -> tuple[int, int, str | None]:
+    name = "/".join(url.rsplit("/", 2)[-2:])
     try:
-        part = parts.read_part(url, None, None, storage_options)
+        part = parts.read_part(url, None, ["kept"], storage_options)
     except parts.DamagedPart as problem:
-        return 0, 0, f"{url} is damaged ({problem.problem})"
-    return len(part), int(part["kept"].sum()), None
+        return 0, 0, f"{name} is damaged ({problem.problem})"
+    if "kept" not in part:
+        return 0, 0, f"{name} is not what was written: it has no column 'kept'"
+    found = digest_of(url, storage_options)
+    changed = f"{name} is not what was written: its digest is {found} and was {digest}" if found != digest else None
+    return len(part), int(part["kept"].sum()), changed
 
 
 def _check(
@@ -123,16 +129,11 @@ def _check(
     name = f"shards/{url.rpartition('/')[2]}"
     try:
         rows = write.rows_of(cuts, storage_options)
-        with storage.open_sequential(url, storage_options) as file:
-            known = xxhash.xxh3_128()
-            length = 0
-            while content := file.read(_CHUNK):
-                known.update(content)
-                length += len(content)
+        length, found = storage.size_of(url, storage_options), digest_of(url, storage_options)
         if length != size:
             return [f"{name} has {length:,} bytes and was written with {size:,}"]
-        if known.hexdigest() != digest:
-            return [f"{name} is not what was written: its digest is {known.hexdigest()} and was {digest}"]
+        if found != digest:
+            return [f"{name} is not what was written: its digest is {found} and was {digest}"]
         if len(rows) != samples:
             return [f"{name} holds {samples:,} samples and images.parquet has {len(rows):,} for it"]
         return _check_samples(rows, url, name, size, storage_options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -84,9 +85,10 @@ def write(cuts: Sequence[Cut], url: str, records: str, key: str, storage_options
     record = f"{records}/{fingerprint.of(key, name)}.json"
     known = storage.read_if_there(record, storage_options)
     if known is not None:
-        content = json.loads(known)
-        if content.pop("etag") == _etag(url, storage_options):
-            return Written(**content)
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a record that cannot be read is none
+            content = json.loads(known)
+            if content.pop("etag") == _etag(url, storage_options):
+                return Written(**content)
     samples, size, renamed, digest = write_shard(rows_of(cuts, storage_options), url, storage_options)
     written = Written(name, samples, size, digest, renamed)
     with storage.open_atomic(record, storage_options) as file:
