@@ -61,12 +61,14 @@ def describe_workers(client: distributed.Client) -> WorkersState:
     )
 
 
-def check_alive(client: distributed.Client) -> None:
+def check_alive(client: distributed.Client, ask: bool = False) -> None:
     """Raise where the connection to the scheduler is lost, or was: with it went all results that the client had asked for.
 
     Parameters
     ----------
     client : distributed.Client
+    ask : bool
+        Wait for an answer of the scheduler, too: of one that was killed, the client's own connection is closed a moment after others.
 
     Raises
     ------
@@ -76,7 +78,11 @@ def check_alive(client: distributed.Client) -> None:
     connection = client.scheduler_comm
     known = getattr(client, "connection", None) or connection
     if client.status == "running" and connection is known and connection is not None and not connection.closed():
-        return
+        if not ask:
+            return
+        with contextlib.suppress(OSError):
+            client.sync(client.scheduler.echo, data=0, callback_timeout=_ANSWER_SECONDS)
+            return
     address = getattr(client, "address", None) or getattr(client.scheduler, "address", "which this client used")
     raise ConnectionError(
         f"the Dask scheduler at {address} went away; start it again, or take another one, and run the same command again to go on"

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import fsspec
@@ -91,7 +92,9 @@ class Folder:
         """Remove what processes that were killed have left half-written or begun."""
         fs, path = fsspec.core.url_to_fs(self.url, **(self.storage_options or {}))
         fs.invalidate_cache()
-        for file in fs.find(path):
+        # Nowhere else: a folder beside them may be another run's, which is on.
+        here = [fs.find(path, maxdepth=1), *(fs.find(f"{path}/{name}") for name in (WORK, "shards", "images.parquet"))]
+        for file in dict.fromkeys(chain.from_iterable(here)):
             name = file.rpartition("/")[2]
             if name.startswith(".unfinished-") or (name.endswith(".begun") and f"/{WORK}/" in file):
                 fs.rm_file(file)

@@ -172,7 +172,7 @@ class Steps:
                 "--workers) and run the same command again to go on"
             ) from None
         if isinstance(problem, asyncio.CancelledError | concurrent.futures.CancelledError | OSError):
-            cluster.check_alive(self.client)
+            cluster.check_alive(self.client, ask=True)
         raise problem
 
 
