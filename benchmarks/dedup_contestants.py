@@ -26,7 +26,7 @@ TIE = 1e-6
 
 
 def join_imgcurate(options: Options) -> Iterator[Round]:
-    from imgcurate.dedup import join, screen
+    from imgcurate.dedup.semantic import join, screen
 
     vectors, least = np.load(options["vectors"]), options["least"]
     low_precision = options["low_precision"]

@@ -153,7 +153,7 @@ class Bench:
         return {"images": {"count": self.images, **made}, "decoding": round(decoding, 1), "models": found}
 
     def join(self) -> Result:
-        from imgcurate.dedup import join
+        from imgcurate.dedup.semantic import join
 
         rows = embeddings.many(1000 if self.dry else 100_000, 768).vectors
         if self.dry:

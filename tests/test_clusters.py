@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from imgcurate.dedup import clusters, rank
+from imgcurate.dedup.graph import rank
+from imgcurate.dedup.semantic import kmeans
 from imgcurate.vectors import unit_rows
 
 
@@ -21,13 +22,13 @@ def blobs(n: int, k: int, d: int = 16, seed: int = 0) -> tuple[np.ndarray, np.nd
 
 
 def nearest(rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    placed = clusters.place(rows, centroids)
+    placed = kmeans.place(rows, centroids)
     return placed.labels[:, 0], placed.distance
 
 
 def test_clusters_hold_what_is_near_each_other() -> None:
     rows, label = blobs(600, 5)
-    centroids = clusters.fit(rows, 40, seed=1)
+    centroids = kmeans.fit(rows, 40, seed=1)
     cluster, distance = nearest(rows, centroids)
     assert np.linalg.norm(centroids, axis=1) == pytest.approx(np.ones(40), abs=1e-6)
     assert all(len(np.unique(label[cluster == number])) == 1 for number in np.unique(cluster))
@@ -37,14 +38,14 @@ def test_clusters_hold_what_is_near_each_other() -> None:
 
 def test_the_same_seed_gives_the_same_centroids() -> None:
     rows, _ = blobs(500, 9)
-    assert np.array_equal(clusters.fit(rows, 20, seed=3), clusters.fit(rows, 20, seed=3))
+    assert np.array_equal(kmeans.fit(rows, 20, seed=3), kmeans.fit(rows, 20, seed=3))
 
 
 def test_fewer_distinct_vectors_than_clusters_are_clustered_in_silence() -> None:
     rows = np.repeat(np.eye(3, dtype=np.float32), 5, axis=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        centroids = clusters.fit(rows, 8, seed=0)
+        centroids = kmeans.fit(rows, 8, seed=0)
     cluster, distance = nearest(rows, centroids)
     assert len(np.unique(cluster)) == 3 and (distance < 1e-6).all()
 
@@ -67,17 +68,17 @@ def test_equal_vectors_share_cluster_and_distance_wherever_they_lie() -> None:
 
 def test_a_mean_does_not_depend_on_the_order_of_its_terms() -> None:
     rows, _ = blobs(10_000, 3)
-    halves = clusters.vector_sum(rows[:777]) + clusters.vector_sum(rows[777:])
-    assert np.array_equal(clusters.vector_sum(rows[::-1]), halves)
+    halves = kmeans.vector_sum(rows[:777]) + kmeans.vector_sum(rows[777:])
+    assert np.array_equal(kmeans.vector_sum(rows[::-1]), halves)
     assert halves / 2**32 == pytest.approx(rows.astype(np.float64).sum(axis=0), abs=1e-5)
 
 
 def test_a_mean_without_direction_becomes_an_axis() -> None:
-    assert clusters.unit_centroids(np.zeros((1, 3))).tolist() == [[1, 0, 0]]
+    assert kmeans.unit_centroids(np.zeros((1, 3))).tolist() == [[1, 0, 0]]
 
 
 def test_the_number_of_clusters_follows_the_number_of_images() -> None:
-    assert [clusters.choose_n_clusters(n) for n in (0, 1, 50_000, 100_000, 200_000, 1_000_000)] == [
+    assert [kmeans.choose_n_clusters(n) for n in (0, 1, 50_000, 100_000, 200_000, 1_000_000)] == [
         1,
         1,
         1,
@@ -86,7 +87,7 @@ def test_the_number_of_clusters_follows_the_number_of_images() -> None:
         707,
     ]
     # On a GPU a comparison costs less beside moving a row.
-    assert clusters.choose_n_clusters(300_000, gpu=True) == 1
+    assert kmeans.choose_n_clusters(300_000, gpu=True) == 1
 
 
 def test_the_nearest_clusters_are_those_of_brute_force_and_ties_go_to_the_lower_number() -> None:
@@ -94,7 +95,7 @@ def test_the_nearest_clusters_are_those_of_brute_force_and_ties_go_to_the_lower_
     rows = unit_rows(rng.standard_normal((5000, 20)).astype(np.float32))[0]
     centroids = unit_rows(rng.standard_normal((30, 20)).astype(np.float32))[0]
     centroids[17] = centroids[4]
-    placed = clusters.place(rows, centroids, probes=3)
+    placed = kmeans.place(rows, centroids, probes=3)
     cosines = rows.astype(np.float64) @ centroids.T
     cosines[:, 17] = -2
     nearest = np.argsort(-cosines, axis=1, kind="stable")
@@ -115,7 +116,7 @@ def test_every_pair_that_is_near_enough_meets_in_the_lower_of_its_two_clusters()
     rows = unit_rows(rng.standard_normal((1500, 6)).astype(np.float32))[0]
     centroids = unit_rows(rng.standard_normal((25, 6)).astype(np.float32))[0]
     for least in (0.7, 0.95, 0.99):
-        placed = clusters.place(rows, centroids, least=least, exact=True)
+        placed = kmeans.place(rows, centroids, least=least, exact=True)
         goes = np.zeros((len(rows), 25), dtype=bool)
         goes[np.arange(len(rows)), placed.labels[:, 0]] = True
         goes[placed.also] = True
@@ -128,13 +129,13 @@ def test_every_pair_that_is_near_enough_meets_in_the_lower_of_its_two_clusters()
 def test_a_second_cluster_is_left_out_where_no_partner_can_be_in_it() -> None:
     centroids = np.eye(2, dtype=np.float32)
     rows = unit_rows(np.array([[1, 0], [1, 0.9]], dtype=np.float32))[0]
-    placed = clusters.place(rows, centroids, probes=2, least=0.98)
+    placed = kmeans.place(rows, centroids, probes=2, least=0.98)
     assert placed.labels.tolist() == [[0, -1], [0, 1]] and placed.also[0].tolist() == [1]
 
 
 def test_packing_balances_the_work() -> None:
     work = np.array([100, 1, 1, 50, 50, 0, 98])
-    bucket = clusters.pack(work, 3)
+    bucket = kmeans.pack(work, 3)
     assert np.bincount(bucket, weights=work, minlength=3).tolist() == [100, 100, 100]
 
 

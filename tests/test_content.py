@@ -14,8 +14,8 @@ import xxhash
 from conftest import image_bytes, write_tar
 
 import imgcurate as ic
-from imgcurate.dedup import content
-from imgcurate.dedup.content import digest_part, halves, same_bytes
+from imgcurate.dedup.content import digest
+from imgcurate.dedup.content.digest import digest_part, halves, same_bytes
 
 
 def references(*rows: tuple[Any, Any, Any]) -> pd.DataFrame:
@@ -139,7 +139,7 @@ def test_a_forged_collision_is_exposed_by_comparison(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", [1, 3, 4, 1 << 20])
 def test_a_difference_anywhere_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(content, "_BLOCK", block)
+    monkeypatch.setattr(digest, "_BLOCK", block)
     data = b"0123456789"
     changed = [bytes(data[:k]) + b"x" + data[k + 1 :] for k in range(len(data))]
     part = files(tmp_path, data, *changed, data)
@@ -158,7 +158,7 @@ def test_ranges_of_shards_are_compared_by_position_not_by_index(tmp_path: Path) 
 
 
 def test_images_of_different_sizes_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content.storage, "open_input", lambda *_: pytest.fail("a file was opened"))
+    monkeypatch.setattr(digest.storage, "open_input", lambda *_: pytest.fail("a file was opened"))
     assert same_bytes(references(("/a", 0, 3)), references(("/b", 0, 4))).tolist() == [False]
 
 

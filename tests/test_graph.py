@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgcurate.dedup import graph
-from imgcurate.dedup.graph import KEPT, OPEN, Copies, Edges, Rule
+from imgcurate.dedup.graph import rules
+from imgcurate.dedup.graph.rules import KEPT, OPEN, Copies, Edges, Rule
 
 NONE = Copies(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
@@ -22,21 +22,21 @@ def solve(
     answer = None
     if rule == "cover":
         answer = np.full(n, OPEN, dtype=np.int8)
-        answer[copies.copy] = graph.GONE
+        answer[copies.copy] = rules.GONE
         for _ in range(rounds):
-            answer = graph.settle(answer, [graph.waiting(n, [edges], answer) for edges in chunks])
-        answer = graph.keep_greedily(n, graph.concatenate(chunks), answer)
-        known = [graph.twins_of_cover(edges, answer, copies) for edges in chunks]
+            answer = rules.settle(answer, [rules.waiting(n, [edges], answer) for edges in chunks])
+        answer = rules.keep_greedily(n, rules.concatenate(chunks), answer)
+        known = [rules.twins_of_cover(edges, answer, copies) for edges in chunks]
     elif rule == "pointwise":
-        known = [graph.twins_pointwise(edges, copies) for edges in chunks]
+        known = [rules.twins_pointwise(edges, copies) for edges in chunks]
     else:
         stars = []
         for edges in chunks:
-            root = graph.roots(n, [(edges.earlier, edges.later)])
+            root = rules.roots(n, [(edges.earlier, edges.later)])
             stars.append((np.flatnonzero(root != np.arange(n)), root[root != np.arange(n)]))
-        answer = graph.roots(n, [*stars, (copies.copy, copies.leader)])
-        known = [graph.twins_of_component(edges, answer) for edges in chunks]
-    found = graph.finish(n, rule, known, copies, answer)
+        answer = rules.roots(n, [*stars, (copies.copy, copies.leader)])
+        known = [rules.twins_of_component(edges, answer) for edges in chunks]
+    found = rules.finish(n, rule, known, copies, answer)
     return {int(a): (int(b), float(s)) for a, b, s in zip(*found, strict=True)}
 
 
@@ -74,7 +74,7 @@ def matrix_of(n: int, groups: np.ndarray, density: float, rng: np.random.Generat
 
 @given(
     n=st.integers(1, 40), k=st.integers(1, 40), density=st.sampled_from([0.0, 0.03, 0.2, 0.9]), seed=st.integers(0, 10**6),
-    rule=st.sampled_from(graph.RULES), cut=st.integers(1, 4), rounds=st.integers(0, 3),
+    rule=st.sampled_from(rules.RULES), cut=st.integers(1, 4), rounds=st.integers(0, 3),
 )  # fmt: skip
 def test_every_rule_does_what_a_walk_over_all_pairs_does(
     n: int, k: int, density: float, seed: int, rule: Any, cut: int, rounds: int
@@ -89,7 +89,7 @@ def test_every_rule_does_what_a_walk_over_all_pairs_does(
     order = rng.permutation(len(a))
     edges = Edges(leads[a][order], leads[b][order], similarity[leads[a], leads[b]][order])
     chunks = [edges.where(np.arange(len(order)) % cut == part) for part in range(cut)]
-    found = solve(n, chunks, rule, graph.group_copies(copy, first[copy]), rounds)
+    found = solve(n, chunks, rule, rules.group_copies(copy, first[copy]), rounds)
     expected = by_hand(similarity, rule)
     assert found.keys() == expected.keys()
     for node, (twin, near) in expected.items():
@@ -100,13 +100,13 @@ def test_every_rule_does_what_a_walk_over_all_pairs_does(
 def test_a_long_chain_in_rank_order_alternates() -> None:
     n = 20_001
     chain = Edges(np.arange(n - 1), np.arange(1, n), np.full(n - 1, 0.9, np.float32))
-    assert np.flatnonzero(graph.keep_greedily(n, chain) == KEPT).tolist() == list(range(0, n, 2))
+    assert np.flatnonzero(rules.keep_greedily(n, chain) == KEPT).tolist() == list(range(0, n, 2))
     assert {twin for twin, _ in solve(n, [chain], "component").values()} == {0}
     assert len(solve(n, [chain], "pointwise")) == n - 1
 
 
 def test_fixed_nodes_are_never_removed() -> None:
     edges = Edges(np.array([0, 1]), np.array([2, 2]), np.array([0.9, 0.95], np.float32))
-    root = graph.roots(3, [(edges.earlier, edges.later)])
-    found = graph.finish(3, "component", [graph.twins_of_component(edges, root)], NONE, root, n_fixed=2)
+    root = rules.roots(3, [(edges.earlier, edges.later)])
+    found = rules.finish(3, "component", [rules.twins_of_component(edges, root)], NONE, root, n_fixed=2)
     assert found.node.tolist() == [2]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgcurate.dedup import hamming
+from imgcurate.dedup.content import hamming
 
 
 def brute_force(hashes: np.ndarray, distance: int) -> set[tuple[int, int, int]]:

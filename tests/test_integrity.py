@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 import imgcurate as ic
 from imgcurate import images, pixels, storage
-from imgcurate.dedup.content import digest_part
+from imgcurate.dedup.content.digest import digest_part
 from imgcurate.encoders.embed import embed_part
 from imgcurate.measures import measure_part
 from imgcurate.phash import phash_part

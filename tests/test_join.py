@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from imgcurate.dedup import join, screen
+from imgcurate.dedup.semantic import join, screen
 from imgcurate.vectors import unit_rows
 
 

@@ -338,7 +338,7 @@ def test_rules_agree_however_the_pairs_are_cut_into_tasks(client: Client, rule: 
     frame = frame_of(np.repeat(planted(300, seed=8), 2, axis=0), npartitions=5)
     answers = []
     for most in (2**25, 200):
-        monkeypatch.setattr("imgcurate.dedup.duplicates._PAIRS_OF_A_TASK", most)
+        monkeypatch.setattr("imgcurate.dedup.result._PAIRS_OF_A_TASK", most)
         found = semantic_duplicates(frame, eps=0.1, rule=rule, n_clusters=6)
         answers.append(found.pairs.compute())
     assert len(found._graph.edges) > 1
@@ -347,8 +347,8 @@ def test_rules_agree_however_the_pairs_are_cut_into_tasks(client: Client, rule: 
 
 def test_pairs_are_stored_less_far_down_where_they_would_be_too_many(client: Client, monkeypatch: Any) -> None:
     vectors = unit_rows(np.random.default_rng(9).standard_normal((3000, 4)))[0]
-    monkeypatch.setattr("imgcurate.dedup.semantic._MOST_PAIRS", 4000)
-    monkeypatch.setattr("imgcurate.dedup.semantic._MOST_PAIRS_PER_IMAGE", 1)
+    monkeypatch.setattr("imgcurate.dedup.semantic.search._MOST_PAIRS", 4000)
+    monkeypatch.setattr("imgcurate.dedup.semantic.search._MOST_PAIRS_PER_IMAGE", 1)
     found = semantic_duplicates(frame_of(vectors), eps=0.01)
     assert 0.98 < found.min_similarity <= 0.99 and found.n_pairs < 6000
     assert semantic_duplicates(frame_of(vectors), eps=0.01, min_similarity=0.98).min_similarity == 0.98

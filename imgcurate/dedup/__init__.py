@@ -1,10 +1,10 @@
 """Duplicates: finding them by embedding, by look and by content, and dropping rows by id."""
 
+from imgcurate.dedup.content.verbs import exact_duplicates, perceptual_duplicates
 from imgcurate.dedup.corpus import decontaminate, save_embeddings
-from imgcurate.dedup.duplicates import Duplicates
 from imgcurate.dedup.removal import remove
-from imgcurate.dedup.semantic import semantic_duplicates
-from imgcurate.dedup.stored import exact_duplicates, perceptual_duplicates
+from imgcurate.dedup.result import Duplicates
+from imgcurate.dedup.semantic.search import semantic_duplicates
 
 __all__ = [
     "Duplicates",

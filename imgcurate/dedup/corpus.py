@@ -19,8 +19,9 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import identity, schema, storage, vectors
-from imgcurate.dedup import blocks, buckets, held, join
-from imgcurate.dedup.duplicates import check_eps, id_dtype
+from imgcurate.dedup.result import check_eps, id_dtype
+from imgcurate.dedup.semantic import exchange, join, normalise
+from imgcurate.dedup.semantic import frame as frames
 
 _ROWS_OF_A_TASK = 32_768
 
@@ -92,11 +93,11 @@ def save_embeddings(
     if there and not (append or overwrite):
         raise FileExistsError(f"{path} holds embeddings already; pass append=True to add to them, or overwrite=True")
     old = _saved(path, id_field, storage_options) if append else None
-    rows = held.prepare(frame, id_field, embedding_field, [], seed)
-    dimension = held.one_dimension(
+    rows = frames.prepare(frame, id_field, embedding_field, [], seed)
+    dimension = frames.one_dimension(
         rows.summaries, embedding_field, None if old is None else old.centroids.shape[1], "the saved embeddings"
     )
-    encoder = held.one_encoder(
+    encoder = frames.one_encoder(
         rows.summaries, "the frame, or what is saved there," if old else "the frame", old.encoders if old else ()
     )
     if not rows.n_compared:
@@ -105,7 +106,7 @@ def save_embeddings(
         centroids = old.centroids
     else:
         k = min(n_clusters or max(1, round((rows.n_compared / 2) ** 0.5)), rows.n_compared)
-        centroids = held.fit(rows, dimension, k, seed, vectors.on_gpu(frame._meta)).compute()
+        centroids = frames.fit(rows, dimension, k, seed, vectors.on_gpu(frame._meta)).compute()
     sizes, members = _by_cluster(rows, centroids, dimension, 1, -1.0)
     target = f"{storage.absolute(path, storage_options).rstrip('/')}/part.{len(there) if append else 0:05d}"
     if not append:
@@ -124,7 +125,7 @@ def save_embeddings(
             }
         )
         summary = summary.replace_schema_metadata(identity.to_metadata(encoder))
-        tables = [dask.delayed(blocks.table_of)(block) for block in rows.blocks]
+        tables = [dask.delayed(normalise.table_of)(block) for block in rows.blocks]
         dask.compute(
             *[write(bucket.members, bucket.clusters, tables, id_field, folder, storage_options) for bucket in members]
         )
@@ -173,7 +174,7 @@ def decontaminate(
         schema.require(frame, [id_field, embedding_field], "decontaminate")
     whole = dask.delayed(_evaluation)(
         [
-            dask.delayed(blocks.prepare)(part, id_field, embedding_field, [], 0)
+            dask.delayed(normalise.prepare)(part, id_field, embedding_field, [], 0)
             for part in _columns(evaluation, id_field, embedding_field).to_delayed()
         ],
         embedding_field,
@@ -211,13 +212,13 @@ class FrameCorpus:
         self._frame, self._id_field, self._embedding_field = frame, id_field, embedding_field
 
     def compare(
-        self, new: held.Held, dimension: int, probes: int, exact: bool, least: float
+        self, new: frames.Held, dimension: int, probes: int, exact: bool, least: float
     ) -> tuple[list[Delayed], Fixed]:
         """Return the pairs of a new image and one of the corpus, and how to name those of the corpus."""
-        old = held.prepare(self._frame, self._id_field, self._embedding_field, [], 0)
-        held.one_dimension(old.summaries, self._embedding_field, dimension, "the new images")
-        held.one_encoder([*new.summaries, *old.summaries], "the comparison with the corpus")
-        task = dask.delayed(buckets.compare_with_others)
+        old = frames.prepare(self._frame, self._id_field, self._embedding_field, [], 0)
+        frames.one_dimension(old.summaries, self._embedding_field, dimension, "the new images")
+        frames.one_encoder([*new.summaries, *old.summaries], "the comparison with the corpus")
+        task = dask.delayed(exchange.compare_with_others)
         found = [
             task(rows, at, others, other_at + new.n_compared, least)
             for rows, at in _grouped(new)
@@ -249,10 +250,10 @@ class SavedCorpus:
         self._id_field, self._storage_options = id_field, storage_options
 
     def compare(
-        self, new: held.Held, dimension: int, probes: int, exact: bool, least: float
+        self, new: frames.Held, dimension: int, probes: int, exact: bool, least: float
     ) -> tuple[list[Delayed], Fixed]:
         """Return the pairs of a new image and one of the corpus, and how to name those of the corpus."""
-        held.one_encoder(new.summaries, "the comparison with the corpus", self.encoders)
+        frames.one_encoder(new.summaries, "the comparison with the corpus", self.encoders)
         # The images of the corpus lie in one cluster each, so the new ones are looked for in twice as many.
         width = len(self.centroids) if exact else 2 * probes
         sizes, members = _by_cluster(new, self.centroids, dimension, width, least)
@@ -281,10 +282,10 @@ class _Bucket(NamedTuple):
 
 
 def _by_cluster(
-    rows: held.Held, centroids: np.ndarray, dimension: int, probes: int, least: float
+    rows: frames.Held, centroids: np.ndarray, dimension: int, probes: int, least: float
 ) -> tuple[np.ndarray, list[_Bucket]]:
     """Bring the rows of each cluster together: how many each cluster has, and buckets of whole clusters."""
-    place, given = dask.delayed(blocks.place, nout=3), dask.delayed(centroids)
+    place, given = dask.delayed(normalise.place, nout=3), dask.delayed(centroids)
     placed = dask.persist(
         *[
             output
@@ -293,12 +294,12 @@ def _by_cluster(
         ]
     )
     sizes = np.sum(dask.compute(*placed[2::3]), axis=0)
-    layout = buckets.lay_out(sizes, held.threads(), dimension, whole=True)
+    layout = exchange.lay_out(sizes, frames.threads(), dimension, whole=True)
     pieces = [
-        dask.delayed(buckets.split, nout=layout.n_buckets + 1)([block], [where], [offset], layout, True)
+        dask.delayed(exchange.split, nout=layout.n_buckets + 1)([block], [where], [offset], layout, True)
         for block, where, offset in zip(rows.blocks, placed[1::3], rows.offsets, strict=True)
     ]
-    merged = [dask.delayed(buckets.gather)(list(bucket)) for bucket in list(zip(*pieces, strict=True))[:-1]]
+    merged = [dask.delayed(exchange.gather)(list(bucket)) for bucket in list(zip(*pieces, strict=True))[:-1]]
     # Persisted, because what they are made of is held for as long as this function runs.
     merged = list(dask.persist(*merged))
     return sizes, [
@@ -329,7 +330,7 @@ def _saved(path: str | os.PathLike[str], id_field: str, storage_options: storage
     return SavedCorpus(centroids, parts, known, id_field, storage_options)
 
 
-def _grouped(rows: held.Held) -> list[tuple[Delayed, int]]:
+def _grouped(rows: frames.Held) -> list[tuple[Delayed, int]]:
     """Put small blocks together, because a comparison is a task for every two."""
     groups: list[tuple[list[Delayed], int, int]] = []
     ends = [*rows.offsets[1:], rows.n_compared]
@@ -338,7 +339,7 @@ def _grouped(rows: held.Held) -> list[tuple[Delayed, int]]:
             groups[-1][0].append(block)
         else:
             groups.append(([block], start, end))
-    return [(dask.delayed(blocks.stack)(group), start) for group, start, _ in groups]
+    return [(dask.delayed(normalise.stack)(group), start) for group, start, _ in groups]
 
 
 def _columns(frame: Any, id_field: str, embedding_field: str) -> Any:
@@ -346,23 +347,25 @@ def _columns(frame: Any, id_field: str, embedding_field: str) -> Any:
 
 
 class _Evaluation(NamedTuple):
-    rows: blocks.Rows
+    rows: normalise.Rows
     encoders: frozenset[identity.Identity]
 
 
-def _evaluation(prepared: Sequence[tuple[blocks.Rows, blocks.Summary, pa.Array]], embedding_field: str) -> _Evaluation:
+def _evaluation(
+    prepared: Sequence[tuple[normalise.Rows, normalise.Summary, pa.Array]], embedding_field: str
+) -> _Evaluation:
     usable = [(rows, summary) for rows, summary, _ in prepared if len(rows.vectors)]
     summaries = [summary for _, summary in usable]
-    held.one_dimension(summaries, embedding_field)
-    encoder = held.one_encoder(summaries, "the evaluation frame")
-    return _Evaluation(blocks.stack([rows for rows, _ in usable]), frozenset([encoder] if encoder else []))
+    frames.one_dimension(summaries, embedding_field)
+    encoder = frames.one_encoder(summaries, "the evaluation frame")
+    return _Evaluation(normalise.stack([rows for rows, _ in usable]), frozenset([encoder] if encoder else []))
 
 
 def _near_evaluation(
     part: Any, whole: _Evaluation, least: float, id_field: str, embedding_field: str, meta: pd.DataFrame
 ) -> Any:
-    rows, summary, _ = blocks.prepare(part, id_field, embedding_field, [], 0)
-    held.one_encoder([summary], "the comparison of training and evaluation images", whole.encoders)
+    rows, summary, _ = normalise.prepare(part, id_field, embedding_field, [], 0)
+    frames.one_encoder([summary], "the comparison of training and evaluation images", whole.encoders)
     evaluation = whole.rows
     table = meta
     if len(rows.vectors) and len(evaluation.vectors):
@@ -384,15 +387,15 @@ def _near_evaluation(
 
 
 def _compare_with_part(
-    bucket: buckets.Members, part: Part, start: int, least: float, storage_options: storage.Options
-) -> buckets.Found:
+    bucket: exchange.Members, part: Part, start: int, least: float, storage_options: storage.Options
+) -> exchange.Found:
     matrix = vectors.to_matrix(
         storage.read_parquet_table(part.url, ["embedding"], storage_options).to_pandas(types_mapper=pd.ArrowDtype)[
             "embedding"
         ]
     )
     others = vectors.namespace(bucket.vectors).asarray(matrix)
-    return buckets.compare_with_cluster(bucket, part.cluster, others, start, least)
+    return exchange.compare_with_cluster(bucket, part.cluster, others, start, least)
 
 
 def _name_part(part: Part, start: int, wanted: np.ndarray, id_field: str, storage_options: storage.Options) -> pa.Table:
@@ -400,10 +403,10 @@ def _name_part(part: Part, start: int, wanted: np.ndarray, id_field: str, storag
     if not len(here):
         return _named(pa.nulls(0), here, part.cluster)
     ids = storage.read_parquet_table(part.url, [id_field], storage_options)[id_field]
-    return _named(blocks.plain_ids(ids, id_field).take(pa.array(here - start)), here, part.cluster)
+    return _named(normalise.plain_ids(ids, id_field).take(pa.array(here - start)), here, part.cluster)
 
 
-def _name_block(block: blocks.Rows, offset: int, wanted: np.ndarray) -> pa.Table:
+def _name_block(block: normalise.Rows, offset: int, wanted: np.ndarray) -> pa.Table:
     start, stop = np.searchsorted(wanted, [offset, offset + len(block.vectors)])
     here = wanted[start:stop]
     return _named(block.table["id"].combine_chunks().take(pa.array(here - offset)), here, 0)
@@ -414,7 +417,7 @@ def _named(ids: Any, rows: np.ndarray, cluster: int) -> pa.Table:
 
 
 def _write_clusters(
-    members: buckets.Members,
+    members: exchange.Members,
     numbers: Sequence[int],
     tables: Sequence[pa.Table],
     id_field: str,

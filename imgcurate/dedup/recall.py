@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from imgcurate import vectors
-from imgcurate.dedup import graph, join, nodes, rank
-from imgcurate.dedup.blocks import Rows
+from imgcurate.dedup.graph import nodes, rank, rules
+from imgcurate.dedup.semantic import join
+from imgcurate.dedup.semantic.normalise import Rows
 
 
 class Recall(NamedTuple):
@@ -60,7 +61,7 @@ def true_pairs(drawn: tuple[np.ndarray, Any], table: pa.Table, rows: Rows, least
 
 
 def found_pairs(
-    drawn: tuple[np.ndarray, Any], ranked: nodes.Nodes, edges: Sequence[graph.Edges], least: float
+    drawn: tuple[np.ndarray, Any], ranked: nodes.Nodes, edges: Sequence[rules.Edges], least: float
 ) -> np.ndarray:
     """Count each sampled image's partners in the graph, copies among them."""
     n = len(ranked.table)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema, vectors
-from imgcurate.dedup.duplicates import Duplicates
+from imgcurate.dedup.result import Duplicates
 
 _NAMED = 5
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from imgcurate import cluster, encoders, storage, tar
-from imgcurate.dedup.rank import Keep
+from imgcurate.dedup.graph.rank import Keep
 from imgcurate.run import account, folder, resume, tables
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options, measured, stages_of

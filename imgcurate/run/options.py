@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from imgcurate import encoders, measures
-from imgcurate.dedup.rank import Keep
+from imgcurate.dedup.graph.rank import Keep
 from imgcurate.encoders import check_dtype
 from imgcurate.encoders.function import name_of
 from imgcurate.sinks.webdataset import check_samples_per_shard

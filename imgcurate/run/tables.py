@@ -11,10 +11,10 @@ import dask.dataframe as dd
 
 from imgcurate import encoders, fingerprint, parts, schema, storage, vectors
 from imgcurate.cluster import backend
-from imgcurate.dedup.duplicates import Duplicates
+from imgcurate.dedup.content.verbs import check_stored, exact_duplicates, perceptual_duplicates
 from imgcurate.dedup.removal import remove
-from imgcurate.dedup.semantic import check, semantic_duplicates
-from imgcurate.dedup.stored import check_stored, exact_duplicates, perceptual_duplicates
+from imgcurate.dedup.result import Duplicates
+from imgcurate.dedup.semantic.search import check, semantic_duplicates
 from imgcurate.encoders.embed import columns_of
 from imgcurate.parts import Part
 from imgcurate.run import account, columns, write

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imgcurate import vectors
-from imgcurate.dedup import screen
-from imgcurate.dedup.screen import Screen
+from imgcurate.dedup.semantic import screen
+from imgcurate.dedup.semantic.screen import Screen
 
 #: Rows and columns of a tile. Few rows, because the tile on the diagonal is computed whole though half of it is needed.
 _TILE = {"cpu": (512, 8192), "cuda": (4096, 32768)}

@@ -16,7 +16,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema, storage, vectors
-from imgcurate.dedup import graph, nodes, rank
+from imgcurate.dedup.graph import nodes, rank, rules
 from imgcurate.dedup.recall import Recall
 
 #: A task that decides takes so many pairs at most at once; of more, it takes what some rounds chunk by chunk leave open.
@@ -34,7 +34,7 @@ class Graph(NamedTuple):
     tables : list of Delayed of pyarrow.Table
         All compared images, block by block: ``id``, ``row``, ``cluster``, ``distance`` and what ranks them.
     nodes : Delayed of nodes.Nodes
-    edges : list of Delayed of graph.Edges
+    edges : list of Delayed of rules.Edges
     n_pairs, n_copies : int
     """
 
@@ -127,7 +127,7 @@ class Duplicates:
         n_clusters: int,
         eps: float,
         min_similarity: float,
-        rule: graph.Rule,
+        rule: rules.Rule,
         keep: rank.Keep,
         recall: Callable[[Duplicates, int, int], Recall] | None = None,
     ) -> None:
@@ -368,7 +368,7 @@ class Duplicates:
             raise ValueError(f"{os.fspath(path)!r} was not written by this version's Duplicates.save")
         leader = table["leader"].to_numpy()
         copies = np.flatnonzero(leader != np.arange(len(leader)))
-        ranked = nodes.Nodes(table, graph.group_copies(copies, leader[copies]), known["n_fixed"])
+        ranked = nodes.Nodes(table, rules.group_copies(copies, leader[copies]), known["n_fixed"])
         found = Graph(
             [dask.delayed(storage.read_parquet_table)(file, None, storage_options) for file in of["images"]],
             dask.delayed(ranked),
@@ -409,7 +409,7 @@ class Duplicates:
             answer = dask.delayed(nodes.first_state)(ranked)
             for _ in range(_ROUNDS if n_pairs > _PAIRS_OF_A_TASK else 0):
                 known = [dask.delayed(nodes.waiting)(chunk, least, answer) for chunk in edges]
-                answer = dask.delayed(graph.settle)(answer, known)
+                answer = dask.delayed(rules.settle)(answer, known)
             open_edges = [dask.delayed(nodes.still_open)(chunk, least, answer) for chunk in edges]
             answer = dask.delayed(nodes.keep_greedily)(ranked, open_edges, answer)
         elif self.rule == "component":
@@ -491,10 +491,10 @@ def _node_table(ranked: nodes.Nodes, known: str) -> pa.Table:
     return ranked.table.replace_schema_metadata({"imgcurate": known})
 
 
-def _plain_edges(edges: graph.Edges) -> pa.Table:
+def _plain_edges(edges: rules.Edges) -> pa.Table:
     return pa.table(edges._asdict())
 
 
-def _read_edges(url: str, storage_options: storage.Options) -> graph.Edges:
+def _read_edges(url: str, storage_options: storage.Options) -> rules.Edges:
     table = storage.read_parquet_table(url, None, storage_options)
-    return graph.Edges(*(table[name].to_numpy() for name in graph.Edges._fields))
+    return rules.Edges(*(table[name].to_numpy() for name in rules.Edges._fields))

@@ -17,8 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgcurate import phash, schema, storage, vectors
-from imgcurate.dedup import blocks, buckets, content, graph, hamming, held, rank
-from imgcurate.dedup.duplicates import Duplicates, build_graph, id_dtype
+from imgcurate.dedup.content import digest, hamming
+from imgcurate.dedup.graph import rank, rules
+from imgcurate.dedup.result import Duplicates, build_graph, id_dtype
+from imgcurate.dedup.semantic import exchange, normalise
+from imgcurate.dedup.semantic import frame as frame_rows
 
 _PLACE = ["url", "offset", "size"]
 # What else reading an image takes, where a frame has it.
@@ -86,7 +89,7 @@ def perceptual_duplicates(
     *,
     max_distance: int = 4,
     keep: rank.Keep = "id",
-    rule: graph.Rule = "cover",
+    rule: rules.Rule = "cover",
     seed: int = 42,
     id_field: str = "image_id",
     storage_options: storage.Options = None,
@@ -140,11 +143,11 @@ def perceptual_duplicates(
     return _duplicates(tables, summaries, found, meta, id_field, keep, rule, max(max_distance / _BITS, 1e-6))
 
 
-def check_stored(frame: Any, stage: str, *, keep: rank.Keep, rule: graph.Rule = "cover", max_distance: int = 0) -> None:
+def check_stored(frame: Any, stage: str, *, keep: rank.Keep, rule: rules.Rule = "cover", max_distance: int = 0) -> None:
     """Raise what ``exact_duplicates`` or ``perceptual_duplicates`` would raise of these arguments, before anything is read."""
     if not isinstance(max_distance, Integral) or isinstance(max_distance, bool) or not 0 <= max_distance < _BITS:
         raise ValueError(f"max_distance={max_distance!r} must be a whole number of bits, 0 to 63")
-    if rule not in graph.RULES:
+    if rule not in rules.RULES:
         raise ValueError(f"rule={rule!r} is unknown: give 'cover', 'pointwise' or 'component'")
     if keep in ("hard", "easy"):
         raise ValueError(
@@ -161,7 +164,7 @@ def _prints(
     id_field: str,
     storage_options: storage.Options,
     needed: list[str],
-) -> tuple[list[Any], list[blocks.Summary], Any]:
+) -> tuple[list[Any], list[normalise.Summary], Any]:
     """Read and fingerprint the frame, once: the tables stay on the cluster, the summaries come to the client."""
     keys = rank.keep_columns(keep)
     schema.require(frame, [id_field, *needed, *keys], verb)
@@ -173,7 +176,7 @@ def _prints(
         *[output for part in parts for output in task(part, verb, id_field, keys, seed, storage_options)]
     )
     summaries = list(dask.compute(*outputs[1::3]))
-    held.refuse_repeated_ids(summaries, outputs[2::3], id_field)
+    frame_rows.refuse_repeated_ids(summaries, outputs[2::3], id_field)
     starts = accumulate((int(summary.compared.sum()) for summary in summaries[:-1]), initial=0)
     number = dask.delayed(_numbered)
     return [number(table, start) for table, start in zip(outputs[0::3], starts, strict=True)], summaries, frame._meta
@@ -181,15 +184,15 @@ def _prints(
 
 def _print_part(
     part: Any, verb: str, id_field: str, keys: Sequence[str], seed: int, storage_options: storage.Options
-) -> tuple[pa.Table, blocks.Summary, pa.Array]:
+) -> tuple[pa.Table, normalise.Summary, pa.Array]:
     place = [name for name in _PLACE if name in part.columns]
     host = vectors.to_arrow(part[list(dict.fromkeys([id_field, *keys, *place]))])
-    ids = blocks.plain_ids(host[id_field], id_field)
+    ids = normalise.plain_ids(host[id_field], id_field)
     hashes = rank.hash_ids(ids, seed)
     if verb == "exact_duplicates":
-        read = vectors.to_arrow(content.digest_part(part, storage_options))
+        read = vectors.to_arrow(digest.digest_part(part, storage_options))
         known = read["digest"]
-        prints = dict(zip(("digest_high", "digest_low"), content.halves(known), strict=True))
+        prints = dict(zip(("digest_high", "digest_low"), digest.halves(known), strict=True))
     else:
         read = vectors.to_arrow(_hashed(part, storage_options))
         known = read["phash"]
@@ -206,7 +209,7 @@ def _print_part(
             **{name: host[name] for name in place},
         }
     )
-    return table.filter(pa.array(usable)), blocks.Summary(hashes, usable, 0), ids
+    return table.filter(pa.array(usable)), normalise.Summary(hashes, usable, 0), ids
 
 
 def _hashed(part: Any, storage_options: storage.Options) -> Any:
@@ -251,7 +254,7 @@ def _chunks(groups: np.ndarray) -> list[np.ndarray]:
     return np.split(groups, np.flatnonzero(np.diff(number)) + 1)
 
 
-def _verified(tables: Sequence[pa.Table], groups: np.ndarray, storage_options: storage.Options) -> buckets.Found:
+def _verified(tables: Sequence[pa.Table], groups: np.ndarray, storage_options: storage.Options) -> exchange.Found:
     """Return the copies among rows that share a digest, by comparing their bytes with the first of their group."""
     wanted = np.sort(groups[:, 1])
     places = pa.concat_tables(
@@ -265,34 +268,34 @@ def _verified(tables: Sequence[pa.Table], groups: np.ndarray, storage_options: s
         original = np.repeat(groups[first, 1], np.diff(first, append=len(groups)))
         rest = groups[:, 1] != original
         groups, original = groups[rest], original[rest]
-        same = content.same_bytes(places.loc[groups[:, 1]], places.loc[original], storage_options)
+        same = digest.same_bytes(places.loc[groups[:, 1]], places.loc[original], storage_options)
         copies.append(groups[same, 1])
         originals.append(original[same])
         # What shares a digest by chance or by design may still have copies of its own.
         groups = groups[~same]
-    return buckets.copies_found(np.concatenate(copies), np.concatenate(originals))
+    return exchange.copies_found(np.concatenate(copies), np.concatenate(originals))
 
 
 def _rows_of(table: pa.Table, wanted: np.ndarray) -> pa.Table:
     return table.filter(pa.array(np.isin(table["row"].to_numpy(), wanted)))
 
 
-def _alike(tables: Sequence[pa.Table], max_distance: int) -> buckets.Found:
+def _alike(tables: Sequence[pa.Table], max_distance: int) -> exchange.Found:
     hashes, row = (np.concatenate([table[name].to_numpy() for table in tables]) for name in ("phash", "row"))
     pairs = hamming.pairs_within(hashes.astype(np.uint64), max_distance)
     similarity = (1 - pairs.distance / _BITS).astype(np.float32)
-    copies = buckets.copies_found(row[pairs.copies], row[pairs.originals])
+    copies = exchange.copies_found(row[pairs.copies], row[pairs.originals])
     return copies._replace(left=row[pairs.left], right=row[pairs.right], similarity=similarity)
 
 
 def _duplicates(
     tables: list[Any],
-    summaries: list[blocks.Summary],
+    summaries: list[normalise.Summary],
     found: list[Any],
     meta: Any,
     id_field: str,
     keep: rank.Keep,
-    rule: graph.Rule,
+    rule: rules.Rule,
     eps: float,
 ) -> Duplicates:
     n_compared = sum(int(summary.compared.sum()) for summary in summaries)

@@ -16,7 +16,7 @@ from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
 from imgcurate import identity, vectors
-from imgcurate.dedup import blocks, clusters
+from imgcurate.dedup.semantic import kmeans, normalise
 
 
 class Held(NamedTuple):
@@ -24,9 +24,9 @@ class Held(NamedTuple):
 
     Attributes
     ----------
-    blocks : list of Delayed of blocks.Rows
+    blocks : list of Delayed of normalise.Rows
         Of the partitions that have any.
-    summaries : list of blocks.Summary
+    summaries : list of normalise.Summary
         Of those; `all_summaries` of all.
     offsets : list of int
         The number of each block's first row.
@@ -34,8 +34,8 @@ class Held(NamedTuple):
     """
 
     blocks: list[Delayed]
-    summaries: list[blocks.Summary]
-    all_summaries: list[blocks.Summary]
+    summaries: list[normalise.Summary]
+    all_summaries: list[normalise.Summary]
     offsets: list[int]
     n_compared: int
 
@@ -43,7 +43,7 @@ class Held(NamedTuple):
 def prepare(frame: Any, id_field: str, embedding_field: str, key_fields: list[str], seed: int) -> Held:
     """Compute the frame, once: each partition's comparable rows stay on the cluster, the summaries come to the client."""
     columns = [id_field, embedding_field, *key_fields, *(["error"] if "error" in frame.columns else [])]
-    task = dask.delayed(blocks.prepare, nout=3)
+    task = dask.delayed(normalise.prepare, nout=3)
     parts = frame[list(dict.fromkeys(columns))].to_delayed()
     outputs = [output for part in parts for output in task(part, id_field, embedding_field, key_fields, seed)]
     persisted = dask.persist(*outputs)
@@ -55,7 +55,7 @@ def prepare(frame: Any, id_field: str, embedding_field: str, key_fields: list[st
     return Held(held, theirs, summaries, ends[:-1], ends[-1])
 
 
-def refuse_repeated_ids(summaries: list[blocks.Summary], ids: Sequence[Delayed], id_field: str) -> None:
+def refuse_repeated_ids(summaries: list[normalise.Summary], ids: Sequence[Delayed], id_field: str) -> None:
     """Raise a ValueError where an id names more than one row."""
     hashes, counts = np.unique(np.concatenate([summary.hashes for summary in summaries]), return_counts=True)
     # Two ids may share a hash by chance, so the ids themselves are looked at.
@@ -74,7 +74,7 @@ def refuse_repeated_ids(summaries: list[blocks.Summary], ids: Sequence[Delayed],
 
 
 def one_dimension(
-    summaries: list[blocks.Summary], embedding_field: str, expected: int | None = None, of: str = ""
+    summaries: list[normalise.Summary], embedding_field: str, expected: int | None = None, of: str = ""
 ) -> int:
     """Return the length of the vectors; raises where they are of several, or not of the `expected` one, that of the `of`."""
     found = sorted({summary.dimension for summary in summaries})
@@ -87,7 +87,9 @@ def one_dimension(
     return found[0] if found else 0
 
 
-def one_encoder(summaries: list[blocks.Summary], what: str = "the frame", beside: Any = ()) -> identity.Identity | None:
+def one_encoder(
+    summaries: list[normalise.Summary], what: str = "the frame", beside: Any = ()
+) -> identity.Identity | None:
     """Return what made the vectors, where it is known; raises where they, or those `beside` them, are of several encoders."""
     return identity.one([encoder for summary in summaries for encoder in summary.encoders] + list(beside), what)
 
@@ -98,19 +100,19 @@ def sample(held: Held, size: int) -> list[tuple[Delayed, int]]:
     size = min(size, held.n_compared)
     limit = np.partition(np.concatenate(hashes), size - 1)[size - 1]
     sizes = [int((part <= limit).sum()) for part in hashes]
-    take = dask.delayed(blocks.sample)
+    take = dask.delayed(normalise.sample)
     return [(take(block, limit), n) for block, n in zip(held.blocks, sizes, strict=True) if n]
 
 
 def fit(held: Held, dimension: int, n_clusters: int, seed: int, gpu: bool) -> Delayed:
     """Return the centroids of k-means, or of one cluster the mean."""
     if n_clusters == 1:
-        return dask.delayed(blocks.mean)([dask.delayed(blocks.vector_sum)(block) for block in held.blocks])
-    samples = sample(held, clusters.sample_size(held.n_compared, n_clusters))
+        return dask.delayed(normalise.mean)([dask.delayed(normalise.vector_sum)(block) for block in held.blocks])
+    samples = sample(held, kmeans.sample_size(held.n_compared, n_clusters))
     if gpu:
         pieces = [(piece.vectors, n) for piece, n in samples]
-        return dask.delayed(vectors.to_numpy(clusters.fit_on_gpus(pieces, dimension, n_clusters, seed)))
-    return dask.delayed(blocks.fit)([piece for piece, _ in samples], n_clusters, seed)
+        return dask.delayed(vectors.to_numpy(kmeans.fit_on_gpus(pieces, dimension, n_clusters, seed)))
+    return dask.delayed(normalise.fit)([piece for piece, _ in samples], n_clusters, seed)
 
 
 def threads() -> int:

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgcurate import identity, images, vectors
-from imgcurate.dedup import clusters, rank
+from imgcurate.dedup.graph import rank
+from imgcurate.dedup.semantic import kmeans
 
 
 class Rows(NamedTuple):
@@ -94,7 +95,7 @@ def fit(samples: Sequence[Rows], n_clusters: int, seed: int) -> np.ndarray:
     """Fit centroids to the samples of all partitions, put in the order of their hashes."""
     hashes = np.concatenate([rows.table["hash"].to_numpy() for rows in samples])
     matrix = np.concatenate([rows.vectors for rows in samples])
-    return clusters.fit(matrix[np.argsort(hashes, kind="stable")], n_clusters, seed)
+    return kmeans.fit(matrix[np.argsort(hashes, kind="stable")], n_clusters, seed)
 
 
 def affordable(samples: Sequence[Rows], wanted: float, needed: float, share: float) -> float:
@@ -119,19 +120,19 @@ def affordable(samples: Sequence[Rows], wanted: float, needed: float, share: flo
 
 def vector_sum(rows: Rows) -> np.ndarray:
     """Return the exact sum of the rows' vectors."""
-    return clusters.vector_sum(rows.vectors)
+    return kmeans.vector_sum(rows.vectors)
 
 
 def mean(sums: Sequence[np.ndarray]) -> np.ndarray:
     """Return the mean direction, as a matrix of one centroid."""
-    return clusters.unit_centroids(np.sum(sums, axis=0)[None].astype(np.float64))
+    return kmeans.unit_centroids(np.sum(sums, axis=0)[None].astype(np.float64))
 
 
 def place(
     rows: Rows, offset: int, centroids: np.ndarray, probes: int, least: float, exact: bool
-) -> tuple[pa.Table, clusters.Placed, np.ndarray]:
+) -> tuple[pa.Table, kmeans.Placed, np.ndarray]:
     """Return the rows' table with their number, cluster and distance; where they go; and how many each cluster gets."""
-    placed = clusters.place(rows.vectors, centroids, probes, least, exact)
+    placed = kmeans.place(rows.vectors, centroids, probes, least, exact)
     table = rows.table.append_column("row", pa.array(np.arange(offset, offset + len(placed.labels))))
     table = table.append_column("cluster", pa.array(placed.labels[:, 0]))
     table = table.append_column("distance", pa.array(placed.distance))

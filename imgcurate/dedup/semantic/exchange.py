@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imgcurate import vectors
-from imgcurate.dedup import clusters, join, screen
-from imgcurate.dedup.blocks import Rows
+from imgcurate.dedup.semantic import join, kmeans, screen
+from imgcurate.dedup.semantic.normalise import Rows
 
 #: Rows of a tile of a large cluster, and how many tasks of similar cost a thread gets.
 _SMALLEST_TILE, _LARGEST_TILE = 4096, 8192
@@ -147,20 +147,20 @@ def lay_out(sizes: np.ndarray, threads: int, dimension: int, whole: bool = False
         by_work, by_memory = work[small].sum() / share, sizes[small].sum() * dimension * 4 / _BUCKET_BYTES
         n_small = min(len(small), int(np.ceil(max(by_work, by_memory, 1))))
         # Moving a row costs as much as comparing it with some thousand others.
-        first[small] = before + clusters.pack(work[small] + 1000 * sizes[small], n_small)
+        first[small] = before + kmeans.pack(work[small] + 1000 * sizes[small], n_small)
     return Layout(first, parts, before + n_small)
 
 
-def everywhere(rows: Rows) -> clusters.Placed:
+def everywhere(rows: Rows) -> kmeans.Placed:
     """Place all rows in one cluster: everything is compared."""
     n = len(rows.vectors)
     nothing = np.zeros(0, dtype=np.int64)
-    return clusters.Placed(np.zeros((n, 1), np.int32), np.zeros(n, np.float32), (nothing, nothing.astype(np.int32)))
+    return kmeans.Placed(np.zeros((n, 1), np.int32), np.zeros(n, np.float32), (nothing, nothing.astype(np.int32)))
 
 
 def split(
     group: Sequence[Rows],
-    placed: Sequence[clusters.Placed],
+    placed: Sequence[kmeans.Placed],
     offsets: Sequence[int],
     layout: Layout,
     copies: bool = False,
@@ -249,7 +249,7 @@ def concatenate(found: Sequence[Found]) -> Found:
     return Found(*(np.concatenate(columns) for columns in zip(empty, *found, strict=True)))
 
 
-def _places(group: Sequence[Rows], placed: Sequence[clusters.Placed], offsets: Sequence[int]) -> _Places:
+def _places(group: Sequence[Rows], placed: Sequence[kmeans.Placed], offsets: Sequence[int]) -> _Places:
     columns = []
     start = 0
     for rows, where, offset in zip(group, placed, offsets, strict=True):

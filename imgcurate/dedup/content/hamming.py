@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imgcurate.dedup.graph import runs
+from imgcurate.dedup.graph.rules import runs
 
 _BITS = 64
 #: Candidate pairs held at a time.

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgcurate.dedup import graph, rank
-from imgcurate.dedup.buckets import Found
-from imgcurate.dedup.graph import Copies, Edges, Rule, Twins
+from imgcurate.dedup.graph import rank, rules
+from imgcurate.dedup.graph.rules import Copies, Edges, Rule, Twins
+from imgcurate.dedup.semantic.exchange import Found
 
 
 class Nodes(NamedTuple):
@@ -61,7 +61,7 @@ def rank_nodes(tables: Sequence[pa.Table], fixed: Sequence[pa.Table], found: Seq
     if not tables:
         nothing = pa.array([], pa.int64())
         empty = pa.table({"id": pa.nulls(0), "row": nothing, "cluster": nothing, "leader": nothing})
-        return Nodes(empty, graph.group_copies(np.zeros(0, np.int64), np.zeros(0, np.int64)), 0)
+        return Nodes(empty, rules.group_copies(np.zeros(0, np.int64), np.zeros(0, np.int64)), 0)
     # Partitions may read a column differently, such as whole numbers as floats where some are missing.
     table = pa.concat_tables(tables, promote_options="permissive")
     table = table.take(pa.array(rank.order(table, keep))).select(columns)
@@ -84,7 +84,7 @@ def rank_nodes(tables: Sequence[pa.Table], fixed: Sequence[pa.Table], found: Seq
     copies = np.flatnonzero(leader != np.arange(len(table)))
     # The pairs of a group stand with its original: where another of it ranks higher, that one takes them.
     table = table.append_column("leader", pa.array(leader))
-    return Nodes(table, graph.group_copies(copies, leader[copies]), n_fixed)
+    return Nodes(table, rules.group_copies(copies, leader[copies]), n_fixed)
 
 
 class Numbers:
@@ -109,55 +109,55 @@ def number(found: Sequence[Found], nodes: Nodes) -> Edges:
 
 
 def first_state(nodes: Nodes) -> np.ndarray:
-    """Return what `graph.keep_greedily` starts from: copies go whatever becomes of the others."""
-    state = np.full(len(nodes.table), graph.OPEN, dtype=np.int8)
-    state[nodes.copies.copy] = graph.GONE
+    """Return what `rules.keep_greedily` starts from: copies go whatever becomes of the others."""
+    state = np.full(len(nodes.table), rules.OPEN, dtype=np.int8)
+    state[nodes.copies.copy] = rules.GONE
     return state
 
 
 def still_open(edges: Edges, least: float, state: np.ndarray) -> Edges:
     """Return the edges on which something still depends."""
     near = edges.at_least(least)
-    return near.where((state[near.later] == graph.OPEN) & (state[near.earlier] != graph.GONE))
+    return near.where((state[near.later] == rules.OPEN) & (state[near.earlier] != rules.GONE))
 
 
 def waiting(edges: Edges, least: float, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `graph.waiting` says by one chunk."""
-    return graph.waiting(len(state), [edges.at_least(least)], state)
+    """Return what `rules.waiting` says by one chunk."""
+    return rules.waiting(len(state), [edges.at_least(least)], state)
 
 
 def keep_greedily(nodes: Nodes, chunks: Sequence[Edges], state: np.ndarray) -> np.ndarray:
     """Decide what is left to decide."""
-    return graph.keep_greedily(len(nodes.table), graph.concatenate(chunks), state)
+    return rules.keep_greedily(len(nodes.table), rules.concatenate(chunks), state)
 
 
 def star(edges: Edges, least: float, nodes: Nodes) -> tuple[np.ndarray, np.ndarray]:
     """Return a chunk's connected components as edges to their first nodes."""
     near = edges.at_least(least)
-    root = graph.roots(len(nodes.table), [(near.earlier, near.later)])
+    root = rules.roots(len(nodes.table), [(near.earlier, near.later)])
     node = np.flatnonzero(root != np.arange(len(root)))
     return node, root[node]
 
 
 def roots(nodes: Nodes, stars: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Return the first node of each node's component, by all chunks' stars and the copies."""
-    return graph.roots(len(nodes.table), [*stars, (nodes.copies.copy, nodes.copies.leader)])
+    return rules.roots(len(nodes.table), [*stars, (nodes.copies.copy, nodes.copies.leader)])
 
 
 def twins(edges: Edges, least: float, rule: Rule, nodes: Nodes, answer: Any) -> Twins:
     """Return what a chunk knows of each removed node's twin."""
     if rule == "component":
         # The best of a component may be too far away to be an edge under this threshold, and be stored none the less.
-        return graph.twins_of_component(edges, answer)
+        return rules.twins_of_component(edges, answer)
     near = edges.at_least(least)
     if rule == "cover":
-        return graph.twins_of_cover(near, answer, nodes.copies)
-    return graph.twins_pointwise(near, nodes.copies)
+        return rules.twins_of_cover(near, answer, nodes.copies)
+    return rules.twins_pointwise(near, nodes.copies)
 
 
 def matches(nodes: Nodes, known: Sequence[Twins], rule: Rule, answer: Any) -> pa.Table:
     """Return the removed images: ``id``, ``duplicate_of``, ``similarity``, ``cluster``, and the rows' numbers, in rank order."""
-    found = graph.finish(len(nodes.table), rule, known, nodes.copies, answer, nodes.n_fixed)
+    found = rules.finish(len(nodes.table), rule, known, nodes.copies, answer, nodes.n_fixed)
     node, twin = pa.array(found.node), pa.array(found.twin)
     ids, rows = nodes.table["id"], nodes.table["row"]
     return pa.table(

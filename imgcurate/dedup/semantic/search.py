@@ -1,6 +1,6 @@
 """semantic_duplicates(): images whose embeddings point the same way.
 
-This file plans and runs the steps on Dask; what happens inside a task stands in blocks.py, buckets.py and nodes.py.
+This file plans and runs the steps on Dask; what happens inside a task stands in normalise.py, exchange.py and nodes.py.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema, vectors
-from imgcurate.dedup import blocks, buckets, clusters, corpus, graph, rank, recall
-from imgcurate.dedup import held as held_rows
-from imgcurate.dedup.duplicates import Duplicates, build_graph, check_eps, id_dtype
+from imgcurate.dedup import corpus, recall
+from imgcurate.dedup.graph import rank, rules
+from imgcurate.dedup.result import Duplicates, build_graph, check_eps, id_dtype
+from imgcurate.dedup.semantic import exchange, kmeans, normalise
+from imgcurate.dedup.semantic import frame as frames
 
 #: Pairs are stored for other thresholds as long as there are not more than so many in all, or an image.
 _MOST_PAIRS, _MOST_PAIRS_PER_IMAGE = 20_000_000, 50
@@ -29,7 +31,7 @@ def semantic_duplicates(
     eps: float = 0.01,
     n_clusters: int | None = None,
     keep: rank.Keep = "hard",
-    rule: graph.Rule = "cover",
+    rule: rules.Rule = "cover",
     probes: int = 2,
     exact: bool = False,
     min_similarity: float | None = None,
@@ -110,14 +112,14 @@ def semantic_duplicates(
         centroids = old.centroids
     given = _given_centroids(centroids, n_clusters)
 
-    held = held_rows.prepare(frame, id_field, embedding_field, rank.keep_columns(keep), seed)
-    dimension = held_rows.one_dimension(
+    held = frames.prepare(frame, id_field, embedding_field, rank.keep_columns(keep), seed)
+    dimension = frames.one_dimension(
         held.summaries, embedding_field, None if given is None else given.shape[1], "centroids"
     )
-    held_rows.one_encoder(held.summaries)
+    frames.one_encoder(held.summaries)
     n = held.n_compared
     on_gpu = vectors.on_gpu(frame._meta)
-    k = len(given) if given is not None else n_clusters or clusters.choose_n_clusters(n, dimension, probes, on_gpu)
+    k = len(given) if given is not None else n_clusters or kmeans.choose_n_clusters(n, dimension, probes, on_gpu)
     k = k if given is not None else min(k, n)
     least = min_similarity
     if least is None:
@@ -126,7 +128,7 @@ def semantic_duplicates(
     found: list[Delayed] = []
     fixed = None
     if held.blocks:
-        centers = dask.delayed(given) if given is not None else held_rows.fit(held, dimension, k, seed, on_gpu)
+        centers = dask.delayed(given) if given is not None else frames.fit(held, dimension, k, seed, on_gpu)
         # Pairs are stored a little further down, so that 1 - eps may be rounded either way.
         floor = max(least - 1e-7, -1)
         tables, found = _compare(held, centers, dimension, k, probes, floor, exact)
@@ -155,7 +157,7 @@ def check(
     eps: float,
     n_clusters: int | None,
     keep: rank.Keep,
-    rule: graph.Rule,
+    rule: rules.Rule,
     probes: int = 2,
     exact: bool = False,
     min_similarity: float | None = None,
@@ -179,7 +181,7 @@ def check(
             raise ValueError(
                 f"min_similarity={min_similarity:g} is above 1 - eps = {1 - eps:g}: the pairs that eps asks for would not be stored"
             )
-    if rule not in graph.RULES:
+    if rule not in rules.RULES:
         raise ValueError(
             f"rule={rule!r} is unknown: give 'cover' (every removed image has a kept twin), 'pointwise' or 'component'"
         )
@@ -192,7 +194,7 @@ def _check_frame(frame: Any, id_field: str, embedding_field: str, key_fields: li
     # Asked of Arrow, because pandas cannot be asked about cuDF's types.
     known = vectors.to_arrow(frame._meta[columns]).schema
     if not pa.types.is_null(known.field(id_field).type):  # of an object column nothing is known before it is read
-        blocks.check_id_type(known.field(id_field).type, id_field)
+        normalise.check_id_type(known.field(id_field).type, id_field)
     kind = known.field(embedding_field).type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         raise TypeError(
@@ -218,21 +220,21 @@ def _given_centroids(centroids: Any, n_clusters: int | None) -> np.ndarray | Non
     return unit
 
 
-def _affordable(held: held_rows.Held, eps: float) -> float:
+def _affordable(held: frames.Held, eps: float) -> float:
     """Return down to which cosine pairs are stored where the user does not say."""
     wanted = max(1 - 2 * eps, -1)
     budget = max(_MOST_PAIRS, _MOST_PAIRS_PER_IMAGE * held.n_compared) / (held.n_compared**2 / 2)
     if budget >= 1:
         return wanted
-    samples = [sample for sample, _ in held_rows.sample(held, _SURVEYED_ROWS)]
-    return float(dask.delayed(blocks.affordable)(samples, wanted, 1 - eps, budget).compute())
+    samples = [sample for sample, _ in frames.sample(held, _SURVEYED_ROWS)]
+    return float(dask.delayed(normalise.affordable)(samples, wanted, 1 - eps, budget).compute())
 
 
 def _compare(
-    held: held_rows.Held, centers: Delayed, dimension: int, n_clusters: int, probes: int, least: float, exact: bool
+    held: frames.Held, centers: Delayed, dimension: int, n_clusters: int, probes: int, least: float, exact: bool
 ) -> tuple[list[Delayed], list[Delayed]]:
     """Place all rows, bring those of each cluster together and compare them: the rows' tables, and the pairs."""
-    place = dask.delayed(blocks.place, nout=3)
+    place = dask.delayed(normalise.place, nout=3)
     n = held.n_compared
     placed = dask.persist(
         *[
@@ -243,27 +245,27 @@ def _compare(
     )
     tables, where = list(placed[0::3]), list(placed[1::3])
     sizes = np.sum(dask.compute(*placed[2::3]), axis=0)
-    if n_clusters == 1 or (exact and clusters.all_cost_less(sizes, n, dimension)):
-        where, sizes, exact = [dask.delayed(buckets.everywhere)(block) for block in held.blocks], np.array([n]), False
-    layout = buckets.lay_out(sizes, held_rows.threads(), dimension)
+    if n_clusters == 1 or (exact and kmeans.all_cost_less(sizes, n, dimension)):
+        where, sizes, exact = [dask.delayed(exchange.everywhere)(block) for block in held.blocks], np.array([n]), False
+    layout = exchange.lay_out(sizes, frames.threads(), dimension)
     # Groups of partitions, because every split has a task for every bucket: thousands of small partitions would make millions.
-    per_group = -(-len(tables) // max(4 * held_rows.threads(), layout.n_buckets))
+    per_group = -(-len(tables) // max(4 * frames.threads(), layout.n_buckets))
     starts = range(0, len(tables), per_group)
-    split = dask.delayed(buckets.split, nout=layout.n_buckets + 1)
+    split = dask.delayed(exchange.split, nout=layout.n_buckets + 1)
     pieces = [
         list(split(*(part[start : start + per_group] for part in (held.blocks, where, held.offsets)), layout))
         for start in starts
     ]
-    merge = dask.delayed(buckets.merge, nout=2)
+    merge = dask.delayed(exchange.merge, nout=2)
     merged = [merge(list(bucket)) for bucket in list(zip(*pieces, strict=True))[:-1]]
     found = [piece[-1] for piece in pieces] + [copies for _, copies in merged]
-    inside, across = dask.delayed(buckets.compare_inside), dask.delayed(buckets.compare_across)
+    inside, across = dask.delayed(exchange.compare_inside), dask.delayed(exchange.compare_across)
     for group in layout.groups():
         members = [merged[number][0] for number in group]
         chosen = None
         if len(group) > 1:
-            chosen = dask.delayed(buckets.plan)(members[0], len(group), least)
-            members = [dask.delayed(buckets.shorten)(part, chosen) for part in members]
+            chosen = dask.delayed(exchange.plan)(members[0], len(group), least)
+            members = [dask.delayed(exchange.shorten)(part, chosen) for part in members]
         found += [inside(part, chosen, least, exact) for part in members]
         found += [across(a, b, chosen, least, exact) for at, a in enumerate(members) for b in members[at + 1 :]]
     return tables, list(dask.persist(*found))
@@ -272,7 +274,7 @@ def _compare(
 class _Search:
     """The exact search of `Duplicates.recall`, which holds the vectors on the cluster."""
 
-    def __init__(self, held: held_rows.Held, tables: list[Delayed]) -> None:
+    def __init__(self, held: frames.Held, tables: list[Delayed]) -> None:
         self._held, self._tables = held, tables
 
     def __call__(self, found: Duplicates, size: int, seed: int) -> recall.Recall:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imgcurate import vectors
-from imgcurate.dedup import screen
+from imgcurate.dedup.semantic import screen
 
 #: What things cost, in multiplications of a low-precision matrix product: one of float32, a number that moves between workers (on
 #: GPUs, whose products are faster by more than their links), and the length of a screened vector with the reading of a product.

@@ -1,0 +1,1 @@
+"""Duplicates by content: equal bytes, and pictures that look alike."""

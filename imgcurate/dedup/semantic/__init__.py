@@ -1,0 +1,1 @@
+"""Semantic duplicates: normalise, cluster, assign, exchange, screen, join, each step a file."""
