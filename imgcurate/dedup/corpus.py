@@ -19,8 +19,9 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import identity, schema, storage, vectors
+from imgcurate.dedup.graph.found import Found
 from imgcurate.dedup.result import check_eps, id_dtype
-from imgcurate.dedup.semantic import exchange, join, normalise
+from imgcurate.dedup.semantic import compare, exchange, join, normalise
 from imgcurate.dedup.semantic import frame as frames
 
 _ROWS_OF_A_TASK = 32_768
@@ -94,11 +95,10 @@ def save_embeddings(
         raise FileExistsError(f"{path} holds embeddings already; pass append=True to add to them, or overwrite=True")
     old = _saved(path, id_field, storage_options) if append else None
     rows = frames.prepare(frame, id_field, embedding_field, [], seed)
-    dimension = frames.one_dimension(
-        rows.summaries, embedding_field, None if old is None else old.centroids.shape[1], "the saved embeddings"
-    )
+    if old is not None:
+        rows.refuse_other_dimension(old.centroids.shape[1], "the saved embeddings", embedding_field)
     encoder = frames.one_encoder(
-        rows.summaries, "the frame, or what is saved there," if old else "the frame", old.encoders if old else ()
+        rows.encoders, "the frame, or what is saved there," if old else "the frame", old.encoders if old else ()
     )
     if not rows.n_compared:
         raise ValueError("no row of the frame has a usable vector: there is nothing to save")
@@ -106,8 +106,8 @@ def save_embeddings(
         centroids = old.centroids
     else:
         k = min(n_clusters or max(1, round((rows.n_compared / 2) ** 0.5)), rows.n_compared)
-        centroids = frames.fit(rows, dimension, k, seed, vectors.on_gpu(frame._meta)).compute()
-    sizes, members = _by_cluster(rows, centroids, dimension, 1, -1.0)
+        centroids = frames.fit(rows, k, seed, vectors.on_gpu(frame._meta)).compute()
+    sizes, members = _by_cluster(rows, centroids, 1, -1.0)
     target = f"{storage.absolute(path, storage_options).rstrip('/')}/part.{len(there) if append else 0:05d}"
     if not append:
         for folder in there[1:]:
@@ -211,14 +211,13 @@ class FrameCorpus:
     def __init__(self, frame: Any, id_field: str, embedding_field: str) -> None:
         self._frame, self._id_field, self._embedding_field = frame, id_field, embedding_field
 
-    def compare(
-        self, new: frames.Held, dimension: int, probes: int, exact: bool, least: float
-    ) -> tuple[list[Delayed], Fixed]:
+    def compare(self, new: frames.Frame, probes: int, exact: bool, least: float) -> tuple[list[Delayed], Fixed]:
         """Return the pairs of a new image and one of the corpus, and how to name those of the corpus."""
         old = frames.prepare(self._frame, self._id_field, self._embedding_field, [], 0)
-        frames.one_dimension(old.summaries, self._embedding_field, dimension, "the new images")
-        frames.one_encoder([*new.summaries, *old.summaries], "the comparison with the corpus")
-        task = dask.delayed(exchange.compare_with_others)
+        if old.n_compared:
+            old.refuse_other_dimension(new.dimension, "the new images", self._embedding_field)
+        frames.one_encoder(new.encoders | old.encoders, "the comparison with the corpus")
+        task = dask.delayed(compare.compare_with_others)
         found = [
             task(rows, at, others, other_at + new.n_compared, least)
             for rows, at in _grouped(new)
@@ -249,14 +248,12 @@ class SavedCorpus:
         self.centroids, self._parts, self.encoders = centroids, parts, encoders
         self._id_field, self._storage_options = id_field, storage_options
 
-    def compare(
-        self, new: frames.Held, dimension: int, probes: int, exact: bool, least: float
-    ) -> tuple[list[Delayed], Fixed]:
+    def compare(self, new: frames.Frame, probes: int, exact: bool, least: float) -> tuple[list[Delayed], Fixed]:
         """Return the pairs of a new image and one of the corpus, and how to name those of the corpus."""
-        frames.one_encoder(new.summaries, "the comparison with the corpus", self.encoders)
+        frames.one_encoder(new.encoders, "the comparison with the corpus", self.encoders)
         # The images of the corpus lie in one cluster each, so the new ones are looked for in twice as many.
         width = len(self.centroids) if exact else 2 * probes
-        sizes, members = _by_cluster(new, self.centroids, dimension, width, least)
+        sizes, members = _by_cluster(new, self.centroids, width, least)
         touched = [part for part in self._parts if part.rows and sizes[part.cluster]]
         starts = np.cumsum([new.n_compared, *(part.rows for part in touched)])[:-1].tolist()
         task = dask.delayed(_compare_with_part)
@@ -282,7 +279,7 @@ class _Bucket(NamedTuple):
 
 
 def _by_cluster(
-    rows: frames.Held, centroids: np.ndarray, dimension: int, probes: int, least: float
+    rows: frames.Frame, centroids: np.ndarray, probes: int, least: float
 ) -> tuple[np.ndarray, list[_Bucket]]:
     """Bring the rows of each cluster together: how many each cluster has, and buckets of whole clusters."""
     place, given = dask.delayed(normalise.place, nout=3), dask.delayed(centroids)
@@ -294,7 +291,7 @@ def _by_cluster(
         ]
     )
     sizes = np.sum(dask.compute(*placed[2::3]), axis=0)
-    layout = exchange.lay_out(sizes, frames.threads(), dimension, whole=True)
+    layout = exchange.lay_out(sizes, frames.threads(), rows.dimension, whole=True)
     pieces = [
         dask.delayed(exchange.split, nout=layout.n_buckets + 1)([block], [where], [offset], layout, True)
         for block, where, offset in zip(rows.blocks, placed[1::3], rows.offsets, strict=True)
@@ -330,7 +327,7 @@ def _saved(path: str | os.PathLike[str], id_field: str, storage_options: storage
     return SavedCorpus(centroids, parts, known, id_field, storage_options)
 
 
-def _grouped(rows: frames.Held) -> list[tuple[Delayed, int]]:
+def _grouped(rows: frames.Frame) -> list[tuple[Delayed, int]]:
     """Put small blocks together, because a comparison is a task for every two."""
     groups: list[tuple[list[Delayed], int, int]] = []
     ends = [*rows.offsets[1:], rows.n_compared]
@@ -352,20 +349,21 @@ class _Evaluation(NamedTuple):
 
 
 def _evaluation(
-    prepared: Sequence[tuple[normalise.Rows, normalise.Summary, pa.Array]], embedding_field: str
+    prepared: Sequence[tuple[normalise.Rows, normalise.Summary, Any, Any]], embedding_field: str
 ) -> _Evaluation:
-    usable = [(rows, summary) for rows, summary, _ in prepared if len(rows.vectors)]
+    usable = [(rows, summary) for rows, summary, _, _ in prepared if len(rows.vectors)]
     summaries = [summary for _, summary in usable]
-    frames.one_dimension(summaries, embedding_field)
-    encoder = frames.one_encoder(summaries, "the evaluation frame")
+    normalise.one_dimension(summaries, embedding_field)
+    encoders = frozenset(encoder for summary in summaries for encoder in summary.encoders)
+    encoder = frames.one_encoder(encoders, "the evaluation frame")
     return _Evaluation(normalise.stack([rows for rows, _ in usable]), frozenset([encoder] if encoder else []))
 
 
 def _near_evaluation(
     part: Any, whole: _Evaluation, least: float, id_field: str, embedding_field: str, meta: pd.DataFrame
 ) -> Any:
-    rows, summary, _ = normalise.prepare(part, id_field, embedding_field, [], 0)
-    frames.one_encoder([summary], "the comparison of training and evaluation images", whole.encoders)
+    rows, summary, _, _ = normalise.prepare(part, id_field, embedding_field, [], 0)
+    frames.one_encoder(summary.encoders, "the comparison of training and evaluation images", whole.encoders)
     evaluation = whole.rows
     table = meta
     if len(rows.vectors) and len(evaluation.vectors):
@@ -388,14 +386,14 @@ def _near_evaluation(
 
 def _compare_with_part(
     bucket: exchange.Members, part: Part, start: int, least: float, storage_options: storage.Options
-) -> exchange.Found:
+) -> Found:
     matrix = vectors.to_matrix(
         storage.read_parquet_table(part.url, ["embedding"], storage_options).to_pandas(types_mapper=pd.ArrowDtype)[
             "embedding"
         ]
     )
     others = vectors.namespace(bucket.vectors).asarray(matrix)
-    return exchange.compare_with_cluster(bucket, part.cluster, others, start, least)
+    return compare.compare_with_cluster(bucket, part.cluster, others, start, least)
 
 
 def _name_part(part: Part, start: int, wanted: np.ndarray, id_field: str, storage_options: storage.Options) -> pa.Table:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from imgcurate import vectors
 from imgcurate.dedup.graph import nodes, rank, rules
@@ -33,11 +32,12 @@ class Recall(NamedTuple):
     images: int
 
 
-def sample(table: pa.Table, rows: Rows, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, Any]:
+def sample(table: Any, rows: Rows, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, Any]:
     """Return a block's candidates for the sample: hashes, the rows' numbers, and vectors.
 
     The whole frame's `size` lowest hashes are the sample, whatever the partitions.
     """
+    table = nodes.table_of(table)
     hashes = rank.hash_ids(table["id"].combine_chunks(), seed)
     chosen = np.argsort(hashes, kind="stable")[:size]
     return hashes[chosen], table["row"].to_numpy()[chosen], vectors.take(rows.vectors, chosen)
@@ -51,10 +51,10 @@ def draw(candidates: Sequence[tuple[np.ndarray, np.ndarray, Any]], size: int) ->
     return numbers[chosen], vectors.take(xp.concatenate([matrix for _, _, matrix in candidates]), chosen)
 
 
-def true_pairs(drawn: tuple[np.ndarray, Any], table: pa.Table, rows: Rows, least: float) -> np.ndarray:
+def true_pairs(drawn: tuple[np.ndarray, Any], table: Any, rows: Rows, least: float) -> np.ndarray:
     """Count each sampled image's partners in a block, itself excluded."""
     sampled, matrix = drawn
-    numbers = table["row"].to_numpy()
+    numbers = nodes.table_of(table)["row"].to_numpy()
     pairs = join.pairs_between(matrix, rows.vectors, least)
     other = sampled[pairs.left] != numbers[pairs.right]
     return np.bincount(pairs.left[other], minlength=len(sampled))

@@ -130,19 +130,21 @@ class Duplicates:
         rule: rules.Rule,
         keep: rank.Keep,
         recall: Callable[[Duplicates, int, int], Recall] | None = None,
+        through: str | None = None,
     ) -> None:
         self.n_rows, self.n_compared, self.n_excluded = n_rows, n_compared, n_rows - n_compared
         self.n_clusters, self.n_pairs = n_clusters, found.n_pairs + found.n_copies
         self.eps, self.min_similarity, self.rule, self.keep = eps, min_similarity, rule, keep
-        self.id_field = id_field
+        self.id_field, self._through = id_field, through
         self._graph, self._like, self._id_dtype, self._recall = found, like, id_dtype, recall
         self._answers: dict[float, Delayed] = {}
 
     def __repr__(self) -> str:
         excluded = f", {self.n_excluded:,} excluded" if self.n_excluded else ""
+        through = f" through files in {self._through}" if self._through else ""
         clusters = "1 cluster" if self.n_clusters == 1 else f"{self.n_clusters:,} clusters"
         return (
-            f"Duplicates({self.n_compared:,} images compared in {clusters}{excluded}; {self.n_pairs:,} pairs of similarity >= "
+            f"Duplicates({self.n_compared:,} images compared in {clusters}{through}{excluded}; {self.n_pairs:,} pairs of similarity >= "
             f"{self.min_similarity:g}; eps={self.eps:g}, rule={self.rule!r}, keep={self.keep!r}; "
             "see .pairs, .groups, .removals(eps), .sweep([eps, ...]), .recall())"
         )
@@ -325,7 +327,7 @@ class Duplicates:
         with storage.staged_folder(path, ".parquet", overwrite=overwrite, storage_options=storage_options) as folder:
             write = dask.delayed(storage.write_parquet_table)
             tables = [dask.delayed(_plain_edges)(part) for part in self._graph.edges]
-            tables += self._graph.tables
+            tables += [dask.delayed(nodes.table_of)(table) for table in self._graph.tables]
             files = [f"edges.{at:05d}.parquet" for at in range(len(self._graph.edges))]
             files += [f"images.{at:05d}.parquet" for at in range(len(self._graph.tables))]
             dask.compute(

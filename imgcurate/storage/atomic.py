@@ -19,7 +19,7 @@ _PART_BYTES = 16 << 20
 
 
 @contextlib.contextmanager
-def open_atomic(url: str, storage_options: Options = None) -> Iterator[BinaryIO]:
+def open_atomic(url: str, storage_options: Options = None, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a file for writing bytes that is there, under its name and whole, when the block ends, and never if it raises.
 
     Parameters
@@ -28,6 +28,8 @@ def open_atomic(url: str, storage_options: Options = None) -> Iterator[BinaryIO]
         Its folder is made where it is missing. A file that is there is replaced.
     storage_options : mapping, optional
         For the fsspec filesystem.
+    durable : bool, default True
+        Whether a file on a disk of this machine is to outlive a loss of power: what a process makes for itself need not wait for the disk.
 
     Yields
     ------
@@ -49,7 +51,7 @@ def open_atomic(url: str, storage_options: Options = None) -> Iterator[BinaryIO]
     """
     fs, path = open_filesystem(url, storage_options)
     if isinstance(fs, LocalFileSystem):
-        writing = _replacing_local(path)
+        writing = _replacing_local(path, durable)
     elif uploads(fs):
         writing = _uploading(fs, path)
     else:
@@ -143,7 +145,7 @@ def _names(fs: Any, folder: str, extension: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _replacing_local(path: str) -> Iterator[BinaryIO]:
+def _replacing_local(path: str, durable: bool = True) -> Iterator[BinaryIO]:
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     unfinished = f"{folder}/{_unfinished()}"
@@ -151,7 +153,8 @@ def _replacing_local(path: str) -> Iterator[BinaryIO]:
         with open(unfinished, "xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(unfinished, path)
     except BaseException as problem:
         if isinstance(problem, OSError) and problem.errno is not None and problem.filename is None:
@@ -159,7 +162,8 @@ def _replacing_local(path: str) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(unfinished)
         raise
-    _sync_folder(folder)
+    if durable:
+        _sync_folder(folder)
 
 
 def _sync_folder(folder: str) -> None:

@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 from imgcurate import phash, schema, storage, vectors
 from imgcurate.dedup.content import digest, hamming
 from imgcurate.dedup.graph import rank, rules
+from imgcurate.dedup.graph.found import Found, copies_found
 from imgcurate.dedup.result import Duplicates, build_graph, id_dtype
-from imgcurate.dedup.semantic import exchange, normalise
-from imgcurate.dedup.semantic import frame as frame_rows
+from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic import normalise
 
 _PLACE = ["url", "offset", "size"]
 # What else reading an image takes, where a frame has it.
@@ -170,21 +171,22 @@ def _prints(
     schema.require(frame, [id_field, *needed, *keys], verb)
     useful = _READ if "url" in needed else ["error"]
     columns = [id_field, *needed, *keys, *(name for name in useful if name in frame.columns)]
-    task = dask.delayed(_print_part, nout=3)
+    task = dask.delayed(_print_part, nout=4)
     parts = frame[list(dict.fromkeys(columns))].to_delayed()
     outputs = dask.persist(
         *[output for part in parts for output in task(part, verb, id_field, keys, seed, storage_options)]
     )
-    summaries = list(dask.compute(*outputs[1::3]))
-    frame_rows.refuse_repeated_ids(summaries, outputs[2::3], id_field)
-    starts = accumulate((int(summary.compared.sum()) for summary in summaries[:-1]), initial=0)
+    summaries = list(dask.compute(*outputs[1::4]))
+    n_rows = sum(summary.n_rows for summary in summaries)
+    frames.refuse_repeated_ids(outputs[2::4], outputs[3::4], n_rows, id_field)
+    starts = accumulate((summary.n_compared for summary in summaries[:-1]), initial=0)
     number = dask.delayed(_numbered)
-    return [number(table, start) for table, start in zip(outputs[0::3], starts, strict=True)], summaries, frame._meta
+    return [number(table, start) for table, start in zip(outputs[0::4], starts, strict=True)], summaries, frame._meta
 
 
 def _print_part(
     part: Any, verb: str, id_field: str, keys: Sequence[str], seed: int, storage_options: storage.Options
-) -> tuple[pa.Table, normalise.Summary, pa.Array]:
+) -> tuple[pa.Table, normalise.Summary, np.ndarray, tuple[pa.Array, np.ndarray]]:
     place = [name for name in _PLACE if name in part.columns]
     host = vectors.to_arrow(part[list(dict.fromkeys([id_field, *keys, *place]))])
     ids = normalise.plain_ids(host[id_field], id_field)
@@ -209,7 +211,8 @@ def _print_part(
             **{name: host[name] for name in place},
         }
     )
-    return table.filter(pa.array(usable)), normalise.Summary(hashes, usable, 0), ids
+    summary = normalise.Summary(len(ids), int(usable.sum()), 0)
+    return table.filter(pa.array(usable)), summary, hashes, (ids, hashes)
 
 
 def _hashed(part: Any, storage_options: storage.Options) -> Any:
@@ -254,7 +257,7 @@ def _chunks(groups: np.ndarray) -> list[np.ndarray]:
     return np.split(groups, np.flatnonzero(np.diff(number)) + 1)
 
 
-def _verified(tables: Sequence[pa.Table], groups: np.ndarray, storage_options: storage.Options) -> exchange.Found:
+def _verified(tables: Sequence[pa.Table], groups: np.ndarray, storage_options: storage.Options) -> Found:
     """Return the copies among rows that share a digest, by comparing their bytes with the first of their group."""
     wanted = np.sort(groups[:, 1])
     places = pa.concat_tables(
@@ -273,18 +276,18 @@ def _verified(tables: Sequence[pa.Table], groups: np.ndarray, storage_options: s
         originals.append(original[same])
         # What shares a digest by chance or by design may still have copies of its own.
         groups = groups[~same]
-    return exchange.copies_found(np.concatenate(copies), np.concatenate(originals))
+    return copies_found(np.concatenate(copies), np.concatenate(originals))
 
 
 def _rows_of(table: pa.Table, wanted: np.ndarray) -> pa.Table:
     return table.filter(pa.array(np.isin(table["row"].to_numpy(), wanted)))
 
 
-def _alike(tables: Sequence[pa.Table], max_distance: int) -> exchange.Found:
+def _alike(tables: Sequence[pa.Table], max_distance: int) -> Found:
     hashes, row = (np.concatenate([table[name].to_numpy() for table in tables]) for name in ("phash", "row"))
     pairs = hamming.pairs_within(hashes.astype(np.uint64), max_distance)
     similarity = (1 - pairs.distance / _BITS).astype(np.float32)
-    copies = exchange.copies_found(row[pairs.copies], row[pairs.originals])
+    copies = copies_found(row[pairs.copies], row[pairs.originals])
     return copies._replace(left=row[pairs.left], right=row[pairs.right], similarity=similarity)
 
 
@@ -298,13 +301,13 @@ def _duplicates(
     rule: rules.Rule,
     eps: float,
 ) -> Duplicates:
-    n_compared = sum(int(summary.compared.sum()) for summary in summaries)
+    n_compared = sum(summary.n_compared for summary in summaries)
     return Duplicates(
         build_graph(tables, found, keep),
         like=meta,
         id_dtype=id_dtype(meta[id_field]),
         id_field=id_field,
-        n_rows=sum(len(summary.hashes) for summary in summaries),
+        n_rows=sum(summary.n_rows for summary in summaries),
         n_compared=n_compared,
         n_clusters=min(1, n_compared),
         eps=eps,

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgcurate.dedup.graph import rank, rules
+from imgcurate.dedup.graph.found import Found
 from imgcurate.dedup.graph.rules import Copies, Edges, Rule, Twins
-from imgcurate.dedup.semantic.exchange import Found
 
 
 class Nodes(NamedTuple):
@@ -36,8 +36,9 @@ def involved(found: Sequence[Found]) -> np.ndarray:
     return np.unique(np.concatenate([np.zeros(0, np.int64), *(f[at] for f in found for at in (0, 1, 3, 4))]))
 
 
-def take(table: pa.Table, rows: np.ndarray) -> pa.Table:
+def take(table: Any, rows: np.ndarray) -> pa.Table:
     """Return those of a block's rows that are among `rows`."""
+    table = table_of(table)
     numbers = table["row"].to_numpy()
     first, last = (numbers[0], numbers[-1]) if len(numbers) else (0, -1)
     here = rows[np.searchsorted(rows, first) : np.searchsorted(rows, last, "right")]
@@ -212,14 +213,20 @@ def least_similar(removed: pa.Table, n: int) -> pa.Table:
     return removed.take(order[:n])
 
 
-def without(table: pa.Table, removed: pa.Table) -> pa.Table:
+def table_of(rows: Any) -> pa.Table:
+    """Return the table of some rows that lie in memory, as one, or in files."""
+    return rows if isinstance(rows, pa.Table) else rows.table
+
+
+def without(table: Any, removed: pa.Table) -> pa.Table:
     """Return a block's images that stay."""
+    table = table_of(table)
     return table.filter(pc.invert(pc.is_in(table["row"], removed["row"])))
 
 
-def assigned(tables: Sequence[pa.Table], keep: rank.Keep, part: int, n_parts: int) -> pa.Table:
+def assigned(tables: Sequence[Any], keep: rank.Keep, part: int, n_parts: int) -> pa.Table:
     """Return one of several parts of all images, by cluster, each cluster best-ranked first."""
-    mine = [table.filter(pa.array(table["cluster"].to_numpy() % n_parts == part)) for table in tables]
+    mine = [table.filter(pa.array(table["cluster"].to_numpy() % n_parts == part)) for table in map(table_of, tables)]
     table = pa.concat_tables(mine, promote_options="permissive")
     return table.take(pa.array(rank.order(table, keep, by_cluster=True)))
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imgcurate import vectors
-from imgcurate.dedup.semantic import join, kmeans, screen
+from imgcurate.dedup.graph.found import Found, copies_found
+from imgcurate.dedup.semantic import kmeans
 from imgcurate.dedup.semantic.normalise import Rows
 
 #: Rows of a tile of a large cluster, and how many tasks of similar cost a thread gets.
@@ -77,24 +78,6 @@ class _Places(NamedTuple):
 
     def members(self) -> Members:
         return Members(self.vectors(), *self[2:])
-
-
-class Found(NamedTuple):
-    """Similar pairs, and copies, by the rows' numbers.
-
-    Attributes
-    ----------
-    left, right : numpy.ndarray
-    similarity : numpy.ndarray of float32
-    copy, original : numpy.ndarray
-        Rows whose vector is that of another, bit by bit; they are in no pair.
-    """
-
-    left: np.ndarray
-    right: np.ndarray
-    similarity: np.ndarray
-    copy: np.ndarray
-    original: np.ndarray
 
 
 class Layout(NamedTuple):
@@ -174,7 +157,7 @@ def split(
     every = _places(group, placed, offsets)
     copy, original = _NO_ROWS
     if not copies:
-        every, copy, original = _without_copies(every)
+        every, copy, original = without_copies(every)
     bucket = layout.first[every.cluster] + (every.key % layout.parts[every.cluster].astype(np.uint64)).astype(np.int64)
     order = np.argsort(bucket, kind="stable")
     bounds = np.searchsorted(bucket[order], np.arange(layout.n_buckets + 1))
@@ -184,7 +167,7 @@ def split(
 
 def merge(pieces: Sequence[Members]) -> tuple[Members, Found]:
     """Put one bucket's pieces together, cluster by cluster, copies set apart."""
-    every, copy, original = _without_copies(_stack(pieces))
+    every, copy, original = without_copies(_stack(pieces))
     return every.members(), copies_found(copy, original)
 
 
@@ -194,73 +177,18 @@ def gather(pieces: Sequence[Members]) -> Members:
     return every.pick(np.lexsort((every.row, every.cluster))).members()
 
 
-def plan(bucket: Members, n_buckets: int, least: float) -> screen.Screen:
-    """Choose how the rows of a large cluster are screened, by one of its buckets."""
-    dtype = screen.choose_dtype(vectors.device(bucket.vectors))
-    return screen.plan(bucket.vectors, len(bucket.row) * n_buckets, least, dtype)
-
-
-def shorten(bucket: Members, chosen: screen.Screen) -> Members:
-    """Screen the rows of a bucket once, for all the tiles that it takes part in."""
-    return bucket._replace(short=screen.to_bits(screen.apply(bucket.vectors, chosen))) if len(bucket.row) else bucket
-
-
-def compare_inside(bucket: Members, chosen: screen.Screen | None, least: float, exact: bool) -> Found:
-    """Find the pairs inside each cluster of a bucket; `chosen` where it is part of a large one and has been shortened."""
-    if chosen is not None and bucket.short is not None:
-        short = screen.from_bits(bucket.short, chosen)
-        pairs = join.compare(bucket.vectors, None, chosen, least, (short, short))
-        return concatenate([_in_numbers(bucket, bucket, pairs, exact)])
-    bounds = np.flatnonzero(np.diff(bucket.cluster, prepend=-1, append=-1)).tolist()
-    found = []
-    for start, stop in pairwise(bounds):
-        part = _slice(bucket, start, stop)
-        found.append(_in_numbers(part, part, join.pairs_within(part.vectors, least), exact))
-    return concatenate(found)
-
-
-def compare_across(a: Members, b: Members, chosen: screen.Screen, least: float, exact: bool) -> Found:
-    """Find the pairs of one row of each of two buckets of the same cluster."""
-    if not len(a.row) or not len(b.row):
-        return concatenate([])
-    shorts = (screen.from_bits(a.short, chosen), screen.from_bits(b.short, chosen))
-    return _in_numbers(a, b, join.compare(a.vectors, b.vectors, chosen, least, shorts), exact)
-
-
-def compare_with_others(rows: Rows, offset: int, others: Rows, others_offset: int, least: float) -> Found:
-    """Find the pairs of one of some blocks' rows and one of others."""
-    pairs = join.pairs_between(rows.vectors, others.vectors, least)
-    left, right = pairs.left.astype(np.int64) + offset, pairs.right.astype(np.int64) + others_offset
-    return concatenate([])._replace(left=left, right=right, similarity=pairs.similarity)
-
-
-def compare_with_cluster(bucket: Members, cluster: int, others: Any, others_offset: int, least: float) -> Found:
-    """Find the pairs of one of a bucket's rows in a cluster and one of others in the same."""
-    start, stop = np.searchsorted(bucket.cluster, [cluster, cluster + 1])
-    pairs = join.pairs_between(bucket.vectors[start:stop], others, least)
-    left, right = bucket.row[start:stop][pairs.left], pairs.right.astype(np.int64) + others_offset
-    return concatenate([])._replace(left=left, right=right, similarity=pairs.similarity)
-
-
-def concatenate(found: Sequence[Found]) -> Found:
-    """Put what was found together."""
-    nothing = np.zeros(0, dtype=np.int64)
-    empty = Found(nothing, nothing, np.zeros(0, np.float32), nothing, nothing)
-    return Found(*(np.concatenate(columns) for columns in zip(empty, *found, strict=True)))
-
-
 def _places(group: Sequence[Rows], placed: Sequence[kmeans.Placed], offsets: Sequence[int]) -> _Places:
     columns = []
     start = 0
     for rows, where, offset in zip(group, placed, offsets, strict=True):
         at = np.concatenate([np.arange(len(where.labels)), where.also[0]])
         cluster = np.concatenate([where.labels[:, 0], where.also[1]])
-        columns.append((at + start, at + offset, _hash_vectors(rows.vectors)[at], cluster, where.labels[at]))
+        columns.append((at + start, at + offset, hash_vectors(rows.vectors)[at], cluster, where.labels[at]))
         start += len(rows.vectors)
     return _Places([rows.vectors for rows in group], *(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
-def _hash_vectors(unit: Any) -> np.ndarray:
+def hash_vectors(unit: Any) -> np.ndarray:
     """Hash each vector to 64 bits: equal ones, bit by bit, equally."""
     xp = vectors.namespace(unit)
     n, dimension = unit.shape
@@ -276,8 +204,12 @@ def _hash_vectors(unit: Any) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(29))
 
 
-def _without_copies(members: _Places) -> tuple[_Places, np.ndarray, np.ndarray]:
+def without_copies(members: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     """Sort members by cluster and number, and set apart those whose vector is that of an earlier one of their cluster.
+
+    Parameters
+    ----------
+    members : _Places, of memory or of files
 
     Returns
     -------
@@ -306,27 +238,6 @@ def _without_copies(members: _Places) -> tuple[_Places, np.ndarray, np.ndarray]:
     return members.pick(kept[np.lexsort((members.row[kept], members.cluster[kept]))]), copy, original
 
 
-def copies_found(copy: np.ndarray, original: np.ndarray) -> Found:
-    return concatenate([])._replace(copy=copy, original=original)
-
-
-def _in_numbers(a: Members, b: Members, pairs: join.Pairs, exact: bool) -> Found:
-    """Name pairs by their rows' numbers; one that meets in several clusters is named in the lowest of them alone."""
-    cluster, left, right = a.cluster[pairs.left], a.labels[pairs.left], b.labels[pairs.right]
-    if exact or left.shape[1] == 1:
-        here = cluster == np.minimum(left[:, 0], right[:, 0])
-    else:
-        shared = (left[:, :, None] == right[:, None, :]).any(axis=2) & (left >= 0)
-        here = cluster == np.where(shared, left, np.iinfo(np.int32).max).min(axis=1)
-    return concatenate([])._replace(
-        left=a.row[pairs.left[here]], right=b.row[pairs.right[here]], similarity=pairs.similarity[here]
-    )
-
-
 def _stack(pieces: Sequence[Members]) -> _Places:
     columns = [np.concatenate(column) for column in list(zip(*pieces, strict=True))[1:5]]
     return _Places([piece.vectors for piece in pieces], np.arange(len(columns[0])), *columns)
-
-
-def _slice(members: Members, start: int, stop: int) -> Members:
-    return Members(*(column[start:stop] for column in members[:5]))

@@ -1,118 +1,211 @@
-"""A frame whose comparable rows lie on the cluster, and what is done with all of them: a sample, and centroids."""
+"""A frame whose comparable rows lie in the workers' memory or in files, and what is done with all of them: ids are checked, a sample is drawn, centroids are fitted.
+
+Growth, in n rows: time n; memory of a task a group of small partitions or one large one; of the client a few numbers a group.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import dask
 import distributed
 import numpy as np
+import psutil
 import pyarrow as pa
-import pyarrow.compute as pc
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
-from imgcurate import identity, vectors
-from imgcurate.dedup.semantic import kmeans, normalise
+from imgcurate import fingerprint, identity, parts, vectors
+from imgcurate.dedup.semantic import kmeans, normalise, store
+from imgcurate.dedup.semantic.store import Folder, Stored, StoredRows
+
+#: Vectors stay in memory where they take at most this share of the workers': they are held once, sent to their clusters `probes` times, and
+#: beside them stands the frame itself.
+_SHARE_IN_MEMORY = 1 / 8
+#: Where there is no folder for them they may take this share, and the workers spill.
+_SHARE_AT_MOST = 1 / 3
+#: So many partitions are looked at to learn how large they are.
+_MEASURED = 8
+#: Small partitions are put together up to so many bytes of vectors, and large parts are worked on in such runs.
+_GROUP_BYTES = 64 << 20
+#: So many tasks are with the scheduler at a time.
+_WAVE = 4000
+_HASHES_AT_ONCE = 1 << 23
 
 
-class Held(NamedTuple):
-    """A frame's comparable rows on the cluster, and what the client knows of them.
+@dataclass
+class Frame:
+    """A frame's comparable rows, and what the client knows of them.
 
     Attributes
     ----------
-    blocks : list of Delayed of normalise.Rows
-        Of the partitions that have any.
-    summaries : list of normalise.Summary
-        Of those; `all_summaries` of all.
+    blocks : list of Delayed of normalise.Rows, or of StoredRows
     offsets : list of int
         The number of each block's first row.
-    n_compared : int
+    n_rows, n_compared, dimension : int
+    encoder : Identity or None
+    folder : Folder or None
+        Where the rows are in files.
+    parts : list of Stored
+        Those files.
     """
 
-    blocks: list[Delayed]
-    summaries: list[normalise.Summary]
-    all_summaries: list[normalise.Summary]
+    blocks: list[Any]
     offsets: list[int]
+    n_rows: int
     n_compared: int
+    dimension: int
+    encoders: frozenset[identity.Identity]
+    folder: Folder | None = None
+    parts: list[Stored] = field(default_factory=list)
+    _kept: Any = None  # a temporary folder goes with the last that refers to it
+
+    def refuse_other_dimension(self, expected: int, of: str, embedding_field: str) -> None:
+        """Raise where the vectors are not of the dimension of what they are to be compared with."""
+        if self.n_compared and self.dimension != expected:
+            raise ValueError(
+                f"{of} have dimension {expected}, the vectors of column {embedding_field!r} {self.dimension}"
+            )
 
 
-def prepare(frame: Any, id_field: str, embedding_field: str, key_fields: list[str], seed: int) -> Held:
-    """Compute the frame, once: each partition's comparable rows stay on the cluster, the summaries come to the client."""
+def prepare(
+    frame: Any,
+    id_field: str,
+    embedding_field: str,
+    key_fields: list[str],
+    seed: int,
+    work: str | None = None,
+    in_memory: bool | None = None,
+) -> Frame:
+    """Compute the frame, once: into memory where its first partitions say that it will fit, else into files.
+
+    Parameters
+    ----------
+    work : str, optional
+        A folder for files, which every worker sees. Default: a temporary one, where all workers are on this machine.
+    in_memory : bool, optional
+        Do not measure.
+    """
     columns = [id_field, embedding_field, *key_fields, *(["error"] if "error" in frame.columns else [])]
-    task = dask.delayed(normalise.prepare, nout=3)
-    parts = frame[list(dict.fromkeys(columns))].to_delayed()
-    outputs = [output for part in parts for output in task(part, id_field, embedding_field, key_fields, seed)]
-    persisted = dask.persist(*outputs)
-    summaries = list(dask.compute(*persisted[1::3]))
-    refuse_repeated_ids(summaries, persisted[2::3], id_field)
-    used = [number for number, summary in enumerate(summaries) if summary.compared.any()]
-    held, theirs = [persisted[0::3][number] for number in used], [summaries[number] for number in used]
-    ends = list(accumulate((int(summary.compared.sum()) for summary in theirs), initial=0))
-    return Held(held, theirs, summaries, ends[:-1], ends[-1])
+    frame = frame[list(dict.fromkeys(columns))]
+    delayed = frame.to_delayed()
+    arguments = (id_field, embedding_field, key_fields, seed)
+    task = dask.delayed(normalise.prepare_several, nout=4)
+    first = [list(task([part], *arguments)) for part in delayed[:_MEASURED]]
+    folder = Folder(work, durable=True) if work else None
+    keys = parts.keys_of(frame) if folder else [str(number) for number in range(len(delayed))]
+    measured = f"size.{fingerprint.of(keys, arguments)}.json"
+    known = folder.read_json(measured) if folder else None
+    if known is None:
+        first = [
+            list(outputs) for outputs in _in_fours(dask.persist(*[output for outputs in first for output in outputs]))
+        ]
+        summaries = dask.compute(*[outputs[1] for outputs in first])
+        rows = sum(summary.n_compared for summary in summaries) / len(summaries)
+        known = [rows, max((summary.dimension for summary in summaries), default=0)]
+    size = known[0] * known[1] * 4
+    kept = None
+    if in_memory is None:
+        in_memory, folder, kept = _choose(size * len(delayed), folder, vectors.on_gpu(frame._meta))
+    groups = _groups(len(delayed), len(first), size)
+    if in_memory:
+        outputs = first + [list(task(delayed[at.start : at.stop], *arguments)) for at in groups[len(first) :]]
+        return _held(outputs, id_field, embedding_field)
+    assert folder is not None
+    if folder.durable:  # so that another run makes the same groups
+        folder.write_json(measured, known)
+    names = [fingerprint.of(keys[at.start : at.stop], arguments) for at in groups]
+    folder.keep("rows", names)
+    there = folder.names("rows")
+    write = dask.delayed(store.write_rows, pure=False)
+    wanted = [number for number, name in enumerate(names) if f"{name}.arrow" not in there]
+
+    def writing() -> Iterator[Delayed]:
+        for number in wanted:
+            at = groups[number]
+            outputs = first[number] if number < len(first) else list(task(delayed[at.start : at.stop], *arguments))
+            yield write([tuple(outputs)], embedding_field, folder.file("rows", names[number]), folder.durable)
+
+    made = dict(zip(wanted, in_waves(writing()), strict=True))
+    records = [made.get(n) or store.read_record(folder.file("rows", name)) for n, name in enumerate(names)]
+    return _in_files(records, folder, kept, id_field, embedding_field)
 
 
-def refuse_repeated_ids(summaries: list[normalise.Summary], ids: Sequence[Delayed], id_field: str) -> None:
-    """Raise a ValueError where an id names more than one row."""
-    hashes, counts = np.unique(np.concatenate([summary.hashes for summary in summaries]), return_counts=True)
-    # Two ids may share a hash by chance, so the ids themselves are looked at.
-    suspects = hashes[counts > 1]
-    if not len(suspects):
-        return
-    where = [np.flatnonzero(np.isin(summary.hashes, suspects[:1000])) for summary in summaries]
-    taken = dask.compute(*[dask.delayed(pc.take)(part, pa.array(at)) for part, at in zip(ids, where, strict=True)])
-    times = Counter(name for part in taken for name in part.to_pylist())
-    repeated = [name for name, count in times.items() if count > 1]
-    if repeated:
-        raise ValueError(
-            f"{len(suspects):,} ids of column {id_field!r} name more than one row: {', '.join(map(repr, sorted(repeated)[:5]))}"
-            f"{', ...' if len(repeated) > 5 else ''}; give every image an id of its own"
-        )
-
-
-def one_dimension(
-    summaries: list[normalise.Summary], embedding_field: str, expected: int | None = None, of: str = ""
-) -> int:
-    """Return the length of the vectors; raises where they are of several, or not of the `expected` one, that of the `of`."""
-    found = sorted({summary.dimension for summary in summaries})
-    if len(found) > 1:
-        raise ValueError(
-            f"column {embedding_field!r} holds vectors of several lengths: {found}; one frame holds one encoder"
-        )
-    if found and expected not in (None, found[0]):
-        raise ValueError(f"{of} have dimension {expected}, the vectors of column {embedding_field!r} {found[0]}")
-    return found[0] if found else 0
+def in_waves(tasks: Iterator[Delayed]) -> list[Any]:
+    """Compute tasks so many at a time, and return what they give, in their order."""
+    results: list[Any] = []
+    while wave := [task for _, task in zip(range(_WAVE), tasks, strict=False)]:
+        results += dask.compute(*wave)
+    return results
 
 
 def one_encoder(
-    summaries: list[normalise.Summary], what: str = "the frame", beside: Any = ()
+    encoders: frozenset[identity.Identity], what: str = "the frame", beside: Any = ()
 ) -> identity.Identity | None:
     """Return what made the vectors, where it is known; raises where they, or those `beside` them, are of several encoders."""
-    return identity.one([encoder for summary in summaries for encoder in summary.encoders] + list(beside), what)
+    return identity.one([*encoders, *beside], what)
 
 
-def sample(held: Held, size: int) -> list[tuple[Delayed, int]]:
-    """Return the rows with the lowest hashes: a random sample that is the same however the frame is partitioned."""
-    hashes = [summary.hashes[summary.compared] for summary in held.summaries]
-    size = min(size, held.n_compared)
-    limit = np.partition(np.concatenate(hashes), size - 1)[size - 1]
-    sizes = [int((part <= limit).sum()) for part in hashes]
+def refuse_repeated_ids(hashes: Sequence[Any], names: Sequence[Delayed], n_rows: int, id_field: str) -> None:
+    """Raise a ValueError where an id names more than one row; each task sorts the hashes of one range.
+
+    Parameters
+    ----------
+    hashes : sequence of Delayed of numpy.ndarray of uint64, or of the paths of files of them, sorted
+    names : sequence of Delayed of (ids, hashes)
+        Of the same partitions; asked where two hashes are equal.
+    n_rows : int
+    id_field : str
+    """
+    n_ranges = max(1, -(-n_rows // _HASHES_AT_ONCE))
+    repeated = dask.delayed(_repeated)
+    found = in_waves(repeated(list(hashes), number, n_ranges) for number in range(n_ranges))
+    suspects = np.concatenate(found)
+    if not len(suspects):
+        return
+    # Two ids may share a hash by chance, so the ids themselves are looked at.
+    taken = in_waves(dask.delayed(_ids_of)(part, suspects[:1000]) for part in names)
+    times = Counter(name for part in taken for name in part.to_pylist())
+    repeats = [name for name, count in times.items() if count > 1]
+    if repeats:
+        raise ValueError(
+            f"{len(suspects):,} ids of column {id_field!r} name more than one row: {', '.join(map(repr, sorted(repeats)[:5]))}"
+            f"{', ...' if len(repeats) > 5 else ''}; give every image an id of its own"
+        )
+
+
+def sample(frame: Frame, size: int) -> tuple[list[Delayed], int]:
+    """Return the rows with the lowest hashes, and a few more, by blocks: `normalise.draw` takes just the `size` lowest.
+
+    They are a random sample that is the same however the frame is partitioned.
+    """
+    size = min(size, frame.n_compared)
+    # So many standard deviations more that too few would come once in a thousand million times.
+    share = (size + 6 * size**0.5 + 10) / frame.n_compared
+    limit = np.uint64(min(share, 1) * (2.0**64 - 2048))
+    if share >= 1:
+        limit = np.uint64(2**64 - 1)
     take = dask.delayed(normalise.sample)
-    return [(take(block, limit), n) for block, n in zip(held.blocks, sizes, strict=True) if n]
+    per_task = -(-len(frame.blocks) // max(64, 4 * threads()))
+    starts = range(0, len(frame.blocks), per_task)
+    return [take(frame.blocks[at : at + per_task], limit) for at in starts], size
 
 
-def fit(held: Held, dimension: int, n_clusters: int, seed: int, gpu: bool) -> Delayed:
+def fit(frame: Frame, n_clusters: int, seed: int, gpu: bool) -> Delayed:
     """Return the centroids of k-means, or of one cluster the mean."""
     if n_clusters == 1:
-        return dask.delayed(normalise.mean)([dask.delayed(normalise.vector_sum)(block) for block in held.blocks])
-    samples = sample(held, kmeans.sample_size(held.n_compared, n_clusters))
-    if gpu:
-        pieces = [(piece.vectors, n) for piece, n in samples]
-        return dask.delayed(vectors.to_numpy(kmeans.fit_on_gpus(pieces, dimension, n_clusters, seed)))
-    return dask.delayed(normalise.fit)([piece for piece, _ in samples], n_clusters, seed)
+        return dask.delayed(normalise.mean)([dask.delayed(normalise.vector_sum)(block) for block in frame.blocks])
+    pieces, size = sample(frame, kmeans.sample_size(frame.n_compared, n_clusters))
+    if gpu and frame.folder is None:
+        pieces = dask.persist(*pieces)
+        sizes = dask.compute(*[dask.delayed(normalise.count)(piece) for piece in pieces])
+        on_devices = [(piece.vectors, rows) for piece, rows in zip(pieces, sizes, strict=True) if rows]
+        return dask.delayed(vectors.to_numpy(kmeans.fit_on_gpus(on_devices, frame.dimension, n_clusters, seed)))
+    return dask.delayed(normalise.fit)(pieces, size, n_clusters, seed)
 
 
 def threads() -> int:
@@ -121,3 +214,119 @@ def threads() -> int:
         return max(1, sum(distributed.get_client().nthreads().values()))
     except ValueError:
         return int(CPU_COUNT)
+
+
+def _held(outputs: list[list[Delayed]], id_field: str, embedding_field: str) -> Frame:
+    outputs = _in_fours(dask.persist(*[output for four in outputs for output in four]))
+    summaries = dask.compute(*[summary for _, summary, _, _ in outputs])
+    n_rows = sum(summary.n_rows for summary in summaries)
+    pair = dask.delayed(_pair)
+    names = [pair(names, hashes) for _, _, hashes, names in outputs]
+    refuse_repeated_ids([hashes for _, _, hashes, _ in outputs], names, n_rows, id_field)
+    used = [number for number, summary in enumerate(summaries) if summary.n_compared]
+    counts = [summaries[number].n_compared for number in used]
+    return Frame(
+        [outputs[number][0] for number in used],
+        list(accumulate(counts, initial=0))[:-1],
+        n_rows,
+        sum(counts),
+        normalise.one_dimension([summaries[number] for number in used], embedding_field),
+        frozenset(encoder for summary in summaries for encoder in summary.encoders),
+    )
+
+
+def _in_files(records: list[Stored], folder: Folder, kept: Any, id_field: str, embedding_field: str) -> Frame:
+    n_rows = sum(record.n_rows for record in records)
+    names = [dask.delayed(store.names)(record.path) for record in records]
+    refuse_repeated_ids([f"{record.path}.hashes" for record in records], names, n_rows, id_field)
+    used = [record for record in records if record.n_compared]
+    dimension = normalise.one_dimension(used, embedding_field)
+    rows = max(1, _GROUP_BYTES // max(dimension * 4, 1))
+    blocks = [
+        StoredRows(record.path, start, min(start + rows, record.n_compared), dimension)
+        for record in used
+        for start in range(0, record.n_compared, rows)
+    ]
+    return Frame(
+        blocks,
+        list(accumulate((block.stop - block.start for block in blocks), initial=0))[:-1],
+        n_rows,
+        sum(record.n_compared for record in used),
+        dimension,
+        frozenset(encoder for record in used for encoder in record.encoders),
+        folder,
+        used,
+        kept,
+    )
+
+
+def _choose(size: float, folder: Folder | None, gpu: bool) -> tuple[bool, Folder | None, Any]:
+    """Decide between memory and files for so many bytes of vectors."""
+    memory = memory_of_workers()
+    if size <= memory * _SHARE_IN_MEMORY or (gpu and folder is None):
+        return True, None, None
+    if folder is not None:
+        return False, folder, None
+    if _on_this_machine():
+        made, kept = store.temporary(dask.config.get("temporary-directory", None))
+        return False, made, kept
+    if size <= memory * _SHARE_AT_MOST:
+        return True, None, None
+    raise ValueError(
+        f"about {size / 2**30:.1f} GiB of vectors are too many for workers with {memory / 2**30:.1f} GiB of memory: name a folder for them that every "
+        "worker sees (work=)"
+    )
+
+
+def memory_of_workers() -> float:
+    """Return how much memory all workers may use, in bytes."""
+    try:
+        workers = distributed.get_client().scheduler_info(n_workers=-1)["workers"].values()
+    except ValueError:
+        return float(psutil.virtual_memory().total)
+    return float(sum(worker["memory_limit"] or psutil.virtual_memory().total for worker in workers))
+
+
+def _on_this_machine() -> bool:
+    try:
+        cluster = distributed.get_client().cluster
+    except ValueError:
+        return True
+    return isinstance(cluster, distributed.LocalCluster)
+
+
+def _pair(names: normalise.Names, hashes: np.ndarray) -> tuple[pa.Array, np.ndarray]:
+    return names.ids, hashes
+
+
+def _groups(n: int, first: int, size: float) -> list[range]:
+    """Put small partitions together, but for the first, which were looked at alone."""
+    step = max(1, int(_GROUP_BYTES / size)) if size else n
+    alone = [range(number, number + 1) for number in range(first)]
+    return alone + [range(start, min(start + step, n)) for start in range(first, n, step)]
+
+
+def _in_fours(outputs: Sequence[Delayed]) -> list[list[Delayed]]:
+    return [list(outputs[at : at + 4]) for at in range(0, len(outputs), 4)]
+
+
+def _repeated(hashes: Sequence[Any], number: int, n_ranges: int) -> np.ndarray:
+    """Return the hashes of one of several ranges that occur more than once."""
+    low, high = (np.uint64(min(2**64 * at // n_ranges, 2**64 - 1)) for at in (number, number + 1))
+    here = []
+    for part in hashes:
+        if isinstance(part, str):
+            numbers = store.map_matrix(part, 1, "uint64")[:, 0]
+            start, stop = np.searchsorted(numbers, [low, high]) if n_ranges > 1 else (0, len(numbers))
+            stop = len(numbers) if number == n_ranges - 1 else stop
+            here.append(numbers[start:stop])
+        else:
+            last = number == n_ranges - 1
+            here.append(part if n_ranges == 1 else part[(part >= low) & ((part < high) | last)])
+    every = np.sort(np.concatenate(here))
+    return np.unique(every[1:][every[1:] == every[:-1]])
+
+
+def _ids_of(part: tuple[pa.Array, np.ndarray], suspects: np.ndarray) -> pa.Array:
+    ids, hashes = part
+    return ids.take(pa.array(np.flatnonzero(np.isin(hashes, suspects))))

@@ -28,16 +28,23 @@ class Rows(NamedTuple):
 class Summary(NamedTuple):
     """What the client has to know of a partition."""
 
-    hashes: np.ndarray
-    compared: np.ndarray
+    n_rows: int
+    n_compared: int
     dimension: int
     encoders: frozenset[identity.Identity] = frozenset()
 
 
+class Names(NamedTuple):
+    """The ids of all rows of a partition, and which rows are compared."""
+
+    ids: pa.Array
+    compared: np.ndarray
+
+
 def prepare(
     part: Any, id_field: str, embedding_field: str, key_fields: Sequence[str], seed: int
-) -> tuple[Rows, Summary, pa.Array]:
-    """Return a partition's comparable rows, its summary (of all rows) and the ids of all rows.
+) -> tuple[Rows, Summary, np.ndarray, Names]:
+    """Return a partition's comparable rows, its summary, and the hashes and ids of all its rows.
 
     Parameters
     ----------
@@ -65,10 +72,50 @@ def prepare(
         usable = usable & pc.is_null(host["error"]).to_numpy()
     keys = {f"key{number}": host[name] for number, name in enumerate(key_fields)}
     table = pa.table({"id": ids, "hash": hashes, **keys})
-    summary = Summary(hashes, usable, unit.shape[1], identity.of_column(part[embedding_field]))
+    encoders = identity.of_column(part[embedding_field])
+    summary = Summary(len(ids), int(usable.sum()), unit.shape[1], encoders)
     if not usable.all():
         table, unit = table.filter(pa.array(usable)), vectors.take(unit, usable)
-    return Rows(table, unit), summary, ids
+    return Rows(table, unit), summary, hashes, Names(ids, usable)
+
+
+def prepare_several(
+    parts: Sequence[Any], id_field: str, embedding_field: str, key_fields: Sequence[str], seed: int
+) -> tuple[Rows, Summary, np.ndarray, Names]:
+    """Do as `prepare` does with several partitions at once: small ones cost a task each."""
+    prepared = [prepare(part, id_field, embedding_field, key_fields, seed) for part in parts]
+    if len(prepared) == 1:
+        return prepared[0]
+    rows, summaries, hashes, names = zip(*prepared, strict=True)
+    used = [part for part in rows if len(part.vectors)] or list(rows[:1])
+    dimension = one_dimension([summary for summary in summaries if summary.n_compared], embedding_field)
+    xp = vectors.namespace(used[0].vectors)
+    table = pa.concat_tables([part.table for part in used], promote_options="permissive").combine_chunks()
+    summary = Summary(
+        sum(summary.n_rows for summary in summaries),
+        sum(summary.n_compared for summary in summaries),
+        dimension,
+        frozenset(encoder for summary in summaries for encoder in summary.encoders),
+    )
+    every = pa.concat_tables([pa.table({"id": part.ids}) for part in names], promote_options="permissive")
+    return (
+        Rows(table, xp.concatenate([part.vectors for part in used])),
+        summary,
+        np.concatenate(hashes),
+        Names(every["id"].combine_chunks(), np.concatenate([part.compared for part in names])),
+    )
+
+
+def one_dimension(summaries: Sequence[Any], embedding_field: str, expected: int | None = None, of: str = "") -> int:
+    """Return the length of the vectors; raises where they are of several, or not of the `expected` one, that of the `of`."""
+    found = sorted({summary.dimension for summary in summaries})
+    if len(found) > 1:
+        raise ValueError(
+            f"column {embedding_field!r} holds vectors of several lengths: {found}; one frame holds one encoder"
+        )
+    if found and expected not in (None, found[0]):
+        raise ValueError(f"{of} have dimension {expected}, the vectors of column {embedding_field!r} {found[0]}")
+    return found[0] if found else 0
 
 
 def stack(rows: Sequence[Rows]) -> Rows:
@@ -85,27 +132,38 @@ def table_of(rows: Rows) -> pa.Table:
     return rows.table
 
 
-def sample(rows: Rows, limit: np.uint64) -> Rows:
-    """Return the rows whose hash is at most `limit`."""
-    chosen = np.flatnonzero(rows.table["hash"].to_numpy() <= limit)
-    return _take(rows, chosen)
+def sample(blocks: Sequence[Rows], limit: np.uint64) -> Rows:
+    """Return the rows of some blocks whose hash is at most `limit`."""
+    chosen = [np.flatnonzero(rows.table["hash"].to_numpy() <= limit) for rows in blocks]
+    tables = [rows.table.select(["id", "hash"]).take(pa.array(at)) for rows, at in zip(blocks, chosen, strict=True)]
+    xp = vectors.namespace(blocks[0].vectors)
+    matrix = xp.concatenate([vectors.take(rows.vectors, at) for rows, at in zip(blocks, chosen, strict=True)])
+    return Rows(pa.concat_tables(tables, promote_options="permissive"), matrix)
 
 
-def fit(samples: Sequence[Rows], n_clusters: int, seed: int) -> np.ndarray:
-    """Fit centroids to the samples of all partitions, put in the order of their hashes."""
+def count(rows: Rows) -> int:
+    """Return the number of rows."""
+    return len(rows.vectors)
+
+
+def draw(samples: Sequence[Rows], size: int) -> np.ndarray:
+    """Return the `size` vectors of the lowest hashes, on the host, in the order of their hashes."""
     hashes = np.concatenate([rows.table["hash"].to_numpy() for rows in samples])
-    matrix = np.concatenate([rows.vectors for rows in samples])
-    return kmeans.fit(matrix[np.argsort(hashes, kind="stable")], n_clusters, seed)
+    chosen = np.argsort(hashes, kind="stable")[:size]
+    return np.concatenate([vectors.to_numpy(rows.vectors) for rows in samples])[chosen]
 
 
-def affordable(samples: Sequence[Rows], wanted: float, needed: float, share: float) -> float:
-    """Return the lowest cosine from `wanted` to `needed` that at most `share` of a sample's pairs reach.
+def fit(samples: Sequence[Rows], size: int, n_clusters: int, seed: int) -> np.ndarray:
+    """Fit centroids to the samples of all partitions."""
+    return kmeans.fit(draw(samples, size), n_clusters, seed)
+
+
+def affordable(samples: Sequence[Rows], size: int, wanted: float, needed: float, share: float) -> float:
+    """Return the lowest cosine from `wanted` to `needed` that at most `share` of the pairs of a sample of `size` reach.
 
     Pairs of equal vectors count once for each: copies have no pairs with one another.
     """
-    matrix = np.concatenate([vectors.to_numpy(rows.vectors) for rows in samples])
-    hashes = np.concatenate([rows.table["hash"].to_numpy() for rows in samples])
-    matrix = np.unique(matrix[np.argsort(hashes, kind="stable")], axis=0)
+    matrix = np.unique(draw(samples, size), axis=0)
     if len(matrix) < 2:
         return wanted
     dots = matrix @ matrix.T
@@ -163,7 +221,3 @@ def check_id_type(kind: pa.DataType, name: str) -> None:
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if not is_text and not pa.types.is_integer(kind):
         raise TypeError(f"column {name!r} holds {kind}; ids are strings or whole numbers")
-
-
-def _take(rows: Rows, chosen: np.ndarray) -> Rows:
-    return Rows(rows.table.take(pa.array(chosen)), vectors.take(rows.vectors, chosen))

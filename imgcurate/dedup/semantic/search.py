@@ -5,6 +5,7 @@ This file plans and runs the steps on Dask; what happens inside a task stands in
 
 from __future__ import annotations
 
+import os
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate import schema, vectors
+from imgcurate import schema, storage, vectors
 from imgcurate.dedup import corpus, recall
 from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result import Duplicates, build_graph, check_eps, id_dtype
-from imgcurate.dedup.semantic import exchange, kmeans, normalise
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic import kmeans, normalise, steps
 
 #: Pairs are stored for other thresholds as long as there are not more than so many in all, or an image.
 _MOST_PAIRS, _MOST_PAIRS_PER_IMAGE = 20_000_000, 50
@@ -40,6 +41,7 @@ def semantic_duplicates(
     id_field: str = "image_id",
     embedding_field: str = "embedding",
     centroids: Any = None,
+    work: str | os.PathLike[str] | None = None,
 ) -> Duplicates:
     """Find images whose embeddings are within `eps` of that of an image that stays.
 
@@ -77,6 +79,10 @@ def semantic_duplicates(
     id_field, embedding_field : str
     centroids : array of shape (k, d), optional
         Centroids to use instead of k-means; they are scaled to unit length.
+    work : str or path, optional
+        A folder on a disk that every worker sees, for the vectors of a frame that is large against the workers' memory: it takes at most 2.5 times
+        their float32 bytes, and a call that was stopped goes on from it. It is this frame's own, and may be removed when the result is no longer
+        needed. Default: a temporary folder, where all workers are on this machine. Small frames stay in memory.
 
     Returns
     -------
@@ -94,8 +100,9 @@ def semantic_duplicates(
 
     Notes
     -----
-    Eager: `frame` is computed once and its pairs are found. Its unit vectors stay on the cluster for as long as the result is held, for
-    `recall`. The client receives nine bytes an image. What is removed does not depend on how the frame is partitioned.
+    Eager: `frame` is computed once and its pairs are found. Its unit vectors stay in the workers' memory or in files for as long as the result is
+    held, for `recall`; which is decided by the sizes of the first partitions and an eighth of the workers' memory, and both ways find the same
+    pairs. The client receives some numbers a partition. What is removed does not depend on how the frame is partitioned.
     """
     check(
         frame, eps=eps, n_clusters=n_clusters, keep=keep, rule=rule, probes=probes, exact=exact,
@@ -111,43 +118,43 @@ def semantic_duplicates(
             )
         centroids = old.centroids
     given = _given_centroids(centroids, n_clusters)
+    work = None if work is None else _folder(work)
 
-    held = frames.prepare(frame, id_field, embedding_field, rank.keep_columns(keep), seed)
-    dimension = frames.one_dimension(
-        held.summaries, embedding_field, None if given is None else given.shape[1], "centroids"
-    )
-    frames.one_encoder(held.summaries)
-    n = held.n_compared
+    rows = frames.prepare(frame, id_field, embedding_field, rank.keep_columns(keep), seed, work)
+    if given is not None:
+        rows.refuse_other_dimension(given.shape[1], "centroids", embedding_field)
+    frames.one_encoder(rows.encoders)
+    n = rows.n_compared
     on_gpu = vectors.on_gpu(frame._meta)
-    k = len(given) if given is not None else n_clusters or kmeans.choose_n_clusters(n, dimension, probes, on_gpu)
+    k = len(given) if given is not None else n_clusters or kmeans.choose_n_clusters(n, rows.dimension, probes, on_gpu)
     k = k if given is not None else min(k, n)
     least = min_similarity
     if least is None:
-        least = _affordable(held, eps) if held.blocks else max(1 - 2 * eps, -1)
-    tables: list[Delayed] = []
+        least = _affordable(rows, eps) if n else max(1 - 2 * eps, -1)
+    tables: list[Any] = []
     found: list[Delayed] = []
     fixed = None
-    if held.blocks:
-        centers = dask.delayed(given) if given is not None else frames.fit(held, dimension, k, seed, on_gpu)
+    if n:
         # Pairs are stored a little further down, so that 1 - eps may be rounded either way.
-        floor = max(least - 1e-7, -1)
-        tables, found = _compare(held, centers, dimension, k, probes, floor, exact)
+        search = steps.Search(k, probes, max(least - 1e-7, -1), exact, seed, given)
+        tables, found = steps.find_pairs(rows, search, on_gpu)
         if old is not None:
-            crossed, fixed = old.compare(held, dimension, probes, exact, floor)
+            crossed, fixed = old.compare(rows, probes, exact, search.least)
             found += crossed
     return Duplicates(
         build_graph(tables, found, keep, fixed),
         like=frame._meta,
         id_dtype=id_dtype(frame._meta[id_field]),
         id_field=id_field,
-        n_rows=sum(len(summary.hashes) for summary in held.all_summaries),
+        n_rows=rows.n_rows,
         n_compared=n,
         n_clusters=k,
         eps=float(eps),
         min_similarity=float(least),
         rule=rule,
         keep=keep,
-        recall=None if old is not None else _Search(held, tables),
+        recall=None if old is not None else _Recall(rows, tables),
+        through=None if rows.folder is None else rows.folder.path,
     )
 
 
@@ -220,70 +227,41 @@ def _given_centroids(centroids: Any, n_clusters: int | None) -> np.ndarray | Non
     return unit
 
 
-def _affordable(held: frames.Held, eps: float) -> float:
+def _folder(work: str | os.PathLike[str]) -> str:
+    if not storage.is_local(os.fspath(work)):
+        raise ValueError(
+            f"work={os.fspath(work)!r} must be a folder on a disk that every worker sees, because files in it are mapped"
+        )
+    path = storage.absolute(work).rstrip("/")
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise ValueError(f"work={path!r} is a file; name a folder")
+    os.makedirs(path, exist_ok=True)
+    return path
+
+
+def _affordable(rows: frames.Frame, eps: float) -> float:
     """Return down to which cosine pairs are stored where the user does not say."""
     wanted = max(1 - 2 * eps, -1)
-    budget = max(_MOST_PAIRS, _MOST_PAIRS_PER_IMAGE * held.n_compared) / (held.n_compared**2 / 2)
+    budget = max(_MOST_PAIRS, _MOST_PAIRS_PER_IMAGE * rows.n_compared) / (rows.n_compared**2 / 2)
     if budget >= 1:
         return wanted
-    samples = [sample for sample, _ in frames.sample(held, _SURVEYED_ROWS)]
-    return float(dask.delayed(normalise.affordable)(samples, wanted, 1 - eps, budget).compute())
+    samples, size = frames.sample(rows, _SURVEYED_ROWS)
+    return float(dask.delayed(normalise.affordable)(samples, size, wanted, 1 - eps, budget).compute())
 
 
-def _compare(
-    held: frames.Held, centers: Delayed, dimension: int, n_clusters: int, probes: int, least: float, exact: bool
-) -> tuple[list[Delayed], list[Delayed]]:
-    """Place all rows, bring those of each cluster together and compare them: the rows' tables, and the pairs."""
-    place = dask.delayed(normalise.place, nout=3)
-    n = held.n_compared
-    placed = dask.persist(
-        *[
-            output
-            for block, offset in zip(held.blocks, held.offsets, strict=True)
-            for output in place(block, offset, centers, probes, least, exact)
-        ]
-    )
-    tables, where = list(placed[0::3]), list(placed[1::3])
-    sizes = np.sum(dask.compute(*placed[2::3]), axis=0)
-    if n_clusters == 1 or (exact and kmeans.all_cost_less(sizes, n, dimension)):
-        where, sizes, exact = [dask.delayed(exchange.everywhere)(block) for block in held.blocks], np.array([n]), False
-    layout = exchange.lay_out(sizes, frames.threads(), dimension)
-    # Groups of partitions, because every split has a task for every bucket: thousands of small partitions would make millions.
-    per_group = -(-len(tables) // max(4 * frames.threads(), layout.n_buckets))
-    starts = range(0, len(tables), per_group)
-    split = dask.delayed(exchange.split, nout=layout.n_buckets + 1)
-    pieces = [
-        list(split(*(part[start : start + per_group] for part in (held.blocks, where, held.offsets)), layout))
-        for start in starts
-    ]
-    merge = dask.delayed(exchange.merge, nout=2)
-    merged = [merge(list(bucket)) for bucket in list(zip(*pieces, strict=True))[:-1]]
-    found = [piece[-1] for piece in pieces] + [copies for _, copies in merged]
-    inside, across = dask.delayed(exchange.compare_inside), dask.delayed(exchange.compare_across)
-    for group in layout.groups():
-        members = [merged[number][0] for number in group]
-        chosen = None
-        if len(group) > 1:
-            chosen = dask.delayed(exchange.plan)(members[0], len(group), least)
-            members = [dask.delayed(exchange.shorten)(part, chosen) for part in members]
-        found += [inside(part, chosen, least, exact) for part in members]
-        found += [across(a, b, chosen, least, exact) for at, a in enumerate(members) for b in members[at + 1 :]]
-    return tables, list(dask.persist(*found))
-
-
-class _Search:
+class _Recall:
     """The exact search of `Duplicates.recall`, which holds the vectors on the cluster."""
 
-    def __init__(self, held: frames.Held, tables: list[Delayed]) -> None:
-        self._held, self._tables = held, tables
+    def __init__(self, rows: frames.Frame, tables: list[Any]) -> None:
+        self._rows, self._tables = rows, tables
 
     def __call__(self, found: Duplicates, size: int, seed: int) -> recall.Recall:
         if not isinstance(size, Integral) or size < 1:
             raise ValueError(f"sample={size!r} must be a whole number of at least 1")
-        if not self._held.blocks:
+        if not self._rows.blocks:
             return recall.estimate(np.zeros(0, np.int64), np.zeros(0, np.int64))
         least, take = 1 - found.eps, dask.delayed(recall.sample)
-        pairs = list(zip(self._tables, self._held.blocks, strict=True))
+        pairs = list(zip(self._tables, self._rows.blocks, strict=True))
         drawn = dask.delayed(recall.draw)([take(table, block, seed, size) for table, block in pairs], size)
         true = [dask.delayed(recall.true_pairs)(drawn, table, block, least) for table, block in pairs]
         graphed = found._graph

@@ -1,0 +1,223 @@
+"""The steps of a search for similar pairs, after the rows are there: centroids, exchange, join; through memory or through files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import numpy as np
+from dask.delayed import Delayed
+
+from imgcurate import fingerprint, storage
+from imgcurate.dedup.semantic import compare, exchange, files, kmeans, normalise
+from imgcurate.dedup.semantic.frame import Frame, fit, in_waves, threads
+
+_FILES_OF_A_SUM = 64
+
+
+@dataclass(frozen=True)
+class Search:
+    """How pairs are looked for.
+
+    Attributes
+    ----------
+    n_clusters, probes : int
+    least : float
+        The lowest cosine of a pair.
+    exact : bool
+    seed : int
+    centroids : numpy.ndarray of shape (n_clusters, d), or None
+        Where they are given.
+    """
+
+    n_clusters: int
+    probes: int
+    least: float
+    exact: bool
+    seed: int
+    centroids: np.ndarray | None = None
+
+
+def find_pairs(rows: Frame, search: Search, gpu: bool) -> tuple[list[Any], list[Delayed]]:
+    """Return the rows' tables, with their clusters, and the pairs that are found."""
+    if rows.folder is None:
+        given = search.centroids
+        centers = dask.delayed(given) if given is not None else fit(rows, search.n_clusters, search.seed, gpu)
+        return _in_memory(rows, centers, search)
+    return _in_files(rows, search, gpu)
+
+
+def _in_memory(rows: Frame, centers: Any, search: Search) -> tuple[list[Delayed], list[Delayed]]:
+    """Place all rows, bring those of each cluster together and compare them, from memory to memory."""
+    n_clusters, probes, least, exact = search.n_clusters, search.probes, search.least, search.exact
+    dimension = rows.dimension
+    place = dask.delayed(normalise.place, nout=3)
+    n = rows.n_compared
+    placed = dask.persist(
+        *[
+            output
+            for block, offset in zip(rows.blocks, rows.offsets, strict=True)
+            for output in place(block, offset, centers, probes, least, exact)
+        ]
+    )
+    tables, where = list(placed[0::3]), list(placed[1::3])
+    sizes = np.sum(dask.compute(*placed[2::3]), axis=0)
+    if n_clusters == 1 or (exact and kmeans.all_cost_less(sizes, n, dimension)):
+        where, sizes, exact = [dask.delayed(exchange.everywhere)(block) for block in rows.blocks], np.array([n]), False
+    layout = exchange.lay_out(sizes, threads(), dimension)
+    # Groups of partitions, because every split has a task for every bucket: thousands of small partitions would make millions.
+    per_group = -(-len(tables) // max(4 * threads(), layout.n_buckets))
+    starts = range(0, len(tables), per_group)
+    split = dask.delayed(exchange.split, nout=layout.n_buckets + 1)
+    pieces = [
+        list(split(*(part[start : start + per_group] for part in (rows.blocks, where, rows.offsets)), layout))
+        for start in starts
+    ]
+    merge = dask.delayed(exchange.merge, nout=2)
+    merged = [merge(list(bucket)) for bucket in list(zip(*pieces, strict=True))[:-1]]
+    found = [piece[-1] for piece in pieces] + [copies for _, copies in merged]
+    inside, across = dask.delayed(compare.compare_inside), dask.delayed(compare.compare_across)
+    for group in layout.groups():
+        members = [merged[number][0] for number in group]
+        chosen = None
+        if len(group) > 1:
+            chosen = dask.delayed(compare.plan)(members[0], len(group), least)
+            members = [dask.delayed(compare.shorten)(part, chosen) for part in members]
+        found += [inside(part, chosen, least, exact) for part in members]
+        found += [across(a, b, chosen, least, exact) for at, a in enumerate(members) for b in members[at + 1 :]]
+    return tables, list(dask.persist(*found))
+
+
+def _in_files(rows: Frame, search: Search, gpu: bool) -> tuple[list[Any], list[Delayed]]:
+    """Do as `_in_memory` does through the folder of the rows: what is there of an earlier call is not made again."""
+    folder = rows.folder
+    assert folder is not None
+    durable = folder.durable
+    device = "cuda" if gpu else "cpu"
+    of_rows = fingerprint.of([(part.content, part.n_compared) for part in rows.parts])
+    of_centroids = fingerprint.of(of_rows, search.n_clusters, search.seed, search.centroids)
+    centroids = folder.file("centroids", f"{of_centroids}.npy")
+    folder.keep("centroids", [of_centroids])
+    if not os.path.exists(centroids):
+        centers = search.centroids
+        if centers is None:
+            centers = fit(rows, search.n_clusters, search.seed, gpu).compute()
+        with storage.open_atomic(centroids, durable=durable) as file:
+            np.save(file, centers)
+    key = fingerprint.of(of_centroids, search.probes, search.least, search.exact)
+    names = [
+        fingerprint.of(key, os.path.basename(b.path), b.start, b.stop, at)
+        for b, at in zip(rows.blocks, rows.offsets, strict=True)
+    ]
+    tables = [
+        files.AssignedRows(block, first, folder.file("assigned", f"{name}.arrow"))
+        for block, first, name in zip(rows.blocks, rows.offsets, names, strict=True)
+    ]
+    folder.keep("assigned", names)
+    known = folder.read_json(f"pairs.{key}.json")
+    there = folder.names("assigned") | folder.names("pairs")
+    needed = [f"{name}.arrow" for name in names] + [f"{name}.npz" for name, _, _ in known or []]
+    if known is None or not there.issuperset(needed):
+        known = _find_through_files(rows, search, key, names, centroids, device)
+        folder.write_json(f"pairs.{key}.json", known)
+    for table in ("placed", "tiles"):  # pairs are all that is needed of them
+        folder.keep(table, [])
+    folder.keep("pairs", [name for name, _, _ in known])
+    read = dask.delayed(files.read_found)
+    return tables, [
+        read(folder.file("pairs", f"{name}.npz")) for name, n_pairs, n_copies in known if n_pairs or n_copies
+    ]
+
+
+def _find_through_files(
+    rows: Frame, search: Search, key: str, names: list[str], centroids: str, device: str
+) -> list[tuple[str, int, int]]:
+    """Write all pairs: the names of their parts, and how many pairs and copies each holds."""
+    folder = rows.folder
+    assert folder is not None
+    paths, sizes, exact = _exchange(rows, search, key, names, centroids)
+    exchanged = dask.delayed(files.Exchanged(paths, files.VectorStore(rows.parts)), traverse=False).persist()
+    how = (search.least, exact, device)
+    inside, tiles, count = (
+        dask.delayed(function, pure=False) for function in (files.compare_bucket, files.compare_tiles, files.counts)
+    )
+    made: list[str] = []
+
+    def compared(name: str, task: Any, *arguments: Any) -> Delayed:
+        made.append(name)
+        path = folder.file("pairs", f"{name}.npz")
+        there = os.path.exists(path)
+        return count(path) if there else task(exchanged, *arguments, path, folder.durable)
+
+    def tasks() -> Iterator[Delayed]:
+        for bucket in files.lay_out(sizes, threads(), rows.dimension):
+            name = fingerprint.of(key, exact, bucket)
+            if bucket.tiles == 1:
+                yield compared(name, inside, bucket, *how)
+                continue
+            size = int(sizes[bucket.low])
+            plan = dask.delayed(files.plan_cluster)(exchanged, bucket.low, size, search.least, device)
+            chosen = plan.persist()
+            shorts = [folder.file("tiles", f"{name}-{number}") for number in range(bucket.tiles)]
+            write = dask.delayed(files.write_tile, pure=False)
+            in_waves(
+                write(exchanged, bucket, number, chosen, path, folder.durable)
+                for number, path in enumerate(shorts)
+                if not os.path.exists(f"{path}.arrow")
+            )
+            for at, left in enumerate(shorts):
+                for beside, right in enumerate(shorts[at:], at):
+                    yield compared(f"{name}-{at}-{beside}", tiles, bucket.low, left, right, chosen, *how)
+
+    folder.names("pairs"), folder.names("tiles")
+    counts = in_waves(tasks())
+    return [(name, n_pairs, n_copies) for name, (n_pairs, n_copies) in zip(made, counts, strict=True)]
+
+
+def _exchange(
+    rows: Frame, search: Search, key: str, names: list[str], centroids: str
+) -> tuple[tuple[str, ...], np.ndarray, bool]:
+    """Write all rows by cluster: the files, how many rows each cluster has, and whether the search among them is still the exact one of clusters."""
+    folder = rows.folder
+    assert folder is not None
+    durable = folder.durable
+    folder.keep("placed", [*names, *(f"{name}-all" for name in names)])
+    blocks = list(zip(rows.blocks, rows.offsets, names, strict=True))
+    paths = tuple(folder.file("placed", name) for name in names)
+    everywhere = folder.read_json(f"everywhere.{key}.json")
+    n_clusters = search.n_clusters
+    if not everywhere:
+        there = folder.names("placed") & folder.names("assigned")
+        assign = dask.delayed(files.assign, pure=False)
+        in_waves(
+            assign(
+                block, first, centroids, search.probes, search.least, search.exact,
+                folder.file("assigned", f"{name}.arrow"), folder.file("placed", name), durable,
+            )
+            for block, first, name in blocks
+            if f"{name}.arrow" not in there
+        )  # fmt: skip
+        sizes = _sizes(paths, n_clusters)
+        if not (search.exact and n_clusters > 1 and kmeans.all_cost_less(sizes, rows.n_compared, rows.dimension)):
+            return paths, sizes, search.exact
+        folder.write_json(f"everywhere.{key}.json", True)
+    paths = tuple(f"{path}-all" for path in paths)
+    folder.keep("placed", [f"{name}-all" for name in names])
+    there = folder.names("placed")
+    write = dask.delayed(files.everywhere, pure=False)
+    in_waves(
+        write(block, first, path, durable)
+        for (block, first, name), path in zip(blocks, paths, strict=True)
+        if f"{name}-all.arrow" not in there
+    )
+    return paths, np.array([rows.n_compared]), False
+
+
+def _sizes(paths: tuple[str, ...], n_clusters: int) -> np.ndarray:
+    """Return how many rows each cluster has; the client gets one sum."""
+    count, total = dask.delayed(files.count), dask.delayed(files.total)
+    sums = [count(paths[at : at + _FILES_OF_A_SUM], n_clusters) for at in range(0, len(paths), _FILES_OF_A_SUM)]
+    return np.asarray(total(sums).compute())

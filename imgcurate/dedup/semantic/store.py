@@ -1,0 +1,259 @@
+"""Rows and their unit vectors in files of a folder that every worker sees: processes map them, and the system's cache holds what is looked at.
+
+Of each part there are ``<key>.f32`` (the vectors, row by row), ``<key>.hashes`` (the hashes of all ids, sorted), ``<key>.other`` (the rows that are not
+compared, where there are any) and, last, ``<key>.arrow`` (ids, hashes and what ranks them, and the counts): where that is, the part is whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from imgcurate import identity, storage, vectors
+from imgcurate.dedup.semantic.normalise import Names, Rows, Summary, one_dimension
+
+_KNOWN = b"imgcurate"
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of work.
+
+    Attributes
+    ----------
+    path : str
+    durable : bool
+        Whether its files are for another run to go on from.
+    """
+
+    path: str
+    durable: bool
+
+    def file(self, table: str, name: str) -> str:
+        """Return the path of a file of a table."""
+        return f"{self.path}/{table}/{name}"
+
+    def names(self, table: str) -> set[str]:
+        """Return the names of the files of a table, whose folder is there from then on."""
+        os.makedirs(f"{self.path}/{table}", exist_ok=True)
+        return set(os.listdir(f"{self.path}/{table}"))
+
+    def read_json(self, name: str) -> Any:
+        """Return what a JSON file holds, or None where it is not there."""
+        try:
+            with open(f"{self.path}/{name}") as file:
+                return json.load(file)
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, name: str, content: Any) -> None:
+        with storage.open_atomic(f"{self.path}/{name}", durable=self.durable) as file:
+            file.write(json.dumps(content).encode())
+
+    def keep(self, table: str, keys: Iterable[str]) -> None:
+        """Remove the files of a table that have other keys than these: they were made from something else, or of other options."""
+        wanted = set(keys)
+        for name in self.names(table):
+            if name.partition(".")[0] not in wanted:
+                os.unlink(f"{self.path}/{table}/{name}")
+
+
+def temporary(parent: str | None = None) -> tuple[Folder, tempfile.TemporaryDirectory[str]]:
+    """Return a folder, and what it goes with."""
+    made = tempfile.TemporaryDirectory(prefix="imgcurate-dedup-", dir=parent, ignore_cleanup_errors=True)
+    return Folder(made.name, durable=False), made
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """A run of the rows of a part: what `normalise.Rows` is in memory, mapped where it is looked at.
+
+    Attributes
+    ----------
+    path : str
+        Of the part's files, without extension.
+    start, stop : int
+    dimension : int
+    """
+
+    path: str
+    start: int
+    stop: int
+    dimension: int
+
+    @property
+    def table(self) -> pa.Table:
+        """``id``, ``hash``, ``key0``..."""
+        return map_table(f"{self.path}.arrow").slice(self.start, self.stop - self.start)
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """The unit vectors, a matrix of float32."""
+        return map_matrix(f"{self.path}.f32", self.dimension, "float32")[self.start : self.stop]
+
+
+class Stored(NamedTuple):
+    """What is known of a part that is there.
+
+    Attributes
+    ----------
+    path : str
+        Of its files, without extension.
+    n_rows, n_compared : int
+    dimension : int
+    encoders : frozenset of Identity
+    content : str
+        xxh3_64 of what is in it.
+    """
+
+    path: str
+    n_rows: int
+    n_compared: int
+    dimension: int
+    encoders: frozenset[identity.Identity]
+    content: str
+
+
+def write_rows(
+    parts: Iterable[tuple[Rows, Summary, np.ndarray, Names]], embedding_field: str, path: str, durable: bool
+) -> Stored:
+    """Write prepared partitions as one part; memory beside them: their hashes."""
+    content = xxhash.xxh3_64()
+    tables, hashes, others, summaries = [], [], [], []
+    with storage.open_atomic(f"{path}.f32", durable=durable) as file:
+        for rows, summary, hashed, names in parts:
+            for start in range(0, len(rows.vectors), _ROWS_AT_ONCE):
+                block = np.ascontiguousarray(vectors.to_numpy(rows.vectors[start : start + _ROWS_AT_ONCE]))
+                file.write(block.data)
+                content.update(block.data)
+            if len(rows.table):
+                tables.append(rows.table)
+            others.append(pa.table({"id": names.ids, "hash": hashed}).filter(pa.array(~names.compared)))
+            hashes.append(hashed)
+            summaries.append(summary)
+    every = np.sort(np.concatenate(hashes))
+    with storage.open_atomic(f"{path}.hashes", durable=durable) as file:
+        file.write(every.data)
+    left_out = pa.concat_tables(others, promote_options="permissive")
+    if len(left_out):
+        write_table(left_out, f"{path}.other", durable)
+    table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({"id": pa.nulls(0)})
+    for column in table.columns:
+        for chunk in column.chunks:
+            for buffer in filter(None, chunk.buffers()):
+                content.update(memoryview(buffer))
+    encoders = frozenset(encoder for summary in summaries for encoder in summary.encoders)
+    known = {
+        "n_rows": len(every),
+        "n_compared": len(table),
+        "dimension": one_dimension([summary for summary in summaries if summary.n_compared], embedding_field),
+        "encoders": [asdict(encoder) for encoder in sorted(encoders)],
+        "content": content.hexdigest(),
+    }
+    write_table(table.replace_schema_metadata({_KNOWN: json.dumps(known)}), f"{path}.arrow", durable)
+    return _record(path, known)
+
+
+def read_record(path: str) -> Stored:
+    """Return what is known of a part that is there."""
+    return _record(path, json.loads(map_table(f"{path}.arrow").schema.metadata[_KNOWN]))
+
+
+def names(path: str) -> tuple[pa.Array, np.ndarray]:
+    """Return the ids of all rows of a part, and their hashes."""
+    tables = [map_table(f"{path}.arrow"), *([map_table(f"{path}.other")] if os.path.exists(f"{path}.other") else [])]
+    tables = [table.select(["id", "hash"]) for table in tables if len(table)]
+    if not tables:
+        return pa.nulls(0), np.zeros(0, np.uint64)
+    table = pa.concat_tables(tables)
+    return table["id"].combine_chunks(), table["hash"].to_numpy()
+
+
+def write_table(table: pa.Table, path: str, durable: bool) -> None:
+    """Write an Arrow table so that it can be mapped."""
+    with storage.open_atomic(path, durable=durable) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+@functools.lru_cache(maxsize=512)
+def map_table(path: str) -> pa.Table:
+    """Return a table that `write_table` wrote, mapped: its columns are read when they are looked at."""
+    return pa.ipc.open_file(pa.memory_map(path)).read_all()
+
+
+@functools.lru_cache(maxsize=512)
+def map_matrix(path: str, width: int, dtype: str) -> np.ndarray:
+    """Return a file of numbers as a matrix of rows of `width`, mapped."""
+    if not os.path.getsize(path):
+        return np.zeros((0, width), dtype=dtype)
+    # Copy on write, because what may not be written torch does not take; nobody writes.
+    return np.memmap(path, dtype=dtype, mode="c").reshape(-1, width)
+
+
+class VectorStore:
+    """All vectors of a frame by their rows' numbers, wherever they lie.
+
+    Parameters
+    ----------
+    parts : sequence of Stored
+        In order; the rows are numbered through.
+    """
+
+    def __init__(self, parts: Sequence[Stored]) -> None:
+        self._paths = [part.path for part in parts]
+        self._starts = np.cumsum([0, *(part.n_compared for part in parts)])
+        self.dimension = max((part.dimension for part in parts), default=0)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Return the vectors of some rows, in their order: a matrix of float32."""
+        out = np.empty((len(rows), self.dimension), dtype=np.float32)
+        for part, at in self._by_part(rows):
+            matrix = map_matrix(f"{self._paths[part]}.f32", self.dimension, "float32")
+            out[at] = matrix[rows[at] - self._starts[part]]
+        return out
+
+    def _by_part(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        order = np.argsort(rows, kind="stable")
+        bounds = np.searchsorted(rows[order], self._starts)
+        for part in np.flatnonzero(np.diff(bounds)):
+            yield int(part), order[bounds[part] : bounds[part + 1]]
+
+
+class RowVectors:
+    """The vectors of some rows of a store, as a matrix that is read where it is looked at.
+
+    Parameters
+    ----------
+    store : VectorStore
+    rows : numpy.ndarray of shape (n,)
+    """
+
+    def __init__(self, store: VectorStore, rows: np.ndarray) -> None:
+        self._store, self._rows = store, rows
+        self.shape = (len(rows), store.dimension)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, at: Any) -> np.ndarray:
+        """Return the vectors at some positions, or of a slice."""
+        return self._store.take(self._rows[at])
+
+    def only(self, at: Any) -> RowVectors:
+        """Return those at some positions, or of a slice, unread."""
+        return RowVectors(self._store, self._rows[at])
+
+
+def _record(path: str, known: dict[str, Any]) -> Stored:
+    encoders = frozenset(identity.Identity(**encoder) for encoder in known["encoders"])
+    return Stored(path, known["n_rows"], known["n_compared"], known["dimension"], encoders, known["content"])
