@@ -199,7 +199,7 @@ def plan_cluster(exchanged: Exchanged, cluster: int, size: int, least: float, de
 def write_tile(exchanged: Exchanged, bucket: Bucket, tile: int, chosen: Screen, path: str, durable: bool) -> None:
     """Write the shortened vectors of one tile of a cluster; its copies are set apart, in ``<path>.npz``."""
     low, high = (2**64 * at // bucket.tiles for at in (tile, tile + 1))
-    places = _read(exchanged, bucket.low, bucket.high, (low, high), with_vectors=False)
+    places = _read(exchanged, bucket.low, bucket.high, (low, high))
     places, copy, original = exchange.without_copies(places)
     with storage.open_atomic(f"{path}.short", durable=durable) as file:
         for start in range(0, len(places.row), 1 << 14):
@@ -254,32 +254,36 @@ def counts(path: str) -> tuple[int, int]:
 
 
 class _Places(NamedTuple):
-    """Rows in the clusters where they are compared, whose vectors lie in files."""
+    """Rows in the clusters where they are compared, whose vectors lie in files: the one of entry ``file[i]`` at ``at[i]``."""
 
-    store: VectorStore
-    short: np.ndarray
+    exchanged: Exchanged
+    file: np.ndarray
+    at: np.ndarray
     row: np.ndarray
     key: np.ndarray
     cluster: np.ndarray
     labels: np.ndarray
 
     def pick(self, chosen: np.ndarray) -> _Places:
-        return _Places(self.store, *(column[chosen] for column in self[1:]))
+        return _Places(self.exchanged, *(column[chosen] for column in self[1:]))
 
     def vectors(self, chosen: np.ndarray) -> np.ndarray:
-        return self.store.take(self.row[chosen])
+        return self.exchanged.vectors.take(self.row[chosen])
 
     def members(self) -> Members:
-        return Members(RowVectors(self.store, self.row), self.row, self.key, self.cluster, self.labels, self.short)
+        store = self.exchanged.vectors
+        short = np.empty((len(self.row), store.dimension), dtype=np.int16)
+        for number in np.unique(self.file):
+            here = np.flatnonzero(self.file == number)
+            whole = map_matrix(f"{self.exchanged.paths[number]}.bf16", store.dimension, "int16")
+            short[here] = whole[self.at[here]]
+        return Members(RowVectors(store, self.row), self.row, self.key, self.cluster, self.labels, short)
 
 
-def _read(
-    exchanged: Exchanged, low: int, high: int, keys: tuple[int, int] = (0, 2**64), with_vectors: bool = True
-) -> _Places:
-    """Read the rows of some clusters, or of one those whose hashes lie in a range."""
-    dimension = exchanged.vectors.dimension
-    columns: list[list[np.ndarray]] = [[], [], [], [], []]
-    for path in exchanged.paths:
+def _read(exchanged: Exchanged, low: int, high: int, keys: tuple[int, int] = (0, 2**64)) -> _Places:
+    """Read which rows some clusters have, or one those whose hashes lie in a range."""
+    columns: list[list[np.ndarray]] = [[], [], [], [], [], []]
+    for number, path in enumerate(exchanged.paths):
         table = map_table(f"{path}.arrow")
         cluster, key = table["cluster"].to_numpy(), table["key"].to_numpy()
         start, stop = np.searchsorted(cluster, [low, high])
@@ -287,13 +291,13 @@ def _read(
             ends = [np.uint64(min(bound, 2**64 - 1)) for bound in keys]
             before = np.searchsorted(key[start:stop], ends)
             start, stop = start + before[0], stop if keys[1] == 2**64 else start + before[1]
-        width = dimension if with_vectors else 0
-        short = map_matrix(f"{path}.bf16", dimension, "int16")[start:stop, :width]
-        labels = np.stack([table[name].to_numpy()[start:stop] for name in _labels(table)], axis=1)
-        here = (short, table["row"].to_numpy()[start:stop], key[start:stop], cluster[start:stop], labels)
-        for column, values in zip(columns, here, strict=True):
-            column.append(values)
-    return _Places(exchanged.vectors, *(np.concatenate(column) for column in columns))
+        table = table.slice(start, stop - start)
+        labels = np.stack([table[name].to_numpy() for name in _labels(table)], axis=1)
+        entries = np.full(stop - start, number), np.arange(start, stop)
+        columns_here = [table[name].to_numpy() for name in ("row", "key", "cluster")]
+        for column, values in zip(columns, (*entries, *columns_here, labels), strict=True):
+            column.append(np.array(values))
+    return _Places(exchanged, *(np.concatenate(column) for column in columns))
 
 
 def _read_tile(exchanged: Exchanged, cluster: int, path: str, chosen: Screen) -> Members:

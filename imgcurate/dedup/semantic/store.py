@@ -6,7 +6,6 @@ compared, where there are any) and, last, ``<key>.arrow`` (ids, hashes and what 
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import tempfile
@@ -185,15 +184,16 @@ def write_table(table: pa.Table, path: str, durable: bool) -> None:
         writer.write_table(table)
 
 
-@functools.lru_cache(maxsize=512)
 def map_table(path: str) -> pa.Table:
-    """Return a table that `write_table` wrote, mapped: its columns are read when they are looked at."""
+    """Return a table that `write_table` wrote, mapped: its columns are read when they are looked at.
+
+    What is looked at counts as the process's memory for as long as the table is there, so that nobody keeps one.
+    """
     return pa.ipc.open_file(pa.memory_map(path)).read_all()
 
 
-@functools.lru_cache(maxsize=512)
 def map_matrix(path: str, width: int, dtype: str) -> np.ndarray:
-    """Return a file of numbers as a matrix of rows of `width`, mapped."""
+    """Return a file of numbers as a matrix of rows of `width`, mapped, as `map_table` does."""
     if not os.path.getsize(path):
         return np.zeros((0, width), dtype=dtype)
     # Copy on write, because what may not be written torch does not take; nobody writes.
