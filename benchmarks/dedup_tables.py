@@ -128,6 +128,7 @@ def _growth(section: str, report: Report) -> None:
             f"{found['tasks']:,}",
             f"{found['n_pairs']:,}",
             f"{found['recall']['recall']:.4f}",
+            f"{found['planted']['share']:.5f}",
             f"{found['workers_peak_mib'][0]:,}",
             f"{found['client_and_scheduler_peak_mib']:,}",
             f"{found['disk_of_vectors']:.2f} x",

@@ -75,12 +75,15 @@ class Chunk(NamedTuple):
         Of unit length.
     origin : numpy.ndarray of shape (rows,), int64
         The number that the original of each has among all rows: its own unless it is a copy.
+    cosine : numpy.ndarray of shape (rows,), float32
+        Of each with its original.
     thing : numpy.ndarray of shape (rows,), int64
         The object of each.
     """
 
     vectors: np.ndarray
     origin: np.ndarray
+    cosine: np.ndarray
     thing: np.ndarray
 
 
@@ -124,7 +127,7 @@ def chunk(number: int, dimension: int, rows: int = CHUNK, copies: Copies = Copie
     there = _drawn(int(rng.integers(number)), dimension, rows, n_copies) if number else here
     originals = _made(here, dimension)
     vectors, origin = np.empty((rows, dimension), dtype=np.float32), np.empty(rows, dtype=np.int64)
-    thing = np.empty(rows, dtype=np.int64)
+    cosine, thing = np.ones(rows, dtype=np.float32), np.empty(rows, dtype=np.int64)
     places = here.at - number * rows
     vectors[places], origin[places], thing[places] = originals, here.at, here.thing
     left = np.ones(rows, dtype=bool)
@@ -136,9 +139,10 @@ def chunk(number: int, dimension: int, rows: int = CHUNK, copies: Copies = Copie
         sources = originals[chosen] if drawn is here else _made(drawn.take(chosen), dimension)
         towards = rng.standard_normal((len(chosen), 2 * TERMS), dtype=np.float32)
         towards = _combined(towards, rng.integers(POOL, size=towards.shape) + 1 + OBJECTS, dimension)
-        vectors[places_of] = _turned(sources, towards, rng, copies)
+        cosine[places_of] = rng.uniform(copies.low, copies.high, size=len(chosen))
+        vectors[places_of] = _turned(sources, towards, cosine[places_of])
         origin[places_of], thing[places_of] = drawn.at[chosen], drawn.thing[chosen]
-    return Chunk(vectors, origin, thing)
+    return Chunk(vectors, origin, cosine, thing)
 
 
 def many(n: int, dimension: int, copies: Copies = Copies()) -> Chunk:  # noqa: B008
@@ -166,7 +170,8 @@ def even(n: int, dimension: int) -> np.ndarray:
     order = rng.permutation(n)
     copies, originals = np.split(order, [round(n * Copies().share)])
     sources = vectors[rng.choice(originals, size=len(copies))]
-    vectors[copies] = _turned(sources, rng.standard_normal(sources.shape, dtype=np.float32), rng, Copies())
+    cosine = rng.uniform(Copies().low, Copies().high, size=len(copies)).astype(np.float32)
+    vectors[copies] = _turned(sources, rng.standard_normal(sources.shape, dtype=np.float32), cosine)
     return vectors
 
 
@@ -230,13 +235,13 @@ def _combined(weights: np.ndarray, columns: np.ndarray, dimension: int) -> np.nd
     return chosen @ dictionary
 
 
-def _turned(sources: np.ndarray, towards: np.ndarray, rng: np.random.Generator, copies: Copies) -> np.ndarray:
-    """Turn each row in a direction, by an angle whose cosine is drawn from the range of `copies`."""
+def _turned(sources: np.ndarray, towards: np.ndarray, cosine: np.ndarray) -> np.ndarray:
+    """Turn each row in a direction, by the angle that has its `cosine`."""
     away = _normalised(towards - np.einsum("ij,ij->i", towards, sources)[:, None] * sources)
-    cosine = rng.uniform(copies.low, copies.high, size=(len(sources), 1)).astype(np.float32)
-    return _normalised(cosine * sources + np.sqrt(1 - cosine**2) * away)
+    return _normalised(cosine[:, None] * sources + np.sqrt(1 - cosine**2)[:, None] * away)
 
 
 def _normalised(rows: np.ndarray) -> np.ndarray:
+    """Scale rows to unit length where they are."""
     rows /= np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
     return rows

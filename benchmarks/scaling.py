@@ -5,14 +5,16 @@ process, and never anywhere but where the verb puts them: a work folder, beside 
 the rows are near copies, at a cosine from .98 to 1, of a row of another partition; with eps .01 half of them are duplicates.
 
 What is measured: wall and CPU seconds of the search and of the list of removals; the peak of each process; the largest total of the files; the
-tasks, and their seconds by name; pairs; recall. Beside it the seconds of a pass over the frame that only sums up: what making the vectors
-costs, which is in the seconds of the search as often as the verb reads the frame.
+tasks, and their seconds by name; pairs; recall as `Duplicates.recall` estimates it, and of the near copies within eps, all of which are known,
+the share of those that do not stay beside their original. Beside it the seconds of a pass over the frame that only sums up: what making
+the vectors costs, which is in the seconds of the search as often as the verb reads the frame.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 import time
 from collections import defaultdict
@@ -23,6 +25,7 @@ from typing import Any
 import dask
 import embeddings
 import numpy as np
+import pandas as pd
 import psutil
 from dedup_contestants import Options, Round, timed
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -32,6 +35,8 @@ from turns import serve
 EPS = 0.01
 COPIES = embeddings.Copies(share=0.1, low=0.98, high=1.0, here=0.0)
 SAMPLED = 1000
+#: Cosines nearer to the threshold than this may fall on either side of it.
+TIE = 1e-5
 MIB, GIB = 2**20, 2**30
 
 
@@ -45,38 +50,37 @@ def growth(options: Options) -> Iterator[Round]:
     folder = Path(options["out"]) / "growth"
     scratch, work = folder / "scratch", folder / "work"
     scratch.mkdir(parents=True, exist_ok=True)
-    where = {} if options["in_memory"] else {"work": str(work)}
 
     def frame_of(count: int, size: int) -> Any:
         return dd.from_map(part, range(count), rows=size, dimension=dimension, meta=part(0, 0, dimension))
 
     def search(frame: Any, **more: Any) -> Any:
+        if not options["in_memory"]:
+            shutil.rmtree(work, ignore_errors=True)  # or it would go on from there
+            more["work"] = str(work)
         return ic.semantic_duplicates(frame, eps=EPS, **more)
 
-    def removed(duplicates: Any) -> int:
-        return int(duplicates.removals().map_partitions(len).sum().compute())
-
-    def warm_up(client: Any) -> None:
-        few = frame_of(2 * options["workers"], 500)
-        removed(search(few, n_clusters=4))
+    def count(duplicates: Any) -> int:
+        return int(duplicates.removals().map_partitions(lengths).sum().compute())
 
     with (
         dask.config.set({"temporary-directory": str(scratch)}),
         ic.connect(devices=[], workers=options["workers"], memory_limit=options["memory_limit"]) as client,
     ):
-        warm_up(client)
+        count(search(frame_of(2 * options["workers"], 500), n_clusters=4))
         client.register_plugin(Tasks(), name="tasks")
         frame = frame_of(n // rows, rows)
         yield {}
         while True:
-            making, total = timed(lambda: float(frame.map_partitions(summed, meta=float).sum().compute()))
+            making, total = timed(lambda: float(frame.map_partitions(sums).sum().compute()))
             client.run_on_scheduler(forget_tasks)
             with Watch(client, [work, scratch]) as watch:
-                searching, duplicates = timed(search, frame, **where)
-                naming, n_removed = timed(removed, duplicates)
+                searching, duplicates = timed(search, frame)
+                naming, n_removed = timed(count, duplicates)
             tasks = client.run_on_scheduler(tell_tasks)
             measuring, recall = timed(duplicates.recall, SAMPLED)
             yield {
+                "eps": EPS,
                 "seconds": searching + naming,
                 "seconds_of_search": searching,
                 "seconds_of_removals": naming,
@@ -88,6 +92,7 @@ def growth(options: Options) -> Iterator[Round]:
                 "n_pairs": duplicates.n_pairs,
                 "n_removed": n_removed,
                 "recall": recall._asdict(),
+                "planted": planted(duplicates, n, rows, dimension),
                 **watch.found(4 * n * dimension),
                 **tasks,
             }
@@ -98,17 +103,40 @@ def part(number: int, rows: int, dimension: int) -> Any:
     from imgcurate.schema import table
     from imgcurate.vectors import to_column
 
-    made = table({"image_id": [f"{number:05}/{row:09}" for row in range(rows)]})
+    made = table({"image_id": [f"{number:05}/{number * rows + row:09}" for row in range(rows)]})
     vectors = np.empty((0, dimension), dtype=np.float32)
     if rows:
         vectors = embeddings.chunk(number, dimension, rows, COPIES).vectors
     return made.assign(embedding=to_column(vectors, made))
 
 
-def summed(partition: Any) -> float:
+def sums(partition: Any) -> pd.Series:
     from imgcurate.vectors import to_matrix
 
-    return float(to_matrix(partition["embedding"]).sum())
+    return pd.Series([float(to_matrix(partition["embedding"]).sum())], dtype=float)
+
+
+def lengths(partition: Any) -> pd.Series:
+    return pd.Series([len(partition)], dtype=int)
+
+
+def planted(duplicates: Any, n: int, rows: int, dimension: int) -> Round:
+    """Count the near copies within eps, and those of them that do not stay beside their original."""
+    removed = np.zeros(n, dtype=bool)
+    for ids in duplicates.removals()["image_id"].to_delayed():
+        removed[[int(name.rpartition("/")[2]) for name in ids.compute()]] = True
+    bits = dask.delayed(np.packbits(removed))
+    counts = [dask.delayed(separated)(bits, number, rows, dimension) for number in range(n // rows)]
+    within, apart = (int(total) for total in np.sum(dask.compute(*counts), axis=0))
+    return {"copies": within, "separated": apart, "share": apart / within if within else 1.0}
+
+
+def separated(bits: np.ndarray, number: int, rows: int, dimension: int) -> tuple[int, int]:
+    made = embeddings.chunk(number, dimension, rows, COPIES)
+    at = np.flatnonzero((made.cosine >= 1 - EPS + TIE) & (made.origin != np.arange(rows) + number * rows))
+    removed = np.unpackbits(bits).view(bool)
+    apart = removed[at + number * rows] | removed[made.origin[at]]
+    return len(at), int(apart.sum())
 
 
 class Watch(contextlib.AbstractContextManager["Watch"]):
