@@ -133,7 +133,7 @@ def save(report: dict[str, Any], output: Path | None) -> None:
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=2) + "\n")
-    if "growth" in report:
+    if any(not one["in_memory"] for one in report.get("growth", {}).values()):
         output.with_name("scaling.svg").write_text(scaling_figure.draw(report["growth"]))
 
 
@@ -286,7 +286,7 @@ class Bench:
     def growth(self, in_memory: bool) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield each size with what was measured of it."""
         for n, dimension in self.sizes["growth"]:
-            size = f"{n} x {dimension}"
+            size = f"{n} x {dimension}" + (", in memory" if in_memory else "")
             options = {
                 "n": n,
                 "dimension": dimension,

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dask.utils import parse_bytes
+
 WIDTH, HEIGHT, LEFT, TOP = 300, 260, 62, 52
-GAP, BOTTOM = 78, 92
+GAP, BOTTOM = 78, 138
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 
@@ -22,7 +24,7 @@ class Panel(NamedTuple):
     """One panel: its title, and of each size that was measured the values of its lines."""
 
     title: str
-    lines: dict[str, Callable[[dict[str, Any]], float | None]]
+    lines: dict[str, Callable[[dict[str, Any]], float]]
 
 
 PANELS = (
@@ -37,22 +39,25 @@ PANELS = (
         "peak memory of a process, GiB",
         {
             "larger worker": lambda one: one["workers_peak_mib"][0] / 1024,
+            "limit of a worker": lambda one: parse_bytes(one["memory_limit"]) / 2**30,
             "client and scheduler": lambda one: one["client_and_scheduler_peak_mib"] / 1024,
         },
     ),
     Panel(
         "disk, GiB",
         {
-            "largest total of the files": lambda one: one["disk_peak_gib"] or None,
+            "largest total of the files": lambda one: one["disk_peak_gib"],
             "the vectors in float32": lambda one: one["n"] * one["dimension"] * 4 / 2**30,
         },
     ),
 )
 
 
-def draw(growth: dict[str, dict[str, Any]]) -> str:
-    """Return the figure of the section growth as SVG: log-log, a line for each length of the vectors, grey lines of slope 1."""
-    sizes = sorted(growth.values(), key=lambda one: (one["dimension"], one["n"]))
+def draw(growth: Mapping[str, dict[str, Any]]) -> str:
+    """Return the figure of what went through a work folder as SVG: log-log, a line for each length of the vectors, grey lines of slope 1."""
+    sizes = sorted(
+        (one for one in growth.values() if not one["in_memory"]), key=lambda one: (one["dimension"], one["n"])
+    )
     dimensions = sorted({one["dimension"] for one in sizes}, reverse=True)
     width, height = LEFT + len(PANELS) * (WIDTH + GAP), TOP + HEIGHT + BOTTOM
     body = [
@@ -68,9 +73,7 @@ def draw(growth: dict[str, dict[str, Any]]) -> str:
 
 def _panel(panel: Panel, sizes: list[dict[str, Any]], dimensions: list[int], x: int, columns: tuple[int, int]) -> str:
     found = {
-        (name, dimension): [
-            (one["n"], value(one)) for one in sizes if one["dimension"] == dimension and value(one) is not None
-        ]
+        (name, dimension): [(one["n"], value(one)) for one in sizes if one["dimension"] == dimension]
         for name, value in panel.lines.items()
         for dimension in dimensions
     }
@@ -83,12 +86,13 @@ def _panel(panel: Panel, sizes: list[dict[str, Any]], dimensions: list[int], x: 
 
     parts = [_text(x, TOP - 22, panel.title, weight="bold")]
     parts += _grid(columns, rows, at, x)
+    parts.append(_text(x + WIDTH / 2, TOP + HEIGHT + 33, "rows", anchor="middle"))
     for number, name in enumerate(panel.lines):
         for dash, dimension in enumerate(dimensions):
             points = [at(*point) for point in found[name, dimension]]
             label = f"{name}, {dimension}-d"
             parts += _line(points, COLOURS[number], dash, label)
-            y = TOP + HEIGHT + 44 + 15 * (number * len(dimensions) + dash)
+            y = TOP + HEIGHT + 56 + 15 * (number * len(dimensions) + dash)
             parts += _line([(x, y - 4), (x + 26, y - 4)], COLOURS[number], dash, label)
             parts.append(_text(x + 34, y, label))
     return "\n".join(parts)
