@@ -122,7 +122,7 @@ def whole_imgcurate(options: Options) -> Iterator[Round]:
 
 
 def whole_nemo(options: Options) -> Iterator[Round]:
-    """NeMo Curator's workflow: k-means, by scikit-learn in place of cuML, and its step in each cluster, farthest from the centroid first.
+    """NeMo Curator's workflow: k-means, by scikit-learn for cuML, and its step inside clusters, the farthest first.
 
     ``fraction`` of the rows are what k-means is fitted to; theirs takes all unless it is told otherwise.
     """
@@ -160,7 +160,7 @@ def whole_nemo(options: Options) -> Iterator[Round]:
 
 
 def whole_faiss(options: Options) -> Iterator[Round]:
-    """An inverted index, or where ``flat`` is asked for everything with everything."""
+    """An inverted index, or everything with everything if ``flat`` says so."""
     import faiss
 
     def pairs(rows: np.ndarray) -> np.ndarray:
@@ -177,7 +177,7 @@ def whole_faiss(options: Options) -> Iterator[Round]:
 
 
 def whole_usearch(options: Options) -> Iterator[Round]:
-    """HNSW with its own defaults, which stores vectors in bfloat16 where it may: in float32 here, so that the cosines are right."""
+    """HNSW with its own defaults but for float32: its bfloat16 would move cosines over the threshold."""
     from usearch.index import Index
 
     def pairs(rows: np.ndarray) -> np.ndarray:
@@ -278,16 +278,18 @@ def truth(options: Options) -> Iterator[Round]:
 
 
 def nearest_earlier(rows: Any) -> Any:
-    """Return the highest cosine of each row with an earlier one, as NeMo Curator 1.4.0's `pairwise_cosine_similarity_batched` finds it.
+    """Return the highest cosine of each row with an earlier one as NeMo Curator 1.4.0 finds it.
 
-    Queries are taken in blocks of `BATCH`. Of each block only the rows up to its end are multiplied, into one workspace of n x `BATCH`
-    that all blocks use; what is not earlier, the lower triangle of the block's own square with its diagonal, becomes -inf; the
-    highest of each column is the row's score, and that of the first row is 0. A row goes if its score is at least ``1 - eps``.
+    This is its `pairwise_cosine_similarity_batched`. Queries are taken in blocks of `BATCH`. Of each block only the rows
+    up to its end are multiplied, into one workspace of n x `BATCH` that all blocks use; what is not earlier, the lower
+    triangle of the block's own square with its diagonal, becomes -inf; the highest of each column is the row's score,
+    and that of the first row is 0. A row goes if its score is at least ``1 - eps``.
 
-    Theirs asks for CUDA and multiplies in the precision in which k-means has stored the rows; this is the same on a CPU in float32. Their
-    default is float16, whose steps just below 1 are 2^-11 = 4.9e-4. With ``eps=.01`` a score is then .98975 or .99023 and nothing between
-    them: it passes from a cosine of about .98999 on, every eps from .00977 to .01025 removes the same images, and from .99976 on a cosine is 1. The
-    rounding of the rows moves a cosine by up to 3e-4 (7e-5 in the mean square) among the rows of embeddings.py, so that of pairs so near to the threshold chance decides.
+    Theirs asks for CUDA and multiplies in the precision in which k-means has stored the rows; this is the same on a CPU
+    in float32. Their default is float16, whose steps just below 1 are 2^-11 = 4.9e-4. With ``eps=.01`` a score is .98975
+    or .99023 and nothing between them: rows go from a cosine of about .98999 on, every eps from .00977 to .01025
+    removes the same images, and from .99976 on a cosine is 1. The rounding of the rows moves a cosine by up to 3e-4
+    among the rows of embeddings.py (standard deviation 7e-5), so that chance decides on pairs so near to the threshold.
 
     Parameters
     ----------

@@ -2,30 +2,35 @@
 
 A row is ``normalise(mean + spread * deviation)``:
 
-- ``mean`` is one direction for all rows, of which two coordinates hold the most: CLIP's vectors lie in a narrow cone, and so
-  two images that have nothing in common have a cosine of about .54.
-- ``deviation`` is ``topic + object + instance``, with weights `TOPIC`, `OBJECT`, `INSTANCE` (of their squares) and one covariance:
-  eigenvalues ``(i + SHIFT) ** -DECAY`` in a random rotation. Two images of one object have a cosine of about .82.
+- ``mean`` is one direction for all rows, of which two coordinates hold the most: CLIP's vectors lie in a narrow cone,
+  and so two images that have nothing in common have a cosine of about .54.
+- ``deviation`` is ``topic + object + instance``, with weights `TOPIC`, `OBJECT`, `INSTANCE` (of their squares) and
+  one covariance: eigenvalues ``(i + SHIFT) ** -DECAY`` in a random rotation. Two images of one object have a cosine
+  of about .82.
 - ``spread`` is lognormal, drawn an object and an image: rows are nearer to the mean direction or farther from it.
-- There are `OBJECTS` objects drawn with probability ``1 / (rank + POPULAR)``: Zipf's law without its peak. The most popular object has
-  0.7 % of the images. Each has one of `TOPICS` topics, drawn in the same way.
-- Some rows are near-duplicates ("copies") of another row, at a cosine drawn evenly from a range, in a direction drawn from the same
-  covariance: see `Copies`. Few rows have many copies.
+- There are `OBJECTS` objects drawn with probability ``1 / (rank + POPULAR)``: Zipf's law without its peak. The most
+  popular object has 0.7 % of the images. Each has one of `TOPICS` topics, drawn in the same way.
+- Some rows are near-duplicates ("copies") of another row, at a cosine drawn evenly from a range, in a direction drawn
+  from the same covariance: see `Copies`. Few rows have many copies.
 
-Rows are made in chunks, each from its own seed, so that workers make theirs without anything being sent to them. A deviation is a sum of
-few rows of a dictionary that all chunks share (the object's, and `TERMS` Gaussian rows for the image), so that a chunk takes a sparse
-product, and the original of a copy that lies in another chunk is made alone: 10,000 x 768 in about 0.05 s on one core.
+Rows are made in chunks, each from its own seed, so that workers make theirs without anything being sent to them. A
+deviation is a sum of few rows of a dictionary that all chunks share (the object's, and `TERMS` Gaussian rows for the
+image), so that a chunk takes a sparse product, and the original of a copy that lies in another chunk is made alone:
+10,000 x 768 in about 0.05 s on one core.
 
-How like they are. likeness.py compares samples of 200 rows, all of different objects, with 200 photos of different things. The percentiles of the
-cosines from 1 to 99 % agree to .013, the length of the mean to .003, and the shares of the variance outside of the 8, 16, 32 and 64 leading directions
-to .017; of all these only the share outside of 32 (real .699, made .682) is outside of what 90 % of the samples have. They still differ:
+How like they are. likeness.py compares samples of 200 rows, all of different objects, with 200 photos of different
+things. The percentiles of the cosines from 1 to 99 % agree to .013, the length of the mean to .003, and the shares of
+the variance outside of the 8, 16, 32 and 64 leading directions to .017; of all these only the share outside of 32
+(real .699, made .682) is outside of what 90 % of the samples have. They still differ:
 
-- The real directions lie nearer to the coordinates: the 32 coordinates that vary most hold 14 % of the variance, here 7 %; and the mean has a
-  longer tail of large coordinates.
-- The real tails are a little heavier: the nearest two of 200 different things have a cosine of .90, here .84; kurtosis is 3.06 and 3.02.
-- Nothing is known from 200 photos of different things about two photos of one thing, about how popular things are, about how many
-  near-duplicates there are, or beyond the first hundred directions: those are choices.
-- Vectors of other lengths than 768 follow the same law with fewer directions; there is nothing real here to compare them with.
+- The real directions lie nearer to the coordinates: the 32 coordinates that vary most hold 14 % of the variance, here
+  7 %; and the mean has a longer tail of large coordinates.
+- The real tails are a little heavier: the nearest two of 200 different things have a cosine of .90, here .84;
+  kurtosis is 3.06 and 3.02.
+- Nothing is known from 200 photos of different things about two photos of one thing, about how popular things are,
+  about how many near-duplicates there are, or beyond the first hundred directions: those are choices.
+- Vectors of other lengths than 768 follow the same law with fewer directions; there is nothing real here to compare
+  them with.
 """
 
 from __future__ import annotations
@@ -94,7 +99,7 @@ class _World(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """What the originals of a chunk are made of: their numbers among all rows, objects, spreads, and terms of the dictionary."""
+    """What the originals of a chunk are made of: numbers among all rows, objects, spreads, terms of the dictionary."""
 
     at: np.ndarray
     thing: np.ndarray
@@ -111,7 +116,7 @@ def chunk(number: int, dimension: int, rows: int = CHUNK, copies: Copies = Copie
     Parameters
     ----------
     number : int
-        Which one. Chunks of one `dimension`, number of `rows` and `copies` belong together: chunk i holds rows ``i * rows`` and on.
+        Which one: chunk i holds rows ``i * rows`` and on of all that are made with the same other arguments.
     dimension : int
     rows : int
     copies : Copies
@@ -161,7 +166,7 @@ def many(n: int, dimension: int, copies: Copies = Copies()) -> Chunk:  # noqa: B
 
 
 def even(n: int, dimension: int) -> np.ndarray:
-    """Make unit rows that look like nothing: random directions, a fifth of them near-duplicates of another row as above.
+    """Make unit rows that look like nothing: random directions, a fifth of them near-duplicates of another row.
 
     What no method can take advantage of.
     """
@@ -177,7 +182,7 @@ def even(n: int, dimension: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)
 def _world(dimension: int) -> _World:
-    """What all chunks share. Rows of the dictionary: the mean, the objects, and the pool of which instances are made."""
+    """What all chunks share. Rows of the dictionary: the mean, the objects, the pool of which instances are made."""
     rng = np.random.default_rng([SEED, dimension])
     mean = rng.standard_normal(dimension)
     large = rng.choice(dimension, size=len(LARGE), replace=False)

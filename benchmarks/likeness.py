@@ -43,9 +43,9 @@ def look(vectors: np.ndarray, splits: int = 20) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        Percentiles of the cosines of all pairs; the length of the mean; "outside 32": which share of the variance lies outside of the 32
-        leading directions, where mean and directions are those of one half of the rows and the variance is that of the other half, the
-        mean of some random halves.
+        Percentiles of the cosines of all pairs; the length of the mean; "outside 32": which share of the variance
+        lies outside of the 32 leading directions, where mean and directions are those of one half of the rows and the
+        variance is that of the other half, the mean of some random halves.
     """
     vectors = vectors.astype(np.float64)
     dots = (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
@@ -65,7 +65,7 @@ def look(vectors: np.ndarray, splits: int = 20) -> dict[str, float]:
 
 
 def samples(made: embeddings.Chunk, count: int) -> list[dict[str, float]]:
-    """Return `look` of random samples of `SAMPLE` rows, no two of one object, none a copy: like the 200 photos of 200 things."""
+    """Return `look` of random samples of `SAMPLE` rows, no two of one object and none a copy."""
     rng = np.random.default_rng(embeddings.SEED)
     originals = np.flatnonzero(made.origin == np.arange(len(made.origin)))
     found = []
@@ -77,7 +77,7 @@ def samples(made: embeddings.Chunk, count: int) -> list[dict[str, float]]:
 
 
 def check(made: embeddings.Chunk, tolerance: float = 0.03) -> dict[str, float]:
-    """Return the mean `look` of some samples, or raise a ValueError if rows of CLIP's length are further than `tolerance` from CLIP's."""
+    """Return the mean `look` of some samples; raise a ValueError if, at CLIP's length, it is not within `tolerance`."""
     looks = samples(made, 10)
     found = {name: round(float(np.mean([one[name] for one in looks])), 3) for name in CLIP}
     far = [name for name in CLIP if abs(found[name] - CLIP[name]) > tolerance]
@@ -92,8 +92,8 @@ def likeness(path: str | None = None, dimension: int = 768, count: int = 200) ->
     Parameters
     ----------
     path : str, optional
-        A ``.npy`` file of `SAMPLE` real embeddings, of images that show different things; scaled to unit length. Default: the figures
-        of CLIP ViT-L/14 that stand in `CLIP`.
+        A ``.npy`` file of `SAMPLE` real embeddings, of images that show different things; scaled to unit length.
+        Default: the figures of CLIP ViT-L/14 that stand in `CLIP`.
     dimension : int
     count : int
         How many samples are drawn of the made rows.

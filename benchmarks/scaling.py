@@ -1,13 +1,15 @@
 """How deduplication grows: one size, in a process of its own, for the section growth of dedup.py.
 
-`semantic_duplicates` over a frame whose partitions are made on the workers when they are asked for, so that all vectors are never in one
-process, and never anywhere but where the verb puts them: a work folder, beside which Dask's spilled bytes are counted. A tenth of
-the rows are near copies, at a cosine from .98 to 1, of a row of another partition; with eps .01 half of them are duplicates.
+`semantic_duplicates` over a frame whose partitions are made on the workers when they are asked for, so that all
+vectors are never in one process, and never anywhere but where the verb puts them: a work folder, beside which Dask's
+spilled bytes are counted. A tenth of the rows are near copies, at a cosine from .98 to 1, of a row of another
+partition; with eps .01 half of them are duplicates.
 
-What is measured: wall and CPU seconds of the search and of the list of removals; the peak of each process; the largest total of the files; the
-tasks, and their seconds by name; pairs; recall as `Duplicates.recall` estimates it, and of the near copies within eps, all of which are known,
-the share of those that do not stay beside their original. Beside it the seconds of a pass over the frame that only sums up: what making
-the vectors costs, which is in the seconds of the search as often as the verb reads the frame.
+What is measured: wall and CPU seconds of the search and of the list of removals; the peak of each process; the
+largest total of the files; the tasks, and their seconds by name; pairs; recall as `Duplicates.recall` estimates it,
+and of the near copies within eps, all of which are known, the share of those that do not stay beside their original.
+Beside it the seconds of a pass over the frame that only sums up: what making the vectors costs, which is in the
+seconds of the search as often as the verb reads the frame.
 """
 
 from __future__ import annotations
@@ -142,8 +144,8 @@ def separated(bits: np.ndarray, number: int, rows: int, dimension: int) -> tuple
 class Watch(contextlib.AbstractContextManager["Watch"]):
     """Looks at the processes and at the files while something runs, in a thread.
 
-    Peaks are the kernel's own (VmHWM) of each process while it lived, so that nothing is missed between two looks; of the start of a
-    process too. The scheduler lives in the client's process.
+    Peaks are the kernel's own (VmHWM) of each process while it lived, so that nothing is missed between two looks; of
+    the start of a process too. The scheduler lives in the client's process.
     """
 
     def __init__(self, client: Any, folders: list[Path], every: float = 0.5) -> None:
@@ -251,7 +253,8 @@ def forget_tasks(dask_scheduler: Any) -> None:
 
 
 def tell_tasks(dask_scheduler: Any) -> Round:
-    """Tell how many tasks there were, and of each step how many, the seconds of all and of the longest, and from when to when."""
+    """Tell how many tasks there were, and of each step how many, the seconds of all and of the longest, and from when
+    to when."""
     plugin = dask_scheduler.plugins["tasks"]
     steps = {
         name: {what: round(value, 3) for what, value in step.items()}
