@@ -51,7 +51,7 @@ def growth(options: Options) -> Iterator[Round]:
     rows = min(n // 2, embeddings.CHUNK)  # two partitions at least: copies lie in another one than their original
     folder = Path(options["out"]) / "growth"
     scratch, work = folder / "scratch", folder / "work"
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(parents=True)
 
     def frame_of(count: int, size: int) -> Any:
         return dd.from_map(part, range(count), rows=size, dimension=dimension, meta=part(0, 0, dimension))
@@ -66,6 +66,7 @@ def growth(options: Options) -> Iterator[Round]:
         return int(duplicates.removals().map_partitions(lengths).sum().compute())
 
     with (
+        removed_afterwards(folder),
         dask.config.set({"temporary-directory": str(scratch)}),
         ic.connect(devices=[], workers=options["workers"], memory_limit=options["memory_limit"]) as client,
     ):
@@ -98,6 +99,14 @@ def growth(options: Options) -> Iterator[Round]:
                 **watch.found(4 * n * dimension),
                 **tasks,
             }
+
+
+@contextlib.contextmanager
+def removed_afterwards(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def part(number: int, rows: int, dimension: int) -> Any:
