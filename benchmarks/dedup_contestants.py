@@ -331,13 +331,16 @@ def _ordered(query: np.ndarray, found: np.ndarray, n: int) -> np.ndarray:
     return np.stack(np.divmod(np.unique(pairs[0] * n + pairs[1]), n))
 
 
-def part(number: int, rows: int, dimension: int, path: str) -> Any:
-    """Return one partition of a frame: rows of a stored matrix."""
+def part(number: int, rows: int, dimension: int, path: str | None = None) -> Any:
+    """Return one partition of a frame: rows of a stored matrix, or a chunk that is made here."""
     from imgcurate.schema import table
     from imgcurate.vectors import to_column
 
-    vectors = np.empty((0, dimension), dtype=np.float32)
-    if rows:
+    if not rows:
+        vectors = np.empty((0, dimension), dtype=np.float32)
+    elif path is None:
+        vectors = embeddings.chunk(number, dimension, rows).vectors
+    else:
         vectors = np.array(np.load(path, mmap_mode="r")[number * rows : (number + 1) * rows])
     made = table({"image_id": [f"{number * rows + row:07}" for row in range(len(vectors))]})
     return made.assign(embedding=to_column(vectors, made))
