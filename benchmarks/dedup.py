@@ -5,18 +5,21 @@
 Everybody gets the same vectors and the same cores, and a process of its own (dedup_contestants.py). In each round the contestants
 take turns, and ratios are taken round by round. One that took more than ``--slow`` seconds at a size is not asked again there.
 
-join     20,000 x 768. imgcurate's join in one process, against the algorithm of NeMo Curator (float32 matrix in blocks of rows, its
-         upper triangle, the highest of each column; in torch) and faiss's flat range search, with the BLAS kernels that are its
-         fastest here. All must name the same images. On embeddings that look like CLIP's, and on random directions, which are the
-         hardest; each with the pairs down to 1 - eps, those that semantic_duplicates stores, and without low precision.
-whole    20,000, 100,000 and 300,000 x 512. semantic_duplicates on a cluster, up to the list of ids to remove, against
-         scikit-learn's KMeans with NeMo Curator's step in each cluster, faiss's inverted index, semhash, and scikit-learn's
-         brute-force radius_neighbors where that is not hopeless. Recall is of the pairs that a brute force finds.
+join     20,000 x 768. imgcurate's join in one process, against the step of NeMo Curator 1.4.0 in torch, and faiss's flat range search with
+         the BLAS kernels that are its fastest here. All must name the same images. On embeddings that look like CLIP's, and on random
+         directions, which are the hardest; each with the pairs down to 1 - eps, those that semantic_duplicates stores, and without
+         low precision.
+whole    20,000 x 768, 100,000 and 300,000 x 512. semantic_duplicates on a cluster, up to the list of ids to remove, against
+         scikit-learn's KMeans (of all rows, and of a quarter of them) with NeMo Curator 1.4.0's step in each cluster, faiss's inverted
+         index, usearch, semhash, and two brute forces where they are not hopeless: faiss's flat range search and scikit-learn's
+         radius_neighbors. Recall is of the pairs that a brute force finds.
 exact    The same with exact=True.
-growth   10,000 to 1,000,000 x 768, made on the workers, with 6 GiB a worker.
+growth   100,000 to 4,000,000 x 768 and 1,000,000 and 10,000,000 x 256 through a work folder, on two workers of 3 GiB: see scaling.py.
+         A size can be chosen by ``--least-rows`` and ``--most-rows``; the others stay in the results as they were.
 
-What the embeddings look like stands in embeddings.py. The results go to benchmarks/results/dedup.json; with ``--only`` the other
-sections stay as they were, and with ``--quick`` (few rows, to see that it runs) nothing is written unless ``--output`` is given.
+What the embeddings look like stands in embeddings.py. The results go to benchmarks/results/dedup.json, and growth as a figure to
+scaling.svg beside it; with ``--only`` the other sections stay as they were, and with ``--quick`` (few rows, to see that it runs) nothing is
+written unless ``--output`` is given. The peers come with the extra ``bench``.
 """
 
 from __future__ import annotations
@@ -31,12 +34,15 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import dedup_tables
 import embeddings
+import likeness
 import numpy as np
+import scaling_figure
 from dedup_contestants import TIE
 from end_to_end import machine
 from turns import Contestant
@@ -47,11 +53,15 @@ OURS_JOIN = {
     "imgcurate, down to 1 - 2 eps": {"least": 1 - 2 * EPS, "low_precision": None},
     "imgcurate, float32": {"least": 1 - EPS, "low_precision": False},
 }
-PEERS_JOIN = {"NeMo Curator's algorithm": "join_nemo", "faiss IndexFlatIP": "join_faiss"}
+NEMO = "NeMo Curator 1.4.0"
+PEERS_JOIN = {NEMO: "join_nemo", "faiss IndexFlatIP": "join_faiss"}
 WHOLE = {
     "imgcurate": ("whole_imgcurate", {}),
-    "KMeans + NeMo's step": ("whole_nemo", {}),
-    "faiss IVF, nprobe 4": ("whole_faiss", {}),
+    "KMeans + NeMo 1.4.0's step": ("whole_nemo", {"fraction": 1}),
+    "KMeans of 1/4 + NeMo 1.4.0's": ("whole_nemo", {"fraction": 0.25}),
+    "faiss IVF, nprobe 4": ("whole_faiss", {"flat": False}),
+    "faiss flat": ("whole_faiss", {"flat": True}),
+    "usearch, 10 nearest": ("whole_usearch", {}),
     "semhash": ("whole_semhash", {}),
     "radius_neighbors": ("whole_radius", {}),
 }
@@ -59,17 +69,26 @@ EXACT = {
     "imgcurate, exact=True": ("whole_imgcurate", {"verb": {"exact": True}}),
     "radius_neighbors": ("whole_radius", {}),
 }
+#: Their time grows with the square of the rows, and can be told beforehand.
+BRUTE_FORCES = ("faiss flat", "radius_neighbors")
 #: The kernels of OpenBLAS that may suit a processor of today; None lets it choose.
 KERNELS = (None, "Haswell", "SkylakeX", "Cooperlake", "Sapphirerapids", "Zen")
 FULL: dict[str, Any] = {
     "join": (20_000, 768),
-    "whole": ([20_000, 100_000, 300_000], 512),
-    "growth": ([10_000, 30_000, 100_000, 300_000, 1_000_000], 768),
+    "whole": [(20_000, 768), (100_000, 512), (300_000, 512)],
+    "growth": [
+        (100_000, 768), (300_000, 768), (1_000_000, 768), (4_000_000, 768), (1_000_000, 256), (10_000_000, 256)
+    ],
+}  # fmt: skip
+QUICK: dict[str, Any] = {
+    "join": (3000, 768),
+    "whole": [(1500, 768), (3000, 512)],
+    "growth": [(2000, 768), (5000, 768), (5000, 256)],
 }
-QUICK: dict[str, Any] = {"join": (3000, 768), "whole": ([1500, 3000], 512), "growth": ([1000, 3000], 768)}
 LIBRARIES = ("imgcurate", "dask", "faiss-cpu", "numpy", "scikit-learn", "semhash", "torch", "usearch")
-MEMORY_LIMIT = "6GiB"
+WORKERS, MEMORY_LIMIT = 2, "3GiB"
 SCRIPT = Path(__file__).with_name("dedup_contestants.py")
+GROWTH = SCRIPT.with_name("scaling.py")
 SECTIONS = ("join", "whole", "exact", "growth")
 
 
@@ -81,7 +100,11 @@ def main() -> None:
         "--slow", type=float, default=60.0, help="seconds after which a contestant is not asked again"
     )
     arguments.add_argument("--cores", type=int, default=2)
-    arguments.add_argument("--most-rows", type=int, help="leave out the larger sizes of whole, exact and growth")
+    arguments.add_argument(
+        "--least-rows", type=int, default=0, help="leave out smaller sizes of whole, exact and growth"
+    )
+    arguments.add_argument("--most-rows", type=int, default=sys.maxsize, help="leave out larger ones")
+    arguments.add_argument("--in-memory", action="store_true", help="growth without a work folder, to compare")
     arguments.add_argument("--quick", action="store_true")
     arguments.add_argument("--output", type=Path)
     options = arguments.parse_args()
@@ -89,19 +112,29 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     output = options.output or (None if options.quick else Path(__file__).parent / "results" / "dedup.json")
     sizes = dict(QUICK if options.quick else FULL)
-    if options.most_rows:
-        for section in ("whole", "growth"):
-            rows, dimension = sizes[section]
-            sizes[section] = ([n for n in rows if n <= options.most_rows], dimension)
+    for section in ("whole", "growth"):
+        sizes[section] = [size for size in sizes[section] if options.least_rows <= size[0] <= options.most_rows]
     report = json.loads(output.read_text()) if output and output.exists() else {}
     with tempfile.TemporaryDirectory(prefix="imgcurate-bench-") as folder:
         bench = Bench(Path(folder), options.rounds, options.slow, options.cores, sizes)
         for section in options.only:
-            report[section] = {"run": bench.settings(), **getattr(bench, section)()}
-            if output:  # at once: a run takes long
-                output.parent.mkdir(parents=True, exist_ok=True)
-                output.write_text(json.dumps(report, indent=2) + "\n")
+            if section == "growth":
+                for size, found in bench.growth(options.in_memory):
+                    report.setdefault("growth", {})[size] = {"run": bench.settings(), **found}
+                    save(report, output)  # at once: a run takes long
+            else:
+                report[section] = {"run": bench.settings(), **getattr(bench, section)()}
+                save(report, output)
     dedup_tables.show({section: report[section] for section in options.only})
+
+
+def save(report: dict[str, Any], output: Path | None) -> None:
+    if output is None:
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    if any(not one["in_memory"] for one in report.get("growth", {}).values()):
+        output.with_name("scaling.svg").write_text(scaling_figure.draw(report["growth"]))
 
 
 class Truth(NamedTuple):
@@ -128,7 +161,7 @@ class Bench:
 
     def __init__(self, folder: Path, rounds: int, slow: float, cores: int, sizes: dict[str, Any]) -> None:
         self.folder, self.rounds, self.slow, self.cores, self.sizes = folder, rounds, slow, cores, sizes
-        self._truths: dict[int, Truth] = {}
+        self._truths: dict[tuple[int, int], Truth] = {}
 
     def settings(self) -> dict[str, Any]:
         flags = Path("/proc/cpuinfo").read_text()
@@ -146,12 +179,12 @@ class Bench:
     def contestant(self, name: str, options: dict[str, Any]) -> Contestant:
         common = {"name": name, "out": str(self.folder), "eps": EPS, "cores": self.cores}
         core_type = self.core_type if name.endswith("_faiss") else None
-        return Contestant(SCRIPT, name, {**common, **options}, core_type)
+        return Contestant(GROWTH if name == "growth" else SCRIPT, name, {**common, **options}, core_type)
 
     def join(self) -> dict[str, Any]:
         n, dimension = self.sizes["join"]
         like_clip = embeddings.many(n, dimension)
-        report = {"rows": n, "dimension": dimension, "look": embeddings.check(like_clip)}
+        report = {"rows": n, "dimension": dimension, "look": likeness.check(like_clip)}
         report["faiss_kernels"] = self.kernels
         report["data"] = {
             "like CLIP": self._join("like CLIP", like_clip.vectors),
@@ -172,7 +205,7 @@ class Bench:
                     tell(f"join, {data}, round {number + 1} of {self.rounds}: {name}")
                     found[name].append(contestant.round())
                     found[name][-1]["removed"] = np.load(found[name][-1]["removed"])
-            unsure = np.load(found["NeMo Curator's algorithm"][-1]["unsure"])
+            unsure = np.load(found[NEMO][-1]["unsure"])
             computes_in = {name: asked[name].ready["computes_in"] for name in OURS_JOIN}
         removed = found["imgcurate"][0]["removed"]
         for name, rounds in found.items():
@@ -219,45 +252,52 @@ class Bench:
         return self._sizes("exact", EXACT)
 
     def _sizes(self, section: str, sides: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-        sizes, dimension = self.sizes["whole"]
-        report: dict[str, Any] = {"dimension": dimension, "sizes": {}}
-        seconds_of_a_pair = 0.0
-        for n in sizes:
-            # The time of brute force grows with the square, and can be told beforehand.
-            hopeless = seconds_of_a_pair * n**2 > self.slow
-            left_out = [name for name in sides if name == "radius_neighbors" and hopeless]
+        report: dict[str, Any] = {"sizes": {}}
+        seconds_of_a_product: dict[str, float] = {}
+        for n, dimension in self.sizes["whole"]:
+            expected = {name: seconds * n**2 * dimension for name, seconds in seconds_of_a_product.items()}
+            left_out = {name: round(seconds) for name, seconds in expected.items() if seconds > self.slow}
             options = {
                 "n": n,
                 "dimension": dimension,
                 "memory_limit": "auto",
-                "pairs": True,
-                "vectors": self.vectors(n),
+                "vectors": self.vectors(n, dimension),
             }
             taking_part = {
                 name: (side, {**options, **more}) for name, (side, more) in sides.items() if name not in left_out
             }
-            true = self.truth(n)
-            found = self._rounds(f"{section}, {n:,} rows", taking_part, true)
+            true = self.truth(n, dimension)
+            found = self._rounds(f"{section}, {n:,} x {dimension}", taking_part, true)
             ours = next(iter(sides))
-            report["sizes"][str(n)] = {
+            report["sizes"][f"{n} x {dimension}"] = {
                 "true_pairs": len(true.certain),
                 "of_them_not_planted": true.unplanted,
                 "contestants": {name: summary(rounds) for name, rounds in found.items()},
                 "ratios": {name: ratios(rounds, found[ours]) for name, rounds in found.items() if name != ours},
-                "left_out": left_out,
+                "left_out_as_it_would_take_seconds": left_out,
             }
-            if "radius_neighbors" in found:
-                seconds_of_a_pair = max(one["seconds"] for one in found["radius_neighbors"]) / n**2
+            seconds_of_a_product |= {
+                name: max(one["seconds"] for one in found[name]) / (n**2 * dimension)
+                for name in BRUTE_FORCES
+                if name in found
+            }
         return report
 
-    def growth(self) -> dict[str, Any]:
-        sizes, dimension = self.sizes["growth"]
-        report: dict[str, Any] = {"dimension": dimension, "memory_limit": MEMORY_LIMIT, "sizes": {}}
-        for n in sizes:
-            options = {"n": n, "dimension": dimension, "memory_limit": MEMORY_LIMIT, "pairs": False}
-            found = self._rounds(f"growth, {n:,} rows", {"imgcurate": ("whole_imgcurate", options)}, None)
-            report["sizes"][str(n)] = summary(found["imgcurate"])
-        return report
+    def growth(self, in_memory: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield each size with what was measured of it."""
+        for n, dimension in self.sizes["growth"]:
+            size = f"{n} x {dimension}" + (", in memory" if in_memory else "")
+            options = {
+                "n": n,
+                "dimension": dimension,
+                "workers": WORKERS,
+                "memory_limit": MEMORY_LIMIT,
+                "in_memory": in_memory,
+            }
+            rounds = self._rounds(f"growth, {size}", {"growth": ("growth", options)}, None)["growth"]
+            best = min(rounds, key=lambda one: one["seconds"])
+            seconds = spread([one["seconds"] for one in rounds])
+            yield size, {**options, **best, "seconds": seconds, "seconds_per_row": seconds["median"] / n}
 
     def _rounds(
         self, label: str, sides: dict[str, tuple[str, dict[str, Any]]], true: Truth | None
@@ -274,24 +314,25 @@ class Bench:
                 found[name].append(one | (judge(one, true) if true else {}))
         return found
 
-    def truth(self, n: int) -> Truth:
-        if n not in self._truths:
-            tell(f"brute force of {n:,} rows, for the recall")
-            with self.contestant("truth", {"vectors": self.vectors(n)}) as contestant:
+    def truth(self, n: int, dimension: int) -> Truth:
+        if (n, dimension) not in self._truths:
+            tell(f"brute force of {n:,} x {dimension}, for the recall")
+            with self.contestant("truth", {"vectors": self.vectors(n, dimension)}) as contestant:
                 found = contestant.round()
             pairs, cosines = np.load(found["pairs"]), np.load(found["cosines"])
-            origin = embeddings.many(n, self.sizes["whole"][1]).origin
+            origin = embeddings.many(n, dimension).origin
             certain = cosines >= 1 - EPS + TIE
             keys = pairs[0] * n + pairs[1]
             unplanted = (origin[pairs[0]] != origin[pairs[1]]) & certain
-            self._truths[n] = Truth(n, np.sort(keys), np.sort(keys[certain]), int(unplanted.sum()))
-        return self._truths[n]
+            true = Truth(n, np.sort(keys), np.sort(keys[certain]), int(unplanted.sum()))
+            self._truths[n, dimension] = true
+        return self._truths[n, dimension]
 
-    def vectors(self, n: int) -> str:
-        path = self.folder / f"{n}.npy"
+    def vectors(self, n: int, dimension: int) -> str:
+        path = self.folder / f"{n}-{dimension}.npy"
         if not path.exists():
-            made = embeddings.many(n, self.sizes["whole"][1])
-            embeddings.check(made)
+            made = embeddings.many(n, dimension)
+            likeness.check(made)
             np.save(path, made.vectors)
         return str(path)
 
@@ -327,7 +368,6 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "seconds": spread([one["seconds"] for one in rounds]),
         "peak_mib": max(one["peak_mib"] for one in rounds),
-        **{name: max(one[name] for one in rounds) for name in ("client_peak_mib",) if name in rounds[0]},
         **{name: min(one[name] for one in rounds) for name in ("recall",) if name in rounds[0]},
         **{name: rounds[0][name] for name in figures if name in rounds[0]},
     }

@@ -20,6 +20,7 @@ from turns import serve
 Round = dict[str, Any]
 Options = dict[str, Any]
 BATCH = 1024  # NeMo Curator's
+NEIGHBOURS = 10  # of usearch, which knows no search by range
 WARM_UP = 2000
 #: Cosines nearer to the threshold than this may fall on either side of it: float32 cannot tell.
 TIE = 1e-6
@@ -86,7 +87,7 @@ def join_faiss(options: Options) -> Iterator[Round]:
 
 
 def whole_imgcurate(options: Options) -> Iterator[Round]:
-    """On a cluster of its own; the frame lies on the workers, made or read there."""
+    """On a cluster of its own; the frame lies on the workers, read there."""
     import dask.dataframe as dd
 
     import imgcurate as ic
@@ -99,8 +100,8 @@ def whole_imgcurate(options: Options) -> Iterator[Round]:
         return duplicates, duplicates.removals().compute()
 
     def frame_of(count: int, size: int) -> Any:
-        path = options.get("vectors")
-        return dd.from_map(part, range(count), rows=size, dimension=dimension, path=path, meta=part(0, 0, dimension))
+        more = {"dimension": dimension, "path": options["vectors"]}
+        return dd.from_map(part, range(count), rows=size, **more, meta=part(0, 0, **more))
 
     with ic.connect(devices=[], memory_limit=options["memory_limit"]) as client:
         few = frame_of(2 * len(client.scheduler_info()["workers"]), min(rows, WARM_UP) // 4)
@@ -112,26 +113,30 @@ def whole_imgcurate(options: Options) -> Iterator[Round]:
         while True:
             seconds, (duplicates, removals) = timed(dedup, frame, **verb)
             found = {"seconds": seconds, "n_removed": len(removals), "n_clusters": duplicates.n_clusters}
-            if options["pairs"]:
-                edges = duplicates.edges
-                edges = edges[edges["similarity"] >= 1 - options["eps"]].compute()
-                pairs = np.stack([edges[name].to_numpy().astype(np.int64) for name in ("image_id", "other_id")])
-                found["pairs"] = saved(options, pairs, "pairs")
+            edges = duplicates.edges
+            edges = edges[edges["similarity"] >= 1 - options["eps"]].compute()
+            pairs = np.stack([edges[name].to_numpy().astype(np.int64) for name in ("image_id", "other_id")])
+            found["pairs"] = saved(options, pairs, "pairs")
             del duplicates  # what it holds on the workers is not the next round's
-            yield {**found, "peak_mib": max(client.run(peak_mib).values()), "client_peak_mib": peak_mib()}
+            yield {**found, "peak_mib": max(client.run(peak_mib).values())}
 
 
 def whole_nemo(options: Options) -> Iterator[Round]:
-    """k-means by scikit-learn in place of cuML, and the step of NeMo Curator inside each cluster, farthest from the centroid first."""
+    """NeMo Curator's workflow: k-means, by scikit-learn for cuML, and its step inside clusters, the farthest first.
+
+    ``fraction`` of the rows are what k-means is fitted to; theirs takes all unless it is told otherwise.
+    """
     import torch
     from sklearn.cluster import KMeans
 
-    vectors = np.load(options["vectors"])
+    vectors, fraction = np.load(options["vectors"]), options["fraction"]
 
     def work(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         k = round((len(rows) / 2) ** 0.5)
-        sample = np.random.default_rng(42).permutation(len(rows))[: 256 * k]
-        model = KMeans(n_clusters=k, n_init=1, random_state=42).fit(rows[sample])
+        fitted = rows
+        if fraction < 1:
+            fitted = rows[np.random.default_rng(42).permutation(len(rows))[: max(round(fraction * len(rows)), k)]]
+        model = KMeans(n_clusters=k, n_init=1, max_iter=300, tol=1e-4, random_state=42).fit(fitted)
         labels = model.predict(rows)
         # Unit vectors of one cluster are the farther from its centroid the lower their product with it is.
         closeness = np.einsum("ij,ij->i", rows, model.cluster_centers_[labels])
@@ -155,29 +160,37 @@ def whole_nemo(options: Options) -> Iterator[Round]:
 
 
 def whole_faiss(options: Options) -> Iterator[Round]:
+    """An inverted index, or everything with everything if ``flat`` says so."""
     import faiss
 
-    vectors = np.load(options["vectors"])
-
-    def work(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        lists = round((len(rows) / 2) ** 0.5)
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(rows.shape[1]), rows.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
-        index.train(rows)
+    def pairs(rows: np.ndarray) -> np.ndarray:
+        n, dimension = rows.shape
+        index = faiss.IndexFlatIP(dimension)
+        if not options["flat"]:
+            index = faiss.IndexIVFFlat(index, dimension, round((n / 2) ** 0.5), faiss.METRIC_INNER_PRODUCT)
+            index.train(rows)
+            index.nprobe = 4
         index.add(rows)
-        index.nprobe = 4
-        pairs = faiss_pairs(index, rows, options["eps"])
-        return np.unique(pairs[1]), pairs
+        return faiss_pairs(index, rows, options["eps"])
 
-    work(vectors[:WARM_UP])
-    yield {}
-    while True:
-        seconds, (gone, pairs) = timed(work, vectors)
-        yield {
-            "seconds": seconds,
-            "n_removed": len(gone),
-            "pairs": saved(options, pairs, "pairs"),
-            "peak_mib": peak_mib(),
-        }
+    return _peer(options, pairs)
+
+
+def whole_usearch(options: Options) -> Iterator[Round]:
+    """HNSW with its own defaults but for float32: its bfloat16 would move cosines over the threshold."""
+    from usearch.index import Index
+
+    def pairs(rows: np.ndarray) -> np.ndarray:
+        index = Index(ndim=rows.shape[1], metric="ip", dtype="f32")
+        index.add(np.arange(len(rows)), rows, threads=options["cores"])
+        matches = index.search(rows, NEIGHBOURS, threads=options["cores"])
+        # A distance is 1 - cosine. Rows of `keys` are as long as `counts` says.
+        near = matches.distances <= options["eps"]
+        near &= np.arange(matches.keys.shape[1]) < matches.counts[:, None]
+        query, column = np.nonzero(near)
+        return _ordered(query, matches.keys[query, column].astype(np.int64), len(rows))
+
+    return _peer(options, pairs)
 
 
 def whole_semhash(options: Options) -> Iterator[Round]:
@@ -208,25 +221,33 @@ def whole_semhash(options: Options) -> Iterator[Round]:
 def whole_radius(options: Options) -> Iterator[Round]:
     from sklearn.neighbors import NearestNeighbors
 
-    vectors = np.load(options["vectors"])
-
-    def work(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def pairs(rows: np.ndarray) -> np.ndarray:
         # Of unit vectors the distance says what the cosine does, and scikit-learn's fast way knows only distances.
         model = NearestNeighbors(radius=(2 * options["eps"]) ** 0.5, algorithm="brute", metric="euclidean").fit(rows)
         near = model.radius_neighbors(return_distance=False)
         left = np.repeat(np.arange(len(rows)), [len(found) for found in near])
         right = np.concatenate(near)
-        pairs = np.stack([left, right])[:, left < right]
-        return np.unique(pairs[1]), pairs
+        return np.stack([left, right])[:, left < right]
+
+    return _peer(options, pairs)
+
+
+def _peer(options: Options, pairs: Callable[[np.ndarray], np.ndarray]) -> Iterator[Round]:
+    """Rounds of a peer that finds pairs, of which the later row goes."""
+    vectors = np.load(options["vectors"])
+
+    def work(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = pairs(rows)
+        return np.unique(found[1]), found
 
     work(vectors[:WARM_UP])
     yield {}
     while True:
-        seconds, (gone, pairs) = timed(work, vectors)
+        seconds, (gone, found) = timed(work, vectors)
         yield {
             "seconds": seconds,
             "n_removed": len(gone),
-            "pairs": saved(options, pairs, "pairs"),
+            "pairs": saved(options, found, "pairs"),
             "peak_mib": peak_mib(),
         }
 
@@ -257,16 +278,43 @@ def truth(options: Options) -> Iterator[Round]:
 
 
 def nearest_earlier(rows: Any) -> Any:
-    """Return the highest cosine of each row with an earlier one as NeMo Curator finds it: blocks of the matrix, its upper triangle,
-    the highest of each column and where it is."""
+    """Return the highest cosine of each row with an earlier one as NeMo Curator 1.4.0 finds it.
+
+    This is its `pairwise_cosine_similarity_batched`. Queries are taken in blocks of `BATCH`. Of each block only the rows
+    up to its end are multiplied, into one workspace of n x `BATCH` that all blocks use; what is not earlier, the lower
+    triangle of the block's own square with its diagonal, becomes -inf; the highest of each column is the row's score,
+    and that of the first row is 0. A row goes if its score is at least ``1 - eps``.
+
+    Theirs asks for CUDA and multiplies in the precision in which k-means has stored the rows; this is the same on a CPU
+    in float32. Their default is float16, whose steps just below 1 are 2^-11 = 4.9e-4. With ``eps=.01`` a score is .98975
+    or .99023 and nothing between them: rows go from a cosine of about .98999 on, every eps from .00977 to .01025
+    removes the same images, and from .99976 on a cosine is 1. The rounding of the rows moves a cosine by up to 3e-4
+    among the rows of embeddings.py (standard deviation 7e-5), so that chance decides on pairs so near to the threshold.
+
+    Parameters
+    ----------
+    rows : torch.Tensor of shape (n, d)
+        Of unit length, best-ranked first.
+
+    Returns
+    -------
+    torch.Tensor of shape (n,)
+    """
     import torch
 
-    best, at = torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.int64)
-    for start in range(0, len(rows), BATCH):
-        dots = torch.triu(rows[start : start + BATCH] @ rows.T, diagonal=1 + start)
+    n, width = len(rows), min(BATCH, len(rows))
+    best, at = torch.zeros(n, dtype=rows.dtype), torch.zeros(n, dtype=torch.int64)
+    workspace = torch.empty((n, width), dtype=rows.dtype)
+    not_earlier = torch.ones((width, width), dtype=torch.bool).tril_()
+    for start in range(0, n, BATCH):
+        end = min(start + BATCH, n)
+        dots = workspace[:end, : end - start]
+        torch.mm(rows[:end], rows[start:end].T, out=dots)
+        dots[start:end].masked_fill_(not_earlier[: end - start, : end - start], -torch.inf)
         values, where = dots.max(dim=0)
-        better = values > best
-        best, at = torch.where(better, values, best), torch.where(better, where + start, at)
+        if not start:
+            values[0], where[0] = 0, 0
+        best[start:end], at[start:end] = values, where
     return best
 
 
@@ -274,9 +322,13 @@ def faiss_pairs(index: Any, rows: np.ndarray, eps: float) -> np.ndarray:
     """Return the pairs of rows that `index` finds, earlier row above later row."""
     limits, _, found = index.range_search(rows, 1 - eps)
     query = np.repeat(np.arange(len(rows)), np.diff(limits.astype(np.int64)))
-    # An inverted index may find a pair from one side only.
+    return _ordered(query, found, len(rows))
+
+
+def _ordered(query: np.ndarray, found: np.ndarray, n: int) -> np.ndarray:
+    """Return each pair once, earlier row above later row; an index may find a pair from one side only."""
     pairs = np.stack([np.minimum(query, found), np.maximum(query, found)])[:, query != found]
-    return np.stack(np.divmod(np.unique(pairs[0] * len(rows) + pairs[1]), len(rows)))
+    return np.stack(np.divmod(np.unique(pairs[0] * n + pairs[1]), n))
 
 
 def part(number: int, rows: int, dimension: int, path: str | None = None) -> Any:
@@ -321,6 +373,7 @@ CONTESTANTS: dict[str, Callable[[Options], Iterator[Round]]] = {
     "whole_imgcurate": whole_imgcurate,
     "whole_nemo": whole_nemo,
     "whole_faiss": whole_faiss,
+    "whole_usearch": whole_usearch,
     "whole_semhash": whole_semhash,
     "whole_radius": whole_radius,
     "truth": truth,
