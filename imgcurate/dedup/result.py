@@ -6,83 +6,22 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 from dask.delayed import Delayed
 
 from imgcurate import schema, storage, vectors
-from imgcurate.dedup.graph import nodes, rank, rules
+from imgcurate.dedup.graph import build, nodes, rank, rules
 from imgcurate.dedup.recall import Recall
 
-#: A task that decides takes so many pairs at most at once; of more, it takes what some rounds chunk by chunk leave open.
-_PAIRS_OF_A_TASK = 2**25
-_ROUNDS = 3
-_FORMAT = "imgcurate duplicates 1"
+_FORMAT = "imgcurate duplicates 2"
 _SAVED = ("id_field", "n_rows", "n_compared", "n_clusters", "eps", "min_similarity", "rule", "keep")
-
-
-class Graph(NamedTuple):
-    """Pairs on the cluster.
-
-    Attributes
-    ----------
-    tables : list of Delayed of pyarrow.Table
-        All compared images, block by block: ``id``, ``row``, ``cluster``, ``distance`` and what ranks them.
-    nodes : Delayed of nodes.Nodes
-    edges : list of Delayed of rules.Edges
-    n_pairs, n_copies : int
-    """
-
-    tables: list[Delayed]
-    nodes: Delayed
-    edges: list[Delayed]
-    n_pairs: int
-    n_copies: int
-
-
-def build_graph(
-    tables: list[Delayed],
-    found: list[Delayed],
-    keep: rank.Keep,
-    fixed: Callable[[Delayed], list[Delayed]] | None = None,
-) -> Graph:
-    """Put the images of pairs into rank order. Eager: it waits until all pairs are found.
-
-    Parameters
-    ----------
-    tables : list of Delayed of pyarrow.Table
-    found : list of Delayed of buckets.Found
-        By the rows' numbers; held on the cluster.
-    keep : as for `semantic_duplicates`
-    fixed : callable, optional
-        Given the numbers of the rows that have pairs, the tables of those that are never removed.
-    """
-    found = list(dask.persist(*found))
-    counts = np.array(dask.compute(*[dask.delayed(nodes.counts)(part) for part in found]), dtype=np.int64).reshape(
-        -1, 2
-    )
-    chunks = [
-        [found[at] for at in np.flatnonzero(number == chunk)]
-        for number in [np.cumsum(counts.sum(axis=1)) // _PAIRS_OF_A_TASK]
-        for chunk in np.unique(number)
-    ]
-    rows = dask.delayed(_union)([dask.delayed(nodes.involved)(chunk) for chunk in chunks]).persist()
-    with_copies = [found[at] for at in np.flatnonzero(counts[:, 1])]
-    ranked = dask.delayed(nodes.rank_nodes)(
-        [dask.delayed(nodes.take)(table, rows) for table in tables],
-        fixed(rows) if fixed else [],
-        [dask.delayed(_copies_alone)(part) for part in with_copies],
-        keep,
-    )
-    edges = [dask.delayed(nodes.number)(chunk, ranked) for chunk in chunks]
-    ranked, *edges = dask.persist(ranked, *edges)
-    n_pairs, n_copies = (int(total) for total in counts.sum(axis=0))
-    return Graph(tables, ranked, edges, n_pairs, n_copies)
 
 
 class Duplicates:
@@ -97,7 +36,7 @@ class Duplicates:
     selected : Dask DataFrame
         One row a compared image that stays: its id.
     groups : Dask DataFrame
-        One row a kept image that has duplicates, the largest group first: its id, how many were ``removed``, ``duplicates`` (their ids) and
+        One row a kept image that has duplicates, the largest group of each partition first: its id, how many were ``removed``, ``duplicates`` (their ids) and
         the lowest ``similarity`` among them.
     edges : Dask DataFrame
         Every stored pair, whatever the rule and eps: ``id``, ``other_id`` (the better-ranked of the two), ``similarity``. Of images whose
@@ -117,7 +56,7 @@ class Duplicates:
 
     def __init__(
         self,
-        found: Graph,
+        found: build.Graph,
         *,
         like: Any,
         id_dtype: Any,
@@ -137,7 +76,7 @@ class Duplicates:
         self.eps, self.min_similarity, self.rule, self.keep = eps, min_similarity, rule, keep
         self.id_field, self._through = id_field, through
         self._graph, self._like, self._id_dtype, self._recall = found, like, id_dtype, recall
-        self._answers: dict[float, Delayed] = {}
+        self._answers: dict[float, list[Delayed]] = {}
 
     def __repr__(self) -> str:
         excluded = f", {self.n_excluded:,} excluded" if self.n_excluded else ""
@@ -151,7 +90,7 @@ class Duplicates:
 
     @property
     def pairs(self) -> Any:
-        return self._frame([self._matches(self.eps)], ["id", "duplicate_of", "similarity", "cluster"])
+        return self._frame(self._matches(self.eps), ["id", "duplicate_of", "similarity", "cluster"])
 
     @property
     def removed(self) -> Any:
@@ -159,20 +98,20 @@ class Duplicates:
 
     @property
     def selected(self) -> Any:
-        removed = self._matches(self.eps)
+        removed = dask.delayed(nodes.rows_of)(self._matches(self.eps))
         return self._frame([dask.delayed(nodes.without)(table, removed) for table in self._graph.tables], ["id"])
 
     @property
     def groups(self) -> Any:
-        grouped = dask.delayed(nodes.groups)(self._matches(self.eps))
-        return self._frame([grouped], ["id", "removed", "duplicates", "similarity"])
+        grouped = [dask.delayed(nodes.groups)(removed) for removed in self._matches(self.eps)]
+        return self._frame(grouped, ["id", "removed", "duplicates", "similarity"])
 
     @property
     def edges(self) -> Any:
-        named = [dask.delayed(nodes.edge_table)(edges, self._graph.nodes) for edges in self._graph.edges]
-        return self._frame(
-            [*named, dask.delayed(nodes.copy_table)(self._graph.nodes)], ["id", "other_id", "similarity"]
-        )
+        parts = self._graph.parts
+        named = [dask.delayed(nodes.edge_table)(edges, part.nodes) for part in parts for edges in part.edges]
+        copies = [dask.delayed(nodes.copy_table)(part.nodes) for part in parts]
+        return self._frame([*named, *copies], ["id", "other_id", "similarity"])
 
     @property
     def assignments(self) -> Any:
@@ -206,7 +145,7 @@ class Duplicates:
         ValueError
             Where eps is out of range.
         """
-        return self._frame([self._matches(self.eps if eps is None else eps)], ["id"])
+        return self._frame(self._matches(self.eps if eps is None else eps), ["id"])
 
     def rethreshold(self, eps: float) -> Duplicates:
         """Return the same pairs under another threshold, up to ``1 - min_similarity``; this one stays as it is.
@@ -308,8 +247,8 @@ class Duplicates:
         Parameters
         ----------
         path : str or path
-            A folder; gets ``nodes.parquet`` (images with pairs, in rank order), ``edges.*.parquet`` (pairs of their positions) and
-            ``images.*.parquet`` (all compared images), all or nothing.
+            A folder; gets ``nodes.parquet`` (images with pairs, in rank order; of several million pairs also ``nodes.00001.parquet`` and so on),
+            ``edges.*.parquet`` (pairs of their positions) and ``images.*.parquet`` (all compared images), all or nothing.
         overwrite : bool, default False
             Replace the Parquet files that are there.
         storage_options : dict, optional
@@ -323,19 +262,24 @@ class Duplicates:
         known = {name: getattr(self, name) for name in _SAVED}
         if self.n_clusters and isinstance(self._id_dtype, pd.ArrowDtype):
             known["id_type"] = str(self._id_dtype.pyarrow_dtype)
-        known.update(format=_FORMAT, n_pairs=self._graph.n_pairs, n_copies=self._graph.n_copies)
+        graph = self._graph
+        known.update(format=_FORMAT, n_pairs=graph.n_pairs, n_copies=graph.n_copies)
         with storage.staged_folder(path, ".parquet", overwrite=overwrite, storage_options=storage_options) as folder:
-            write = dask.delayed(storage.write_parquet_table)
-            tables = [dask.delayed(_plain_edges)(part) for part in self._graph.edges]
-            tables += [dask.delayed(nodes.table_of)(table) for table in self._graph.tables]
-            files = [f"edges.{at:05d}.parquet" for at in range(len(self._graph.edges))]
-            files += [f"images.{at:05d}.parquet" for at in range(len(self._graph.tables))]
-            dask.compute(
-                *[write(table, f"{folder}/{name}", storage_options) for table, name in zip(tables, files, strict=True)]
-            )
-            # Last, because without them there is nothing to load: on a store, files are seen as they are written.
-            nodes_table = dask.delayed(_node_table)(self._graph.nodes, json.dumps(known))
-            dask.compute(write(nodes_table, f"{folder}/nodes.parquet", storage_options))
+            write, table = dask.delayed(storage.write_parquet_table), dask.delayed(nodes.table_of)
+            tasks = [
+                write(table(t), f"{folder}/images.{n:05d}.parquet", storage_options) for n, t in enumerate(graph.tables)
+            ]
+            # The nodes last, because without them there is nothing to load: on a store, files are seen as they are written.
+            last = []
+            for number, part in enumerate(graph.parts):
+                ranked = dask.delayed(_node_table)(part.nodes, json.dumps(known))
+                last.append(write(ranked, f"{folder}/{_nodes_file(number)}", storage_options))
+                for at, edges in enumerate(part.edges):
+                    name = f"edges.{number:05d}.{at:05d}.parquet"
+                    tasks.append(write(dask.delayed(_plain_edges)(edges), f"{folder}/{name}", storage_options))
+            dask.compute(*tasks)
+            dask.compute(*last[1:])
+            dask.compute(*last[:1])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, storage_options: storage.Options = None) -> Duplicates:
@@ -362,25 +306,25 @@ class Duplicates:
             name: [file for file in files if file.rpartition("/")[2].startswith(name)]
             for name in ("nodes", "edges", "images")
         }
-        if len(of["nodes"]) != 1:
+        first = [file for file in of["nodes"] if file.rpartition("/")[2] == _nodes_file(0)]
+        if not first:
             raise ValueError(f"{os.fspath(path)!r} holds no nodes.parquet: it was not written by Duplicates.save")
-        table = storage.read_parquet_table(of["nodes"][0], None, storage_options)
-        known = json.loads((table.schema.metadata or {}).get(b"imgcurate", b"{}"))
+        kinds = _read_schema(first[0], storage_options)
+        known = json.loads((kinds.metadata or {}).get(b"imgcurate", b"{}"))
         if known.get("format") != _FORMAT:
             raise ValueError(f"{os.fspath(path)!r} was not written by this version's Duplicates.save")
-        leader = table["leader"].to_numpy()
-        copies = np.flatnonzero(leader != np.arange(len(leader)))
-        ranked = nodes.Nodes(table, rules.group_copies(copies, leader[copies]), known["n_fixed"])
-        found = Graph(
-            [dask.delayed(storage.read_parquet_table)(file, None, storage_options) for file in of["images"]],
-            dask.delayed(ranked),
-            [dask.delayed(_read_edges)(file, storage_options) for file in of["edges"]],
-            known["n_pairs"],
-            known["n_copies"],
-        )
+        parts = []
+        for number in range(len(of["nodes"])):
+            folder = first[0].rpartition("/")[0]
+            ranked = dask.delayed(_read_nodes)(f"{folder}/{_nodes_file(number)}", storage_options)
+            mine = [file for file in of["edges"] if file.rpartition("/")[2].startswith(f"edges.{number:05d}.")]
+            edges = [dask.delayed(_read_edges)(file, storage_options) for file in mine]
+            parts.append(build.Part(ranked, edges, in_rounds=len(edges) > 1))
+        tables = [dask.delayed(storage.read_parquet_table)(file, None, storage_options) for file in of["images"]]
+        found = build.Graph(tables, parts, known["n_pairs"], known["n_copies"])
         keep = known["keep"] if isinstance(known["keep"], str) else [(name, order) for name, order in known["keep"]]
         known = {name: known[name] for name in _SAVED} | {"keep": keep}
-        return cls(found, like=pd.DataFrame(), id_dtype=_arrow_id_dtype(table["id"].type), **known)
+        return cls(found, like=pd.DataFrame(), id_dtype=_arrow_id_dtype(kinds.field("id").type), **known)
 
     def _check(self, eps: Any) -> float:
         check_eps(eps)
@@ -394,32 +338,15 @@ class Duplicates:
         return float(eps)
 
     def _count(self, thresholds: Sequence[float]) -> np.ndarray:
-        counts = dask.compute(*[dask.delayed(len)(self._matches(value)) for value in thresholds])
-        return np.array(counts, dtype=np.int64)
+        counts = dask.compute(*[[dask.delayed(len)(part) for part in self._matches(value)] for value in thresholds])
+        return np.array([sum(parts) for parts in counts], dtype=np.int64)
 
-    def _matches(self, eps: float) -> Delayed:
-        """Return the removed images under a threshold, decided once."""
+    def _matches(self, eps: float) -> list[Delayed]:
+        """Return the removed images under a threshold, part by part, decided once."""
         eps = self._check(eps)
         if eps not in self._answers:
-            self._answers[eps] = self._decide(1 - eps).persist()
+            self._answers[eps] = self._graph.decide(1 - eps, self.rule)
         return self._answers[eps]
-
-    def _decide(self, least: float) -> Delayed:
-        _, ranked, edges, n_pairs, _ = self._graph
-        answer = None
-        if self.rule == "cover":
-            answer = dask.delayed(nodes.first_state)(ranked)
-            for _ in range(_ROUNDS if n_pairs > _PAIRS_OF_A_TASK else 0):
-                known = [dask.delayed(nodes.waiting)(chunk, least, answer) for chunk in edges]
-                answer = dask.delayed(rules.settle)(answer, known)
-            open_edges = [dask.delayed(nodes.still_open)(chunk, least, answer) for chunk in edges]
-            answer = dask.delayed(nodes.keep_greedily)(ranked, open_edges, answer)
-        elif self.rule == "component":
-            answer = dask.delayed(nodes.roots)(
-                ranked, [dask.delayed(nodes.star)(chunk, least, ranked) for chunk in edges]
-            )
-        twins = [dask.delayed(nodes.twins)(chunk, least, self.rule, ranked, answer) for chunk in edges]
-        return dask.delayed(nodes.matches)(ranked, twins, self.rule, answer)
 
     def _frame(self, tables: list[Delayed], columns: list[str]) -> Any:
         kinds = {"id": self._id_dtype, "duplicate_of": self._id_dtype, "other_id": self._id_dtype}
@@ -480,17 +407,26 @@ def _arrow_id_dtype(kind: pa.DataType) -> Any:
     return pd.ArrowDtype(pa.string() if pa.types.is_large_string(kind) else kind)
 
 
-def _union(rows: Sequence[np.ndarray]) -> np.ndarray:
-    return np.unique(np.concatenate([np.zeros(0, np.int64), *rows]))
-
-
-def _copies_alone(found: Any) -> Any:
-    return found._replace(left=found.left[:0], right=found.right[:0], similarity=found.similarity[:0])
-
-
 def _node_table(ranked: nodes.Nodes, known: str) -> pa.Table:
     known = json.dumps(json.loads(known) | {"n_fixed": ranked.n_fixed})
     return ranked.table.replace_schema_metadata({"imgcurate": known})
+
+
+def _nodes_file(number: int) -> str:
+    return f"nodes.{number:05d}.parquet" if number else "nodes.parquet"
+
+
+def _read_schema(url: str, storage_options: storage.Options) -> pa.Schema:
+    with storage.open_input(url, storage_options) as file:
+        return pq.read_schema(file)
+
+
+def _read_nodes(url: str, storage_options: storage.Options) -> nodes.Nodes:
+    table = storage.read_parquet_table(url, None, storage_options)
+    leader = table["leader"].to_numpy()
+    copies = np.flatnonzero(leader != np.arange(len(leader)))
+    n_fixed = json.loads(table.schema.metadata[b"imgcurate"])["n_fixed"]
+    return nodes.Nodes(table, rules.group_copies(copies, leader[copies]), n_fixed)
 
 
 def _plain_edges(edges: rules.Edges) -> pa.Table:

@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 
 from imgcurate import phash, schema, storage, vectors
 from imgcurate.dedup.content import digest, hamming
-from imgcurate.dedup.graph import rank, rules
+from imgcurate.dedup.graph import build, rank, rules
 from imgcurate.dedup.graph.found import Found, copies_found
-from imgcurate.dedup.result import Duplicates, build_graph, id_dtype
+from imgcurate.dedup.result import Duplicates, id_dtype
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic import normalise
 
@@ -303,7 +303,7 @@ def _duplicates(
 ) -> Duplicates:
     n_compared = sum(summary.n_compared for summary in summaries)
     return Duplicates(
-        build_graph(tables, found, keep),
+        build.build(tables, found, keep),
         like=meta,
         id_dtype=id_dtype(meta[id_field]),
         id_field=id_field,

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imgcurate import storage
+
 
 class Found(NamedTuple):
     """Similar pairs, and copies, by the rows' numbers.
@@ -36,3 +38,22 @@ def concatenate(found: Sequence[Found]) -> Found:
 def copies_found(copy: np.ndarray, original: np.ndarray) -> Found:
     """Return copies and nothing else."""
     return concatenate([])._replace(copy=copy, original=original)
+
+
+def write_found(found: Found, path: str, durable: bool) -> tuple[int, int]:
+    """Write pairs and copies, and return how many there are."""
+    with storage.open_atomic(path, durable=durable) as file:
+        np.savez(file, **found._asdict())
+    return len(found.left), len(found.copy)
+
+
+def read_found(path: str) -> Found:
+    """Return what `write_found` wrote."""
+    with np.load(path) as file:
+        return Found(*(file[name] for name in Found._fields))
+
+
+def counts(found: Found | str) -> tuple[int, int]:
+    """Return how many pairs and copies were found, or are in a file of `write_found`."""
+    known = read_found(found) if isinstance(found, str) else found
+    return len(known.left), len(known.copy)

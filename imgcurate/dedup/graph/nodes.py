@@ -36,13 +36,25 @@ def involved(found: Sequence[Found]) -> np.ndarray:
     return np.unique(np.concatenate([np.zeros(0, np.int64), *(f[at] for f in found for at in (0, 1, 3, 4))]))
 
 
-def take(table: Any, rows: np.ndarray) -> pa.Table:
-    """Return those of a block's rows that are among `rows`."""
-    table = table_of(table)
-    numbers = table["row"].to_numpy()
-    first, last = (numbers[0], numbers[-1]) if len(numbers) else (0, -1)
-    here = rows[np.searchsorted(rows, first) : np.searchsorted(rows, last, "right")]
-    return table.take(pa.array(np.searchsorted(numbers, here)))
+def union(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Return all of the rows, once, sorted."""
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *rows]))
+
+
+def copies_alone(found: Found) -> Found:
+    """Return what was found without the pairs."""
+    return found._replace(left=found.left[:0], right=found.right[:0], similarity=found.similarity[:0])
+
+
+def take(tables: Sequence[Any], rows: np.ndarray) -> pa.Table:
+    """Return those of some blocks' rows that are among `rows`."""
+    taken = []
+    for table in map(table_of, tables):
+        numbers = table["row"].to_numpy()
+        first, last = (numbers[0], numbers[-1]) if len(numbers) else (0, -1)
+        here = rows[np.searchsorted(rows, first) : np.searchsorted(rows, last, "right")]
+        taken.append(table.take(pa.array(np.searchsorted(numbers, here))))
+    return pa.concat_tables(taken, promote_options="permissive")
 
 
 def rank_nodes(tables: Sequence[pa.Table], fixed: Sequence[pa.Table], found: Sequence[Found], keep: rank.Keep) -> Nodes:
@@ -207,8 +219,9 @@ def groups(removed: pa.Table) -> pa.Table:
     return table.sort_by([("removed", "descending"), ("id", "ascending")])
 
 
-def least_similar(removed: pa.Table, n: int) -> pa.Table:
+def least_similar(parts: Sequence[pa.Table], n: int) -> pa.Table:
     """Return the `n` removed images least similar to what they duplicate, least first."""
+    removed = pa.concat_tables(parts, promote_options="permissive")
     order = pc.sort_indices(removed, sort_keys=[("similarity", "ascending"), ("id", "ascending")])
     return removed.take(order[:n])
 
@@ -218,10 +231,19 @@ def table_of(rows: Any) -> pa.Table:
     return rows if isinstance(rows, pa.Table) else rows.table
 
 
-def without(table: Any, removed: pa.Table) -> pa.Table:
+def rows_of(removed: Sequence[pa.Table]) -> np.ndarray:
+    """Return the rows' numbers of the removed images of all parts, sorted: 8 bytes each."""
+    return np.sort(np.concatenate([np.zeros(0, np.int64), *(table["row"].to_numpy() for table in removed)]))
+
+
+def without(table: Any, removed: np.ndarray) -> pa.Table:
     """Return a block's images that stay."""
     table = table_of(table)
-    return table.filter(pc.invert(pc.is_in(table["row"], removed["row"])))
+    numbers = table["row"].to_numpy()
+    at = np.searchsorted(removed, numbers)
+    at[at == len(removed)] = 0
+    gone = removed[at] == numbers if len(removed) else np.zeros(len(numbers), dtype=bool)
+    return table.filter(pa.array(~gone))
 
 
 def assigned(tables: Sequence[Any], keep: rank.Keep, part: int, n_parts: int) -> pa.Table:
@@ -229,8 +251,3 @@ def assigned(tables: Sequence[Any], keep: rank.Keep, part: int, n_parts: int) ->
     mine = [table.filter(pa.array(table["cluster"].to_numpy() % n_parts == part)) for table in map(table_of, tables)]
     table = pa.concat_tables(mine, promote_options="permissive")
     return table.take(pa.array(rank.order(table, keep, by_cluster=True)))
-
-
-def counts(found: Found) -> tuple[int, int]:
-    """Return the number of pairs and of copies."""
-    return len(found.left), len(found.copy)

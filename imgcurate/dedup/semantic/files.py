@@ -19,12 +19,13 @@ import numpy as np
 import pyarrow as pa
 
 from imgcurate import storage
-from imgcurate.dedup.graph.found import Found, concatenate, copies_found
+from imgcurate.dedup.graph.found import concatenate, copies_found, read_found, write_found
+from imgcurate.dedup.mapped import map_matrix, map_table, write_table
 from imgcurate.dedup.semantic import exchange, join, kmeans, normalise, screen
 from imgcurate.dedup.semantic.compare import in_numbers
 from imgcurate.dedup.semantic.exchange import Members
 from imgcurate.dedup.semantic.screen import Screen
-from imgcurate.dedup.semantic.store import RowVectors, StoredRows, VectorStore, map_matrix, map_table, write_table
+from imgcurate.dedup.semantic.store import RowVectors, StoredRows, VectorStore
 
 #: A bucket is at most so large, in bfloat16, and a tile of a cluster that is larger.
 _BUCKET_BYTES = 96 << 20
@@ -232,25 +233,6 @@ def compare_tiles(
         pairs = in_numbers(left, right, join.compare(left.vectors, others, chosen, least, shorts), exact)
         found = concatenate([found, pairs])
     return write_found(found, path, durable)
-
-
-def write_found(found: Found, path: str, durable: bool) -> tuple[int, int]:
-    """Write pairs and copies, and return how many there are."""
-    with storage.open_atomic(path, durable=durable) as file:
-        np.savez(file, **found._asdict())
-    return len(found.left), len(found.copy)
-
-
-def read_found(path: str) -> Found:
-    """Return what `write_found` wrote."""
-    with np.load(path) as file:
-        return Found(*(file[name] for name in Found._fields))
-
-
-def counts(path: str) -> tuple[int, int]:
-    """Return how many pairs and copies `write_found` wrote."""
-    found = read_found(path)
-    return len(found.left), len(found.copy)
 
 
 class _Places(NamedTuple):

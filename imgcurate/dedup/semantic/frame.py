@@ -20,8 +20,10 @@ from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
 from imgcurate import fingerprint, identity, parts, vectors
+from imgcurate.dedup.mapped import Folder, map_matrix, temporary
 from imgcurate.dedup.semantic import kmeans, normalise, store
-from imgcurate.dedup.semantic.store import Folder, Stored, StoredRows
+from imgcurate.dedup.semantic.store import Stored, StoredRows
+from imgcurate.dedup.waves import in_waves
 
 #: Vectors stay in memory where they take at most this share of the workers': they are held once, sent to their clusters `probes` times, and
 #: beside them stands the frame itself.
@@ -32,8 +34,6 @@ _SHARE_AT_MOST = 1 / 3
 _MEASURED = 8
 #: Small partitions are put together up to so many bytes of vectors, and large parts are worked on in such runs.
 _GROUP_BYTES = 64 << 20
-#: So many tasks are with the scheduler at a time.
-_WAVE = 4000
 _HASHES_AT_ONCE = 1 << 23
 
 
@@ -133,14 +133,6 @@ def prepare(
     made = dict(zip(wanted, in_waves(writing()), strict=True))
     records = [made.get(n) or store.read_record(folder.file("rows", name)) for n, name in enumerate(names)]
     return _in_files(records, folder, kept, id_field, embedding_field)
-
-
-def in_waves(tasks: Iterator[Delayed]) -> list[Any]:
-    """Compute tasks so many at a time, and return what they give, in their order."""
-    results: list[Any] = []
-    while wave := [task for _, task in zip(range(_WAVE), tasks, strict=False)]:
-        results += dask.compute(*wave)
-    return results
 
 
 def one_encoder(
@@ -268,7 +260,7 @@ def _choose(size: float, folder: Folder | None, gpu: bool) -> tuple[bool, Folder
     if folder is not None:
         return False, folder, None
     if _on_this_machine():
-        made, kept = store.temporary(dask.config.get("temporary-directory", None))
+        made, kept = temporary(dask.config.get("temporary-directory", None))
         return False, made, kept
     if size <= memory * _SHARE_AT_MOST:
         return True, None, None
@@ -316,7 +308,7 @@ def _repeated(hashes: Sequence[Any], number: int, n_ranges: int) -> np.ndarray:
     here = []
     for part in hashes:
         if isinstance(part, str):
-            numbers = store.map_matrix(part, 1, "uint64")[:, 0]
+            numbers = map_matrix(part, 1, "uint64")[:, 0]
             start, stop = np.searchsorted(numbers, [low, high]) if n_ranges > 1 else (0, len(numbers))
             stop = len(numbers) if number == n_ranges - 1 else stop
             here.append(numbers[start:stop])

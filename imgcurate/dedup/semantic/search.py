@@ -12,12 +12,11 @@ from typing import Any
 import dask
 import numpy as np
 import pyarrow as pa
-from dask.delayed import Delayed
 
 from imgcurate import schema, storage, vectors
 from imgcurate.dedup import corpus, recall
 from imgcurate.dedup.graph import rank, rules
-from imgcurate.dedup.result import Duplicates, build_graph, check_eps, id_dtype
+from imgcurate.dedup.result import Duplicates, check_eps, id_dtype
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic import kmeans, normalise, steps
 
@@ -131,18 +130,15 @@ def semantic_duplicates(
     least = min_similarity
     if least is None:
         least = _affordable(rows, eps) if n else max(1 - 2 * eps, -1)
-    tables: list[Any] = []
-    found: list[Delayed] = []
-    fixed = None
+    pairs, crossed, fixed = steps.Pairs([], []), [], None
     if n:
         # Pairs are stored a little further down, so that 1 - eps may be rounded either way.
         search = steps.Search(k, probes, max(least - 1e-7, -1), exact, seed, given)
-        tables, found = steps.find_pairs(rows, search, on_gpu)
+        pairs = steps.find_pairs(rows, search, on_gpu)
         if old is not None:
             crossed, fixed = old.compare(rows, probes, exact, search.least)
-            found += crossed
     return Duplicates(
-        build_graph(tables, found, keep, fixed),
+        pairs.graph(rows, keep, crossed, fixed),
         like=frame._meta,
         id_dtype=id_dtype(frame._meta[id_field]),
         id_field=id_field,
@@ -153,7 +149,7 @@ def semantic_duplicates(
         min_similarity=float(least),
         rule=rule,
         keep=keep,
-        recall=None if old is not None else _Recall(rows, tables),
+        recall=None if old is not None else _Recall(rows, pairs.tables),
         through=None if rows.folder is None else rows.folder.path,
     )
 
@@ -264,7 +260,7 @@ class _Recall:
         pairs = list(zip(self._tables, self._rows.blocks, strict=True))
         drawn = dask.delayed(recall.draw)([take(table, block, seed, size) for table, block in pairs], size)
         true = [dask.delayed(recall.true_pairs)(drawn, table, block, least) for table, block in pairs]
-        graphed = found._graph
-        known = dask.delayed(recall.found_pairs)(drawn, graphed.nodes, graphed.edges, least)
-        *true, known = dask.compute(*true, known)
-        return recall.estimate(np.sum(true, axis=0), known)
+        counted = dask.delayed(recall.found_pairs)
+        known = [counted(drawn, part.nodes, part.edges, least) for part in found._graph.parts]
+        true, known = dask.compute(true, known)
+        return recall.estimate(np.sum(true, axis=0), np.sum(known, axis=0))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 import numpy as np
 from dask.delayed import Delayed
 
 from imgcurate import fingerprint, storage
+from imgcurate.dedup.graph import build, rank
+from imgcurate.dedup.graph.found import counts, read_found
 from imgcurate.dedup.semantic import compare, exchange, files, kmeans, normalise
-from imgcurate.dedup.semantic.frame import Frame, fit, in_waves, threads
+from imgcurate.dedup.semantic.frame import Frame, fit, threads
+from imgcurate.dedup.waves import in_waves
 
 _FILES_OF_A_SUM = 64
 
@@ -41,16 +44,43 @@ class Search:
     centroids: np.ndarray | None = None
 
 
-def find_pairs(rows: Frame, search: Search, gpu: bool) -> tuple[list[Any], list[Delayed]]:
-    """Return the rows' tables, with their clusters, and the pairs that are found."""
-    if rows.folder is None:
-        given = search.centroids
-        centers = dask.delayed(given) if given is not None else fit(rows, search.n_clusters, search.seed, gpu)
-        return _in_memory(rows, centers, search)
-    return _in_files(rows, search, gpu)
+class Pairs(NamedTuple):
+    """What a search found.
+
+    Attributes
+    ----------
+    tables : list of Delayed of pyarrow.Table, or of files.AssignedRows
+        All rows with their clusters, block by block.
+    found : list of Delayed of found.Found
+    paths : list of str
+        The files that hold it, where there are any.
+    counts : numpy.ndarray of shape (files, 2)
+        How many pairs and copies each file holds.
+    """
+
+    tables: list[Any]
+    found: list[Delayed]
+    paths: list[str] | None = None
+    counts: np.ndarray | None = None
+
+    def graph(self, rows: Frame, keep: rank.Keep, crossed: list[Delayed], fixed: build.Fixed | None) -> build.Graph:
+        """Return the graph of all pairs, with those that were found with a corpus."""
+        if self.paths is None or self.counts is None or fixed is not None or build.fits_one_part(self.counts):
+            return build.build(self.tables, self.found + crossed, keep, fixed)
+        assert rows.folder is not None
+        return build.build_in_parts(self.tables, self.paths, self.counts, keep, rows.n_compared, rows.folder)
 
 
-def _in_memory(rows: Frame, centers: Any, search: Search) -> tuple[list[Delayed], list[Delayed]]:
+def find_pairs(rows: Frame, search: Search, gpu: bool) -> Pairs:
+    """Look for all pairs: centroids, exchange, join."""
+    if rows.folder is not None:
+        return _in_files(rows, search, gpu)
+    given = search.centroids
+    centers = dask.delayed(given) if given is not None else fit(rows, search.n_clusters, search.seed, gpu)
+    return _in_memory(rows, centers, search)
+
+
+def _in_memory(rows: Frame, centers: Any, search: Search) -> Pairs:
     """Place all rows, bring those of each cluster together and compare them, from memory to memory."""
     n_clusters, probes, least, exact = search.n_clusters, search.probes, search.least, search.exact
     dimension = rows.dimension
@@ -88,10 +118,10 @@ def _in_memory(rows: Frame, centers: Any, search: Search) -> tuple[list[Delayed]
             members = [dask.delayed(compare.shorten)(part, chosen) for part in members]
         found += [inside(part, chosen, least, exact) for part in members]
         found += [across(a, b, chosen, least, exact) for at, a in enumerate(members) for b in members[at + 1 :]]
-    return tables, list(dask.persist(*found))
+    return Pairs(tables, list(dask.persist(*found)))
 
 
-def _in_files(rows: Frame, search: Search, gpu: bool) -> tuple[list[Any], list[Delayed]]:
+def _in_files(rows: Frame, search: Search, gpu: bool) -> Pairs:
     """Do as `_in_memory` does through the folder of the rows: what is there of an earlier call is not made again."""
     folder = rows.folder
     assert folder is not None
@@ -126,10 +156,10 @@ def _in_files(rows: Frame, search: Search, gpu: bool) -> tuple[list[Any], list[D
     for table in ("placed", "tiles"):  # pairs are all that is needed of them
         folder.keep(table, [])
     folder.keep("pairs", [name for name, _, _ in known])
-    read = dask.delayed(files.read_found)
-    return tables, [
-        read(folder.file("pairs", f"{name}.npz")) for name, n_pairs, n_copies in known if n_pairs or n_copies
-    ]
+    known = [part for part in known if part[1] or part[2]]
+    paths = [folder.file("pairs", f"{name}.npz") for name, _, _ in known]
+    of_files = np.array([part[1:] for part in known], dtype=np.int64).reshape(-1, 2)
+    return Pairs(tables, [dask.delayed(read_found)(path) for path in paths], paths, of_files)
 
 
 def _find_through_files(
@@ -142,7 +172,7 @@ def _find_through_files(
     exchanged = dask.delayed(files.Exchanged(paths, files.VectorStore(rows.parts)), traverse=False).persist()
     how = (search.least, exact, device)
     inside, tiles, count = (
-        dask.delayed(function, pure=False) for function in (files.compare_bucket, files.compare_tiles, files.counts)
+        dask.delayed(function, pure=False) for function in (files.compare_bucket, files.compare_tiles, counts)
     )
     made: list[str] = []
 
@@ -173,8 +203,8 @@ def _find_through_files(
                     yield compared(f"{name}-{at}-{beside}", tiles, bucket.low, left, right, chosen, *how)
 
     folder.names("pairs"), folder.names("tiles")
-    counts = in_waves(tasks())
-    return [(name, n_pairs, n_copies) for name, (n_pairs, n_copies) in zip(made, counts, strict=True)]
+    numbers = in_waves(tasks())
+    return [(name, n_pairs, n_copies) for name, (n_pairs, n_copies) in zip(made, numbers, strict=True)]
 
 
 def _exchange(

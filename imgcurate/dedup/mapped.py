@@ -1,0 +1,86 @@
+"""Tables and matrices in files of a folder that every worker sees, which processes map instead of reading them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from imgcurate import storage
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of work.
+
+    Attributes
+    ----------
+    path : str
+    durable : bool
+        Whether its files are for another run to go on from.
+    """
+
+    path: str
+    durable: bool
+
+    def file(self, table: str, name: str) -> str:
+        """Return the path of a file of a table."""
+        return f"{self.path}/{table}/{name}"
+
+    def names(self, table: str) -> set[str]:
+        """Return the names of the files of a table, whose folder is there from then on."""
+        os.makedirs(f"{self.path}/{table}", exist_ok=True)
+        return set(os.listdir(f"{self.path}/{table}"))
+
+    def read_json(self, name: str) -> Any:
+        """Return what a JSON file holds, or None where it is not there."""
+        try:
+            with open(f"{self.path}/{name}") as file:
+                return json.load(file)
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, name: str, content: Any) -> None:
+        with storage.open_atomic(f"{self.path}/{name}", durable=self.durable) as file:
+            file.write(json.dumps(content).encode())
+
+    def keep(self, table: str, keys: Iterable[str]) -> None:
+        """Remove the files of a table that have other keys than these: they were made from something else, or of other options."""
+        wanted = set(keys)
+        for name in self.names(table):
+            if name.partition(".")[0] not in wanted:
+                os.unlink(f"{self.path}/{table}/{name}")
+
+
+def temporary(parent: str | None = None) -> tuple[Folder, tempfile.TemporaryDirectory[str]]:
+    """Return a folder, and what it goes with."""
+    made = tempfile.TemporaryDirectory(prefix="imgcurate-dedup-", dir=parent, ignore_cleanup_errors=True)
+    return Folder(made.name, durable=False), made
+
+
+def write_table(table: pa.Table, path: str, durable: bool) -> None:
+    """Write an Arrow table so that it can be mapped."""
+    with storage.open_atomic(path, durable=durable) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def map_table(path: str) -> pa.Table:
+    """Return a table that `write_table` wrote, mapped: its columns are read when they are looked at.
+
+    What is looked at counts as the process's memory for as long as the table is there, so that nobody keeps one.
+    """
+    return pa.ipc.open_file(pa.memory_map(path)).read_all()
+
+
+def map_matrix(path: str, width: int, dtype: str) -> np.ndarray:
+    """Return a file of numbers as a matrix of rows of `width`, mapped, as `map_table` does."""
+    if not os.path.getsize(path):
+        return np.zeros((0, width), dtype=dtype)
+    # Copy on write, because what may not be written torch does not take; nobody writes.
+    return np.memmap(path, dtype=dtype, mode="c").reshape(-1, width)

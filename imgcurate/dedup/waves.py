@@ -1,0 +1,20 @@
+"""Tasks in waves: a scheduler that holds a hundred thousand of them takes a minute to start, and its memory grows with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import dask
+from dask.delayed import Delayed
+
+_WAVE = 4000
+
+
+def in_waves(tasks: Iterable[Delayed]) -> list[Any]:
+    """Compute tasks so many at a time, and return what they give, in their order."""
+    results: list[Any] = []
+    left = iter(tasks)
+    while wave := [task for _, task in zip(range(_WAVE), left, strict=False)]:
+        results += dask.compute(*wave)
+    return results
