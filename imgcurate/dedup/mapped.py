@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,17 @@ class Folder:
     path : str
     durable : bool
         Whether its files are for another run to go on from.
+    kept : object, optional
+        What a temporary folder goes with: with the last frame, in the process that made it, that reads its files.
     """
 
     path: str
     durable: bool
+    kept: Any = field(default=None, repr=False, compare=False)
+
+    def for_tasks(self) -> Folder:
+        """Return what tasks are given: a scheduler in this process remembers them for longer than the folder is needed."""
+        return Folder(self.path, self.durable)
 
     def file(self, table: str, name: str) -> str:
         """Return the path of a file of a table."""
@@ -58,10 +65,10 @@ class Folder:
                 os.unlink(f"{self.path}/{table}/{name}")
 
 
-def temporary(parent: str | None = None) -> tuple[Folder, tempfile.TemporaryDirectory[str]]:
-    """Return a folder, and what it goes with."""
+def temporary(parent: str | None = None) -> Folder:
+    """Return a folder that goes when nothing in this process refers to it any more."""
     made = tempfile.TemporaryDirectory(prefix="imgcurate-dedup-", dir=parent, ignore_cleanup_errors=True)
-    return Folder(made.name, durable=False), made
+    return Folder(made.name, durable=False, kept=made)
 
 
 def write_table(table: pa.Table, path: str, durable: bool) -> None:

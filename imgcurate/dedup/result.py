@@ -366,7 +366,7 @@ class Duplicates:
         meta = vectors.from_pandas(meta, self._like)
         dtypes = [kinds.get(name) for name in columns]
         parts = [dask.delayed(_view)(table, columns, dtypes, meta) for table in tables] or [dask.delayed(meta)]
-        return dd.from_delayed(parts, meta=meta, verify_meta=False)
+        return dd.from_delayed(parts, meta=meta, verify_meta=False, prefix=_Prefix(self))
 
 
 def check_eps(eps: Any) -> None:
@@ -386,6 +386,23 @@ def id_dtype(column: Any) -> Any:
     if not isinstance(dtype, pd.CategoricalDtype):
         return dtype
     return pd.ArrowDtype(pa.int64() if pd.api.types.is_integer_dtype(dtype.categories.dtype) else pa.string())
+
+
+class _Prefix(str):
+    """Of a frame's keys; keeps the result, and with it what lies on the cluster or in a temporary folder, for as long as the frame is there.
+
+    Dask's graphs name what was persisted and do not hold it, and of all that a frame is made of this is what stays in this process.
+    """
+
+    def __new__(cls, result: Duplicates) -> _Prefix:
+        self = super().__new__(cls, "duplicates")
+        self._result = result
+        return self
+
+    _result: Duplicates
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)
 
 
 def _view(table: pa.Table, columns: Sequence[str], dtypes: Sequence[Any], meta: Any) -> Any:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import dask
+import distributed
 import numpy as np
+import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate.dedup.graph import components, nodes, rank, rules
@@ -80,12 +82,16 @@ class Graph(NamedTuple):
         """Return the images that a rule removes at a threshold, part by part, decided once. Eager where they go to files."""
         decided = [part.decide(least, rule) for part in self.parts]
         if self.folder is None:
-            return list(dask.persist(*decided))
-        self.folder.names("answers")
-        paths = [self.folder.file("answers", f"{rule}.{least!r}.{number}") for number in range(len(self.parts))]
-        write = dask.delayed(write_table, pure=False)
-        in_waves(write(table, path, False) for table, path in zip(decided, paths, strict=True))
-        return [dask.delayed(map_table)(path) for path in paths]
+            decided = list(dask.persist(*decided))
+            # What they read may lie in files that go with this graph.
+            distributed.wait(distributed.futures_of(decided))
+            return decided
+        folder = self.folder.for_tasks()
+        folder.names("answers")
+        names = [f"{rule}.{least!r}.{number}" for number in range(len(self.parts))]
+        write = dask.delayed(_write_answer, pure=False)
+        in_waves(write(table, folder, name) for table, name in zip(decided, names, strict=True))
+        return [dask.delayed(_read_answer)(folder, name) for name in names]
 
 
 def build(tables: list[Any], found: list[Delayed], keep: rank.Keep, fixed: Fixed | None = None) -> Graph:
@@ -139,10 +145,11 @@ def build_in_parts(
     routed = in_waves(route(file, forest, n_rows, n_parts, path) for file, path in zip(found, paths, strict=True))
     sizes = np.sum(routed, axis=0)
     gather = dask.delayed(components.gather)
+    names = [f"{at:05d}" for at in range(len(found))]
     parts = []
     for number in np.flatnonzero(sizes):
         chunks = max(1, -(-int(sizes[number]) // _PAIRS_OF_A_TASK))
-        of_part = [gather(paths[at::chunks], int(number)) for at in range(chunks)]
+        of_part = [gather(folder.for_tasks(), names[at::chunks], int(number)) for at in range(chunks)]
         parts.append(_part(tables, of_part, np.full((chunks, 2), _PAIRS_OF_A_TASK), keep, None))
     return Graph(tables, parts, n_pairs, n_copies, folder)
 
@@ -161,6 +168,14 @@ def _part(tables: list[Any], found: list[Delayed], counts: np.ndarray, keep: ran
     )
     edges = [dask.delayed(nodes.number)(chunk, ranked) for chunk in chunks]
     return Part(ranked, edges, in_rounds=len(chunks) > 1)
+
+
+def _write_answer(table: pa.Table, folder: Folder, name: str) -> None:
+    write_table(table, folder.file("answers", name), durable=False)
+
+
+def _read_answer(folder: Folder, name: str) -> pa.Table:
+    return map_table(folder.file("answers", name))
 
 
 def _counts(found: Sequence[Delayed]) -> np.ndarray:

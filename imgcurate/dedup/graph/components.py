@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from imgcurate.dedup.graph.found import Found, concatenate, read_found
-from imgcurate.dedup.mapped import map_table, write_table
+from imgcurate.dedup.mapped import Folder, map_table, write_table
 
 
 def components(found: Sequence[str], n_rows: int, path: str) -> None:
@@ -67,10 +67,11 @@ def route(found: str, forest: str, n_rows: int, n_parts: int, path: str) -> np.n
     return np.bincount(np.concatenate([of_pair, of_copy]).astype(np.int64), minlength=n_parts)
 
 
-def gather(paths: Sequence[str], part: int) -> Found:
+def gather(folder: Folder, names: Sequence[str], part: int) -> Found:
     """Return the pairs and copies of one part."""
     found = []
-    for path in paths:
+    for name in names:
+        path = folder.file("graph", name)
         pairs, copies = (_rows_of(map_table(f"{path}.{kind}"), part) for kind in ("pairs", "copies"))
         columns = [*(pairs[name] for name in ("left", "right", "similarity")), copies["copy"], copies["original"]]
         found.append(Found(*(column.to_numpy() for column in columns)))

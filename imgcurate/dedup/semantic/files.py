@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from imgcurate import storage
 from imgcurate.dedup.graph.found import concatenate, copies_found, read_found, write_found
-from imgcurate.dedup.mapped import map_matrix, map_table, write_table
+from imgcurate.dedup.mapped import Folder, map_matrix, map_table, write_table
 from imgcurate.dedup.semantic import exchange, join, kmeans, normalise, screen
 from imgcurate.dedup.semantic.compare import in_numbers
 from imgcurate.dedup.semantic.exchange import Members
@@ -43,18 +43,20 @@ class AssignedRows:
     rows : StoredRows
     first : int
         The number of the first row.
-    path : str
+    folder : Folder
+    name : str
         Of the file of their clusters.
     """
 
     rows: StoredRows
     first: int
-    path: str
+    folder: Folder
+    name: str
 
     @property
     def table(self) -> pa.Table:
         """``id``, ``hash``, ``key0``..., ``row``, ``cluster`` and ``distance``."""
-        table, assigned = self.rows.table, map_table(self.path)
+        table, assigned = self.rows.table, map_table(self.folder.file("assigned", self.name))
         table = table.append_column("row", pa.array(np.arange(self.first, self.first + len(table))))
         return table.append_column("cluster", assigned["cluster"]).append_column("distance", assigned["distance"])
 

@@ -62,7 +62,6 @@ class Frame:
     encoders: frozenset[identity.Identity]
     folder: Folder | None = None
     parts: list[Stored] = field(default_factory=list)
-    _kept: Any = None  # a temporary folder goes with the last that refers to it
 
     def refuse_other_dimension(self, expected: int, of: str, embedding_field: str) -> None:
         """Raise where the vectors are not of the dimension of what they are to be compared with."""
@@ -108,9 +107,8 @@ def prepare(
         rows = sum(summary.n_compared for summary in summaries) / len(summaries)
         known = [rows, max((summary.dimension for summary in summaries), default=0)]
     size = known[0] * known[1] * 4
-    kept = None
     if in_memory is None:
-        in_memory, folder, kept = _choose(size * len(delayed), folder, vectors.on_gpu(frame._meta))
+        in_memory, folder = _choose(size * len(delayed), folder, vectors.on_gpu(frame._meta))
     groups = _groups(len(delayed), len(first), size)
     if in_memory:
         outputs = first + [list(task(delayed[at.start : at.stop], *arguments)) for at in groups[len(first) :]]
@@ -132,7 +130,7 @@ def prepare(
 
     made = dict(zip(wanted, in_waves(writing()), strict=True))
     records = [made.get(n) or store.read_record(folder.file("rows", name)) for n, name in enumerate(names)]
-    return _in_files(records, folder, kept, id_field, embedding_field)
+    return _in_files(records, folder, id_field, embedding_field)
 
 
 def one_encoder(
@@ -227,7 +225,7 @@ def _held(outputs: list[list[Delayed]], id_field: str, embedding_field: str) -> 
     )
 
 
-def _in_files(records: list[Stored], folder: Folder, kept: Any, id_field: str, embedding_field: str) -> Frame:
+def _in_files(records: list[Stored], folder: Folder, id_field: str, embedding_field: str) -> Frame:
     n_rows = sum(record.n_rows for record in records)
     names = [dask.delayed(store.names)(record.path) for record in records]
     refuse_repeated_ids([f"{record.path}.hashes" for record in records], names, n_rows, id_field)
@@ -248,22 +246,20 @@ def _in_files(records: list[Stored], folder: Folder, kept: Any, id_field: str, e
         frozenset(encoder for record in used for encoder in record.encoders),
         folder,
         used,
-        kept,
     )
 
 
-def _choose(size: float, folder: Folder | None, gpu: bool) -> tuple[bool, Folder | None, Any]:
+def _choose(size: float, folder: Folder | None, gpu: bool) -> tuple[bool, Folder | None]:
     """Decide between memory and files for so many bytes of vectors."""
     memory = memory_of_workers()
     if size <= memory * _SHARE_IN_MEMORY or (gpu and folder is None):
-        return True, None, None
+        return True, None
     if folder is not None:
-        return False, folder, None
+        return False, folder
     if _on_this_machine():
-        made, kept = temporary(dask.config.get("temporary-directory", None))
-        return False, made, kept
+        return False, temporary(dask.config.get("temporary-directory", None))
     if size <= memory * _SHARE_AT_MOST:
-        return True, None, None
+        return True, None
     raise ValueError(
         f"about {size / 2**30:.1f} GiB of vectors are too many for workers with {memory / 2**30:.1f} GiB of memory: name a folder for them that every "
         "worker sees (work=)"

@@ -143,7 +143,7 @@ def _in_files(rows: Frame, search: Search, gpu: bool) -> Pairs:
         for b, at in zip(rows.blocks, rows.offsets, strict=True)
     ]
     tables = [
-        files.AssignedRows(block, first, folder.file("assigned", f"{name}.arrow"))
+        files.AssignedRows(block, first, folder.for_tasks(), f"{name}.arrow")
         for block, first, name in zip(rows.blocks, rows.offsets, names, strict=True)
     ]
     folder.keep("assigned", names)
