@@ -7,7 +7,7 @@ centroid and number of rows) and ``cluster.00000.parquet`` and so on (ids and un
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import dask
@@ -21,8 +21,12 @@ from dask.delayed import Delayed
 from imgcurate import identity, schema, storage, vectors
 from imgcurate.dedup.graph.found import Found
 from imgcurate.dedup.result import check_eps, id_dtype
-from imgcurate.dedup.semantic import compare, exchange, join, normalise
+from imgcurate.dedup.semantic import compare, join, normalise
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic.exchange import Members
+from imgcurate.dedup.semantic.files import StoredBucket
+from imgcurate.dedup.semantic.steps import Cluster, by_cluster
+from imgcurate.dedup.waves import in_waves
 
 _ROWS_OF_A_TASK = 32_768
 
@@ -107,7 +111,7 @@ def save_embeddings(
     else:
         k = min(n_clusters or max(1, round((rows.n_compared / 2) ** 0.5)), rows.n_compared)
         centroids = frames.fit(rows, k, seed, vectors.on_gpu(frame._meta)).compute()
-    sizes, members = _by_cluster(rows, centroids, 1, -1.0)
+    sizes, clusters = by_cluster(rows, centroids, 1, -1.0)
     target = f"{storage.absolute(path, storage_options).rstrip('/')}/part.{len(there) if append else 0:05d}"
     if not append:
         for folder in there[1:]:
@@ -125,9 +129,9 @@ def save_embeddings(
             }
         )
         summary = summary.replace_schema_metadata(identity.to_metadata(encoder))
-        tables = [dask.delayed(normalise.table_of)(block) for block in rows.blocks]
-        dask.compute(
-            *[write(bucket.members, bucket.clusters, tables, id_field, folder, storage_options) for bucket in members]
+        in_waves(
+            write(bucket, [cluster.number for cluster in of_bucket], id_field, folder, storage_options)
+            for bucket, of_bucket in _buckets(clusters)
         )
         # Last, because without them there is no part: on a store, files are seen as they are written.
         storage.write_parquet_table(summary, f"{folder}/centroids.parquet", storage_options)
@@ -253,13 +257,13 @@ class SavedCorpus:
         frames.one_encoder(new.encoders, "the comparison with the corpus", self.encoders)
         # The images of the corpus lie in one cluster each, so the new ones are looked for in twice as many.
         width = len(self.centroids) if exact else 2 * probes
-        sizes, members = _by_cluster(new, self.centroids, width, least)
+        sizes, clusters = by_cluster(new, self.centroids, width, least)
         touched = [part for part in self._parts if part.rows and sizes[part.cluster]]
         starts = np.cumsum([new.n_compared, *(part.rows for part in touched)])[:-1].tolist()
         task = dask.delayed(_compare_with_part)
-        bucket_of = {cluster: bucket for bucket in members for cluster in bucket.clusters}
+        bucket_of = {cluster.number: cluster.bucket for cluster in clusters}
         found = [
-            task(bucket_of[part.cluster].members, part, start, least, self._storage_options)
+            task(bucket_of[part.cluster], part, start, least, self._storage_options)
             for part, start in zip(touched, starts, strict=True)
         ]
 
@@ -273,35 +277,17 @@ class SavedCorpus:
         return list(dask.persist(*found)), fixed
 
 
-class _Bucket(NamedTuple):
-    members: Delayed
-    clusters: list[int]
+def _buckets(clusters: Sequence[Cluster]) -> Iterator[tuple[Any, list[Cluster]]]:
+    """Yield each bucket with its clusters."""
+    of: dict[int, list[Cluster]] = {}
+    for cluster in clusters:
+        of.setdefault(id(cluster.bucket), []).append(cluster)
+    for group in of.values():
+        yield group[0].bucket, group
 
 
-def _by_cluster(
-    rows: frames.Frame, centroids: np.ndarray, probes: int, least: float
-) -> tuple[np.ndarray, list[_Bucket]]:
-    """Bring the rows of each cluster together: how many each cluster has, and buckets of whole clusters."""
-    place, given = dask.delayed(normalise.place, nout=3), dask.delayed(centroids)
-    placed = dask.persist(
-        *[
-            output
-            for block, offset in zip(rows.blocks, rows.offsets, strict=True)
-            for output in place(block, offset, given, probes, least, False)
-        ]
-    )
-    sizes = np.sum(dask.compute(*placed[2::3]), axis=0)
-    layout = exchange.lay_out(sizes, frames.threads(), rows.dimension, whole=True)
-    pieces = [
-        dask.delayed(exchange.split, nout=layout.n_buckets + 1)([block], [where], [offset], layout, True)
-        for block, where, offset in zip(rows.blocks, placed[1::3], rows.offsets, strict=True)
-    ]
-    merged = [dask.delayed(exchange.gather)(list(bucket)) for bucket in list(zip(*pieces, strict=True))[:-1]]
-    # Persisted, because what they are made of is held for as long as this function runs.
-    merged = list(dask.persist(*merged))
-    return sizes, [
-        _Bucket(bucket, np.flatnonzero(layout.first == number).tolist()) for number, bucket in enumerate(merged)
-    ]
+def _members(bucket: Members | StoredBucket) -> Members:
+    return bucket if isinstance(bucket, Members) else bucket.members()
 
 
 def _saved(path: str | os.PathLike[str], id_field: str, storage_options: storage.Options) -> SavedCorpus:
@@ -385,15 +371,16 @@ def _near_evaluation(
 
 
 def _compare_with_part(
-    bucket: exchange.Members, part: Part, start: int, least: float, storage_options: storage.Options
+    bucket: Members | StoredBucket, part: Part, start: int, least: float, storage_options: storage.Options
 ) -> Found:
     matrix = vectors.to_matrix(
         storage.read_parquet_table(part.url, ["embedding"], storage_options).to_pandas(types_mapper=pd.ArrowDtype)[
             "embedding"
         ]
     )
-    others = vectors.namespace(bucket.vectors).asarray(matrix)
-    return compare.compare_with_cluster(bucket, part.cluster, others, start, least)
+    members = _members(bucket)
+    others = vectors.namespace(members.vectors).asarray(matrix)
+    return compare.compare_with_cluster(members, part.cluster, others, start, least)
 
 
 def _name_part(part: Part, start: int, wanted: np.ndarray, id_field: str, storage_options: storage.Options) -> pa.Table:
@@ -415,20 +402,20 @@ def _named(ids: Any, rows: np.ndarray, cluster: int) -> pa.Table:
 
 
 def _write_clusters(
-    members: exchange.Members,
+    bucket: Members | StoredBucket,
     numbers: Sequence[int],
-    tables: Sequence[pa.Table],
     id_field: str,
     folder: str,
     storage_options: storage.Options,
 ) -> None:
-    ids = pa.concat_tables(tables, promote_options="permissive")["id"]
+    members = _members(bucket)
+    assert members.ids is not None
     for cluster in numbers:
         at = np.flatnonzero(members.cluster == cluster)
         matrix = vectors.to_numpy(vectors.take(members.vectors, at))
         table = pa.table(
             {
-                id_field: ids.take(pa.array(members.row[at])),
+                id_field: members.ids.take(pa.array(at)),
                 "embedding": pa.ListArray.from_arrays(
                     pa.array(np.arange(len(at) + 1, dtype=np.int32) * matrix.shape[1]), pa.array(matrix.reshape(-1))
                 ),

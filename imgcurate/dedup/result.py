@@ -18,6 +18,7 @@ from dask.delayed import Delayed
 
 from imgcurate import schema, storage, vectors
 from imgcurate.dedup.graph import build, nodes, rank, rules
+from imgcurate.dedup.mapped import Folder
 from imgcurate.dedup.recall import Recall
 
 _FORMAT = "imgcurate duplicates 2"
@@ -69,18 +70,18 @@ class Duplicates:
         rule: rules.Rule,
         keep: rank.Keep,
         recall: Callable[[Duplicates, int, int], Recall] | None = None,
-        through: str | None = None,
+        folder: Folder | None = None,
     ) -> None:
         self.n_rows, self.n_compared, self.n_excluded = n_rows, n_compared, n_rows - n_compared
         self.n_clusters, self.n_pairs = n_clusters, found.n_pairs + found.n_copies
         self.eps, self.min_similarity, self.rule, self.keep = eps, min_similarity, rule, keep
-        self.id_field, self._through = id_field, through
+        self.id_field, self._folder = id_field, folder
         self._graph, self._like, self._id_dtype, self._recall = found, like, id_dtype, recall
         self._answers: dict[float, list[Delayed]] = {}
 
     def __repr__(self) -> str:
         excluded = f", {self.n_excluded:,} excluded" if self.n_excluded else ""
-        through = f" through files in {self._through}" if self._through else ""
+        through = f" through files in {self._folder.path}" if self._folder else ""
         clusters = "1 cluster" if self.n_clusters == 1 else f"{self.n_clusters:,} clusters"
         return (
             f"Duplicates({self.n_compared:,} images compared in {clusters}{through}{excluded}; {self.n_pairs:,} pairs of similarity >= "

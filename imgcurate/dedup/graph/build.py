@@ -110,6 +110,8 @@ def build(tables: list[Any], found: list[Delayed], keep: rank.Keep, fixed: Fixed
     counts = _counts(found)
     part = _part(tables, found, counts, keep, fixed)
     ranked, *edges = dask.persist(part.nodes, *part.edges)
+    # What a corpus is read from may lie in files that nobody keeps from here on.
+    distributed.wait(distributed.futures_of([ranked, *edges]))
     part = part._replace(nodes=ranked, edges=edges)
     n_pairs, n_copies = (int(total) for total in counts.sum(axis=0))
     return Graph(tables, [part], n_pairs, n_copies)

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from imgcurate import vectors
 from imgcurate.dedup.graph.found import Found, copies_found
@@ -39,6 +40,8 @@ class Members(NamedTuple):
         The nearest clusters of the row, nearest first; -1 is none.
     short : numpy.ndarray or None
         The screened vectors where they are known.
+    ids : pyarrow.ChunkedArray of length n, or None
+        Where they are to be written.
     """
 
     vectors: Any
@@ -47,6 +50,7 @@ class Members(NamedTuple):
     cluster: np.ndarray
     labels: np.ndarray
     short: Any = None
+    ids: pa.ChunkedArray | None = None
 
 
 class _Places(NamedTuple):
@@ -148,7 +152,7 @@ def split(
     layout: Layout,
     copies: bool = False,
 ) -> tuple[Any, ...]:
-    """Split the rows of some blocks by bucket, copies set apart unless `copies` says to leave them.
+    """Split the rows of some blocks by bucket, copies set apart unless `copies` says to leave them, with the ids of all.
 
     Returns
     -------
@@ -162,6 +166,10 @@ def split(
     order = np.argsort(bucket, kind="stable")
     bounds = np.searchsorted(bucket[order], np.arange(layout.n_buckets + 1))
     pieces = [every.pick(order[start:stop]).members() for start, stop in pairwise(bounds)]
+    if copies:
+        ids = pa.concat_tables([rows.table.select(["id"]) for rows in group], promote_options="permissive")["id"]
+        at = [ids.take(pa.array(every.at[order[start:stop]])) for start, stop in pairwise(bounds)]
+        pieces = [piece._replace(ids=names) for piece, names in zip(pieces, at, strict=True)]
     return (*pieces, copies_found(copy, original))
 
 
@@ -174,7 +182,9 @@ def merge(pieces: Sequence[Members]) -> tuple[Members, Found]:
 def gather(pieces: Sequence[Members]) -> Members:
     """Put one bucket's pieces together, cluster by cluster, copies among them."""
     every = _stack(pieces)
-    return every.pick(np.lexsort((every.row, every.cluster))).members()
+    order = np.lexsort((every.row, every.cluster))
+    ids = pa.concat_tables([pa.table({"id": piece.ids}) for piece in pieces], promote_options="permissive")["id"]
+    return every.pick(order).members()._replace(ids=ids.take(pa.array(order)))
 
 
 def _places(group: Sequence[Rows], placed: Sequence[kmeans.Placed], offsets: Sequence[int]) -> _Places:

@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from imgcurate import storage
+from imgcurate.dedup.graph import nodes
 from imgcurate.dedup.graph.found import concatenate, copies_found, read_found, write_found
-from imgcurate.dedup.mapped import Folder, map_matrix, map_table, write_table
+from imgcurate.dedup.mapped import map_matrix, map_table, write_table
 from imgcurate.dedup.semantic import exchange, join, kmeans, normalise, screen
 from imgcurate.dedup.semantic.compare import in_numbers
 from imgcurate.dedup.semantic.exchange import Members
@@ -43,20 +44,18 @@ class AssignedRows:
     rows : StoredRows
     first : int
         The number of the first row.
-    folder : Folder
-    name : str
+    path : str
         Of the file of their clusters.
     """
 
     rows: StoredRows
     first: int
-    folder: Folder
-    name: str
+    path: str
 
     @property
     def table(self) -> pa.Table:
         """``id``, ``hash``, ``key0``..., ``row``, ``cluster`` and ``distance``."""
-        table, assigned = self.rows.table, map_table(self.folder.file("assigned", self.name))
+        table, assigned = self.rows.table, map_table(self.path)
         table = table.append_column("row", pa.array(np.arange(self.first, self.first + len(table))))
         return table.append_column("cluster", assigned["cluster"]).append_column("distance", assigned["distance"])
 
@@ -282,6 +281,33 @@ def _read(exchanged: Exchanged, low: int, high: int, keys: tuple[int, int] = (0,
         for column, values in zip(columns, (*entries, *columns_here, labels), strict=True):
             column.append(np.array(values))
     return _Places(exchanged, *(np.concatenate(column) for column in columns))
+
+
+@dataclass(frozen=True)
+class StoredBucket:
+    """Some clusters, read where they are looked at.
+
+    Attributes
+    ----------
+    exchanged : Exchanged
+    tables : tuple of AssignedRows
+        Of all rows.
+    low, high : int
+    """
+
+    exchanged: Exchanged
+    tables: tuple[AssignedRows, ...]
+    low: int
+    high: int
+
+    def members(self) -> Members:
+        """Return the rows, cluster by cluster, with their ids; the vectors are read from the store."""
+        places = _read(self.exchanged, self.low, self.high)
+        places = places.pick(np.lexsort((places.row, places.cluster)))
+        rows, where = np.unique(places.row, return_inverse=True)
+        ids = nodes.take(self.tables, rows)["id"].take(pa.array(where))
+        vectors = RowVectors(self.exchanged.vectors, places.row)
+        return Members(vectors, places.row, places.key, places.cluster, places.labels, ids=ids)
 
 
 def _read_tile(exchanged: Exchanged, cluster: int, path: str, chosen: Screen) -> Members:

@@ -127,11 +127,6 @@ def stack(rows: Sequence[Rows]) -> Rows:
     return Rows(pa.concat_tables(tables), xp.concatenate([part.vectors for part in rows]))
 
 
-def table_of(rows: Rows) -> pa.Table:
-    """Return the rows' table."""
-    return rows.table
-
-
 def sample(blocks: Sequence[Rows], limit: np.uint64) -> Rows:
     """Return the rows of some blocks whose hash is at most `limit`."""
     chosen = [np.flatnonzero(rows.table["hash"].to_numpy() <= limit) for rows in blocks]

@@ -150,7 +150,7 @@ def semantic_duplicates(
         rule=rule,
         keep=keep,
         recall=None if old is not None else _Recall(rows, pairs.tables),
-        through=None if rows.folder is None else rows.folder.path,
+        folder=rows.folder,
     )
 
 

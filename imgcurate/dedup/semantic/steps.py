@@ -121,54 +121,107 @@ def _in_memory(rows: Frame, centers: Any, search: Search) -> Pairs:
     return Pairs(tables, list(dask.persist(*found)))
 
 
-def _in_files(rows: Frame, search: Search, gpu: bool) -> Pairs:
-    """Do as `_in_memory` does through the folder of the rows: what is there of an earlier call is not made again."""
+def by_cluster(rows: Frame, centroids: np.ndarray, probes: int, least: float) -> tuple[np.ndarray, list[Cluster]]:
+    """Bring the rows of each cluster together, for comparisons with others: how many each cluster has, and in which bucket it is."""
+    if rows.folder is not None:
+        search = Search(len(centroids), probes, least, False, 0, centroids)
+        plan = _plan(rows, search, False, "corpus-")
+        paths, sizes, _ = _exchange(rows, search, plan)
+        exchanged = files.Exchanged(paths, files.VectorStore(rows.parts))
+        stored = [
+            (range(bucket.low, bucket.high), files.StoredBucket(exchanged, tuple(plan.tables), bucket.low, bucket.high))
+            for bucket in files.lay_out(sizes, 1, rows.dimension)
+        ]
+        return sizes, [Cluster(number, bucket) for clusters, bucket in stored for number in clusters if sizes[number]]
+    place, given = dask.delayed(normalise.place, nout=3), dask.delayed(centroids)
+    placed = dask.persist(
+        *[
+            output
+            for block, offset in zip(rows.blocks, rows.offsets, strict=True)
+            for output in place(block, offset, given, probes, least, False)
+        ]
+    )
+    sizes = np.sum(dask.compute(*placed[2::3]), axis=0)
+    layout = exchange.lay_out(sizes, threads(), rows.dimension, whole=True)
+    pieces = [
+        dask.delayed(exchange.split, nout=layout.n_buckets + 1)([block], [where], [offset], layout, True)
+        for block, where, offset in zip(rows.blocks, placed[1::3], rows.offsets, strict=True)
+    ]
+    merged = [dask.delayed(exchange.gather)(list(bucket)) for bucket in list(zip(*pieces, strict=True))[:-1]]
+    # Persisted, because what they are made of is held for as long as this function runs.
+    merged = list(dask.persist(*merged))
+    return sizes, [Cluster(number, merged[layout.first[number]]) for number in np.flatnonzero(sizes).tolist()]
+
+
+class Cluster(NamedTuple):
+    """A cluster that has rows, and the bucket that holds them: Delayed of exchange.Members, or a files.StoredBucket."""
+
+    number: int
+    bucket: Any
+
+
+class _Plan(NamedTuple):
+    """What a search through files is called, so that what is there of an earlier call is known."""
+
+    key: str
+    names: list[str]
+    tables: list[files.AssignedRows]
+    centroids: str
+    prefix: str
+
+
+def _plan(rows: Frame, search: Search, gpu: bool, prefix: str = "") -> _Plan:
     folder = rows.folder
     assert folder is not None
-    durable = folder.durable
-    device = "cuda" if gpu else "cpu"
     of_rows = fingerprint.of([(part.content, part.n_compared) for part in rows.parts])
     of_centroids = fingerprint.of(of_rows, search.n_clusters, search.seed, search.centroids)
-    centroids = folder.file("centroids", f"{of_centroids}.npy")
-    folder.keep("centroids", [of_centroids])
+    table = f"{prefix}centroids"
+    folder.keep(table, [of_centroids])
+    centroids = folder.file(table, f"{of_centroids}.npy")
     if not os.path.exists(centroids):
         centers = search.centroids
         if centers is None:
             centers = fit(rows, search.n_clusters, search.seed, gpu).compute()
-        with storage.open_atomic(centroids, durable=durable) as file:
+        with storage.open_atomic(centroids, durable=folder.durable) as file:
             np.save(file, centers)
     key = fingerprint.of(of_centroids, search.probes, search.least, search.exact)
     names = [
         fingerprint.of(key, os.path.basename(b.path), b.start, b.stop, at)
         for b, at in zip(rows.blocks, rows.offsets, strict=True)
     ]
+    folder.keep(f"{prefix}assigned", names)
     tables = [
-        files.AssignedRows(block, first, folder.for_tasks(), f"{name}.arrow")
+        files.AssignedRows(block, first, folder.file(f"{prefix}assigned", f"{name}.arrow"))
         for block, first, name in zip(rows.blocks, rows.offsets, names, strict=True)
     ]
-    folder.keep("assigned", names)
-    known = folder.read_json(f"pairs.{key}.json")
+    return _Plan(key, names, tables, centroids, prefix)
+
+
+def _in_files(rows: Frame, search: Search, gpu: bool) -> Pairs:
+    """Do as `_in_memory` does through the folder of the rows: what is there of an earlier call is not made again."""
+    folder = rows.folder
+    assert folder is not None
+    plan = _plan(rows, search, gpu)
+    known = folder.read_json(f"pairs.{plan.key}.json")
     there = folder.names("assigned") | folder.names("pairs")
-    needed = [f"{name}.arrow" for name in names] + [f"{name}.npz" for name, _, _ in known or []]
+    needed = [f"{name}.arrow" for name in plan.names] + [f"{name}.npz" for name, _, _ in known or []]
     if known is None or not there.issuperset(needed):
-        known = _find_through_files(rows, search, key, names, centroids, device)
-        folder.write_json(f"pairs.{key}.json", known)
+        known = _find_through_files(rows, search, plan, "cuda" if gpu else "cpu")
+        folder.write_json(f"pairs.{plan.key}.json", known)
     for table in ("placed", "tiles"):  # pairs are all that is needed of them
         folder.keep(table, [])
     folder.keep("pairs", [name for name, _, _ in known])
     known = [part for part in known if part[1] or part[2]]
     paths = [folder.file("pairs", f"{name}.npz") for name, _, _ in known]
     of_files = np.array([part[1:] for part in known], dtype=np.int64).reshape(-1, 2)
-    return Pairs(tables, [dask.delayed(read_found)(path) for path in paths], paths, of_files)
+    return Pairs(plan.tables, [dask.delayed(read_found)(path) for path in paths], paths, of_files)
 
 
-def _find_through_files(
-    rows: Frame, search: Search, key: str, names: list[str], centroids: str, device: str
-) -> list[tuple[str, int, int]]:
+def _find_through_files(rows: Frame, search: Search, plan: _Plan, device: str) -> list[tuple[str, int, int]]:
     """Write all pairs: the names of their parts, and how many pairs and copies each holds."""
     folder = rows.folder
     assert folder is not None
-    paths, sizes, exact = _exchange(rows, search, key, names, centroids)
+    paths, sizes, exact = _exchange(rows, search, plan)
     exchanged = dask.delayed(files.Exchanged(paths, files.VectorStore(rows.parts)), traverse=False).persist()
     how = (search.least, exact, device)
     inside, tiles, count = (
@@ -184,13 +237,13 @@ def _find_through_files(
 
     def tasks() -> Iterator[Delayed]:
         for bucket in files.lay_out(sizes, threads(), rows.dimension):
-            name = fingerprint.of(key, exact, bucket)
+            name = fingerprint.of(plan.key, exact, bucket)
             if bucket.tiles == 1:
                 yield compared(name, inside, bucket, *how)
                 continue
             size = int(sizes[bucket.low])
-            plan = dask.delayed(files.plan_cluster)(exchanged, bucket.low, size, search.least, device)
-            chosen = plan.persist()
+            choose = dask.delayed(files.plan_cluster)
+            chosen = choose(exchanged, bucket.low, size, search.least, device).persist()
             shorts = [folder.file("tiles", f"{name}-{number}") for number in range(bucket.tiles)]
             write = dask.delayed(files.write_tile, pure=False)
             in_waves(
@@ -207,40 +260,36 @@ def _find_through_files(
     return [(name, n_pairs, n_copies) for name, (n_pairs, n_copies) in zip(made, numbers, strict=True)]
 
 
-def _exchange(
-    rows: Frame, search: Search, key: str, names: list[str], centroids: str
-) -> tuple[tuple[str, ...], np.ndarray, bool]:
+def _exchange(rows: Frame, search: Search, plan: _Plan) -> tuple[tuple[str, ...], np.ndarray, bool]:
     """Write all rows by cluster: the files, how many rows each cluster has, and whether the search among them is still the exact one of clusters."""
-    folder = rows.folder
+    folder, names, placed = rows.folder, plan.names, f"{plan.prefix}placed"
     assert folder is not None
     durable = folder.durable
-    folder.keep("placed", [*names, *(f"{name}-all" for name in names)])
-    blocks = list(zip(rows.blocks, rows.offsets, names, strict=True))
-    paths = tuple(folder.file("placed", name) for name in names)
-    everywhere = folder.read_json(f"everywhere.{key}.json")
-    n_clusters = search.n_clusters
-    if not everywhere:
-        there = folder.names("placed") & folder.names("assigned")
+    folder.keep(placed, [*names, *(f"{name}-all" for name in names)])
+    blocks = list(zip(rows.blocks, rows.offsets, plan.tables, names, strict=True))
+    paths = tuple(folder.file(placed, name) for name in names)
+    decided = f"{plan.prefix}everywhere.{plan.key}.json"
+    if not folder.read_json(decided):
+        there = folder.names(placed) & folder.names(f"{plan.prefix}assigned")
         assign = dask.delayed(files.assign, pure=False)
+        how = (plan.centroids, search.probes, search.least, search.exact)
         in_waves(
-            assign(
-                block, first, centroids, search.probes, search.least, search.exact,
-                folder.file("assigned", f"{name}.arrow"), folder.file("placed", name), durable,
-            )
-            for block, first, name in blocks
+            assign(block, first, *how, table.path, folder.file(placed, name), durable)
+            for block, first, table, name in blocks
             if f"{name}.arrow" not in there
-        )  # fmt: skip
-        sizes = _sizes(paths, n_clusters)
-        if not (search.exact and n_clusters > 1 and kmeans.all_cost_less(sizes, rows.n_compared, rows.dimension)):
+        )
+        sizes = _sizes(paths, search.n_clusters)
+        several = search.exact and search.n_clusters > 1
+        if not (several and kmeans.all_cost_less(sizes, rows.n_compared, rows.dimension)):
             return paths, sizes, search.exact
-        folder.write_json(f"everywhere.{key}.json", True)
+        folder.write_json(decided, True)
     paths = tuple(f"{path}-all" for path in paths)
-    folder.keep("placed", [f"{name}-all" for name in names])
-    there = folder.names("placed")
+    folder.keep(placed, [f"{name}-all" for name in names])
+    there = folder.names(placed)
     write = dask.delayed(files.everywhere, pure=False)
     in_waves(
         write(block, first, path, durable)
-        for (block, first, name), path in zip(blocks, paths, strict=True)
+        for (block, first, _, name), path in zip(blocks, paths, strict=True)
         if f"{name}-all.arrow" not in there
     )
     return paths, np.array([rows.n_compared]), False
