@@ -161,7 +161,7 @@ def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
         written = tables.write_shards(job, sources, pairs, decided)
     n_clusters = next((found.n_clusters for found in pairs if found.stage == "semantic"), None)
     manifest = account.manifest_of(job, given, counts, decided, n_clusters, written)
-    known["duplicates"] = [found.part for found in pairs]
+    known["duplicates"] = [part for found in pairs for part in found.parts]
     resume.sweep(job, known)
     job.place.write_json("manifest.json", manifest)
     return manifest

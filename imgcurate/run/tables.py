@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from imgcurate.parts import Part
 from imgcurate.run import account, columns, write
 from imgcurate.run import decide as deciding
 from imgcurate.run.columns import HEADS, Columns, Hashes, Make, Rows, Scores, Sources
+from imgcurate.run.folder import WORK
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options
 
@@ -32,16 +34,16 @@ class Pairs(NamedTuple):
     Attributes
     ----------
     stage : str
-    part : Part
-    url : str
-        Of the part.
+    parts : list of Part
+    urls : list of str
+        Of the parts.
     n_clusters : int
         In how many clusters they were looked for.
     """
 
     stage: str
-    part: Part
-    url: str
+    parts: list[Part]
+    urls: list[str]
     n_clusters: int
 
 
@@ -114,28 +116,45 @@ def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Se
     options, table = job.options.of_stage(stage), job.place.table("duplicates")
     key = fingerprint.of(stage, options, _found_so_far(job, sources, before))
     there = parts.there(table, job.storage_options)
-    if key in there:
-        job.steps.say(f"{stage} duplicates are found already")
-        part = there[key]
-    else:
+    first = there.get(_numbered(key, 0))
+    if first is None:
         found = job.steps.watch(lambda: _search(job, stage, sources, before))
-        (pairs_of_it,) = found.pairs[_PAIR_COLUMNS].to_delayed()
+        pairs = found.pairs[_PAIR_COLUMNS].to_delayed()
         task = dask.delayed(parts.write_part, pure=False)
-        known = {"n_clusters": str(found.n_clusters)}
-        (part,) = job.steps.run([task(pairs_of_it, table, key, job.storage_options, known)], 1)
-    url = f"{table}/{part.name}"
-    n_clusters = int(parts.read_metadata(url, job.storage_options)["n_clusters"])
-    return Pairs(stage, part, url, n_clusters)
+        known = {"n_clusters": str(found.n_clusters), "n_parts": str(len(pairs))}
+        tasks = [
+            task(part, table, _numbered(key, number), job.storage_options, known) for number, part in enumerate(pairs)
+        ]
+        # The first last: where it is there, all are.
+        written = job.steps.run(tasks[1:], len(tasks) - 1) + job.steps.run(tasks[:1], 1)
+        there |= {part.key: part for part in written}
+        first = there[_numbered(key, 0)]
+        if (work := _work(job)) is not None:  # of which nothing more is needed
+            shutil.rmtree(work, ignore_errors=True)
+    else:
+        job.steps.say(f"{stage} duplicates are found already")
+    known = parts.read_metadata(f"{table}/{first.name}", job.storage_options)
+    found_parts = [there[_numbered(key, number)] for number in range(int(known["n_parts"]))]
+    return Pairs(stage, found_parts, [f"{table}/{part.name}" for part in found_parts], int(known["n_clusters"]))
+
+
+def _numbered(key: str, number: int) -> str:
+    return fingerprint.of(key, number)
+
+
+def _work(job: Job) -> str | None:
+    """Return the folder for vectors that are too many for the workers' memory, where the run's folder is on a disk."""
+    return f"{job.place.url}/{WORK}/semantic" if storage.is_local(job.place.url) else None
 
 
 def _search(job: Job, stage: str, sources: Sequence[Sources], before: Sequence[Pairs]) -> Duplicates:
     left = deciding.passing(_frame(job, sources), **job.options.of_limits())
     for pairs in before:
-        removed = parts.from_parts([pairs.url], schema.empty(_PAIR_COLUMNS), job.storage_options)
+        removed = parts.from_parts(pairs.urls, schema.empty(_PAIR_COLUMNS), job.storage_options)
         left = remove(left, removed, missing="ignore")
     options = job.options.of_stage(stage)
     if stage == "semantic":
-        return semantic_duplicates(left, **options)
+        return semantic_duplicates(left, work=_work(job), **options)
     verb = exact_duplicates if stage == "exact" else perceptual_duplicates
     return verb(left, storage_options=job.storage_options, **options)
 
@@ -145,7 +164,9 @@ def decide(job: Job, sources: Sequence[Sources], pairs: Sequence[Pairs]) -> list
     key = fingerprint.of("images", _found_so_far(job, sources, pairs))
     job.place.make_room("images.parquet", key)
     # In a worker's memory once, not in each task.
-    twins = dask.delayed(deciding.gather_twins)([(p.stage, p.url) for p in pairs], job.storage_options).persist()
+    twins = dask.delayed(deciding.gather_twins)(
+        [(p.stage, url) for p in pairs for url in p.urls], job.storage_options
+    ).persist()
     task = dask.delayed(deciding.write_decided, pure=False)
     table, limits = f"{job.place.url}/images.parquet", job.options.of_limits()
 
@@ -242,7 +263,9 @@ def _make(job: Job, table: str, make: Make, rows: Sequence[Rows], done: str) -> 
 def _found_so_far(job: Job, sources: Sequence[Sources], pairs: Sequence[Pairs]) -> str:
     """Return what stands for all images, what is known of them, and the duplicates among them: by content, wherever it lies."""
     images = [[source.rows.start, source.rows.stop, *map(parts.content_of, source.urls)] for source in sources]
-    return fingerprint.of(job.options.of_limits(), images, [(found.stage, found.part.content) for found in pairs])
+    return fingerprint.of(
+        job.options.of_limits(), images, [(found.stage, [part.content for part in found.parts]) for found in pairs]
+    )
 
 
 def _frame(job: Job, sources: Sequence[Sources]) -> Any:
