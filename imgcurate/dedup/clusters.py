@@ -22,6 +22,7 @@ _FLOAT32, _MOVE, _MOVE_GPU, _SCREENED = 5, 3700, 40_000, 140
 _NEARLY = 0.25
 _SAMPLE_ROWS = 20_000
 _SAMPLE_ROWS_PER_CLUSTER = 64
+_SAMPLE_BYTES = 512 * 2**20
 _ROUNDS, _MAX_ITERATIONS = 5, 10
 _BLOCK = 2048
 #: The longest vector on the grid: 1.5 times its square, a product with its half square, is below 2**24.
@@ -74,9 +75,16 @@ def all_cost_less(sizes: np.ndarray, n: int, dimension: int) -> bool:
     return bool(np.square(sizes.astype(np.float64)).sum() * dimension > n**2 * min(dimension, _SCREENED))
 
 
-def sample_size(n: int, n_clusters: int) -> int:
-    """Return how many of `n` images k-means is fitted on."""
-    return min(n, max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * n_clusters))
+def sample_size(n: int, n_clusters: int, dimension: int = 768) -> int:
+    """Return how many of `n` images k-means is fitted on: 64 a cluster, or as many as one task holds in float32.
+
+    Examples
+    --------
+    >>> sample_size(1_000_000, 707), sample_size(100_000_000, 7071)
+    (45248, 174762)
+    """
+    wanted = max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * n_clusters)
+    return min(n, max(min(wanted, _SAMPLE_BYTES // (4 * dimension)), n_clusters))
 
 
 @screen.exact_products()
@@ -114,15 +122,14 @@ def fit(sample: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
         centers = means.round().to(kind)
         # Of the squared distance, what differs between centroids: the nearest has the highest product less half its square.
         bias = (centers.double().square().sum(dim=1) / -2).round().to(kind)
-        sums, counts = torch.zeros_like(means), torch.zeros(n_clusters, dtype=torch.float64)
+        sums, counts = torch.zeros_like(means), torch.zeros((n_clusters, 1), dtype=torch.float64)
         for start in range(0, len(grid), _BLOCK):
             block = grid[start : start + _BLOCK]
             scores = torch.nn.functional.linear(block, centers, bias)
             label = torch.from_numpy(_ordered(screen.to_bits(scores)).argmax(axis=1))
-            # A block is short enough for its sums to be exact in float32.
-            sums += torch.zeros(means.shape).index_add_(0, label, block.float())
-            counts += torch.bincount(label, minlength=n_clusters)
-        means = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), means)
+            sums.index_add_(0, label, block.double())
+            counts += torch.bincount(label, minlength=n_clusters)[:, None]
+        means = torch.where(counts > 0, sums / counts.clamp(min=1), means)
     return unit_centroids(mean + means.numpy() / scale)
 
 
@@ -131,12 +138,15 @@ def _on_grid(sample: np.ndarray, mean: np.ndarray, kind: Any) -> tuple[Any, floa
     import torch
 
     starts = range(0, len(sample), _BLOCK)
+    mean = mean.astype(np.float32)
     longest = max(np.linalg.norm(sample[start : start + _BLOCK] - mean, axis=1).max() for start in starts)
     # Rounding to the grid and then to 8 bits makes a vector longer by at most sqrt(d) / 2 and one part in 256.
-    scale = (_LONGEST * (1 - 2.0**-8) - sample.shape[1] ** 0.5) / max(longest, 1e-9)
+    scale = (_LONGEST * (1 - 2.0**-8) - sample.shape[1] ** 0.5) / max(float(longest), 1e-9)
     grid = torch.empty(sample.shape, dtype=kind)
     for start in starts:
-        grid[start : start + _BLOCK] = torch.from_numpy(np.rint((sample[start : start + _BLOCK] - mean) * scale))
+        grid[start : start + _BLOCK] = torch.from_numpy(
+            np.rint((sample[start : start + _BLOCK] - mean) * np.float32(scale))
+        )
     return grid, scale
 
 
