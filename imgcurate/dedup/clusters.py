@@ -14,9 +14,13 @@ import numpy as np
 from imgcurate import vectors
 from imgcurate.dedup import screen
 
-#: What things cost, in multiplications of a low-precision matrix product: one of float32, a number that moves between workers (on
-#: GPUs, whose products are faster by more than their links), and the length of a screened vector with the reading of a product.
-_FLOAT32, _MOVE, _MOVE_GPU, _SCREENED = 5, 3700, 40_000, 140
+#: What things cost, in multiplications of a low-precision matrix product: of a number of the sample, what is not products; of a product with
+#: a centroid, and of a number of a row, what choosing the nearest costs; a number that moves between workers and is made ready there (on
+#: GPUs, whose products are faster by more than their links); the length of a screened vector, and the reading of a product.
+_SAMPLED, _SCORE, _PLACED, _MOVE, _MOVE_GPU, _SCREENED, _READ = 8000, 1300, 2600, 6500, 40_000, 140, 150
+#: Of `probes` clusters a row goes to so many on average, and clusters are uneven: k times the sum of their squared sizes over that of n is
+#: this times ``probes**2 sqrt(k)``. Both for rows like CLIP's.
+_TAKEN, _UNEVEN = 0.9, 0.07
 # A row goes to a cluster beside its nearest one within this share of the distance that proves that no partner of it is there. Half would lose
 # only what is cut off at twice `probes` clusters; a quarter finds as much of rows like CLIP's, for half the comparisons.
 _NEARLY = 0.25
@@ -24,7 +28,7 @@ _SAMPLE_ROWS = 20_000
 _SAMPLE_ROWS_PER_CLUSTER = 64
 _SAMPLE_BYTES = 512 * 2**20
 _ROUNDS, _MAX_ITERATIONS = 5, 10
-_BLOCK = 2048
+_BLOCK = 1024
 #: The longest vector on the grid: 1.5 times its square, a product with its half square, is below 2**24.
 _LONGEST = 3300
 #: Columns of products are looked at in so many groups first.
@@ -52,13 +56,16 @@ def choose_n_clusters(n: int, dimension: int = 768, probes: int = 2, gpu: bool =
     """
 
     def cost(k: int) -> float:
+        compare = min(dimension, _SCREENED) + _READ
         if k == 1:
-            return n * n / 2 * min(dimension, _SCREENED)
-        fit = sample_size(n, k) * k * dimension * _MAX_ITERATIONS * _FLOAT32
-        place = n * k * dimension * _FLOAT32
-        move = probes * n * dimension * (_MOVE_GPU if gpu else _MOVE)
-        return fit + place + move + (probes * n) ** 2 / (2 * k) * dimension
+            return n * n / 2 * compare
+        # One task fits, while the other workers wait: of two, as few as there may be.
+        fit = 2 * sample_size(n, k, dimension) * dimension * (k * _ROUNDS + _SAMPLED)
+        place = n * (k * (dimension + _SCORE) + dimension * _PLACED)
+        move = _TAKEN * probes * n * dimension * (_MOVE_GPU if gpu else _MOVE)
+        return fit + place + move + _UNEVEN * (probes * n) ** 2 / (2 * k**0.5) * compare
 
+    # About sqrt(n / 2): half or twice as many cost 1 to 4 % more or less from 100,000 images to 100 million.
     return min(1, max(2, round((n / 2) ** 0.5)), key=cost)
 
 
@@ -277,12 +284,14 @@ def place(unit: Any, centroids: np.ndarray, probes: int = 1, least: float = -1.0
 
     Products in low precision, whose error is bounded (screen.py), tell which few centroids may be among the nearest; these are compared
     in full. Equal vectors are placed equally wherever they lie, because that is done row by row: a matrix product may round a row
-    differently in another place. Memory beside the input: blocks of 2048 rows by k numbers.
+    differently in another place. Memory beside the input: blocks of 1024 rows by k numbers.
     """
     xp = vectors.namespace(unit)
     width = 1 if probes == 1 or exact else 2 * probes
-    # Of equal centroids the one of the lowest number takes the rows.
-    kept = np.sort(np.unique(centroids, axis=0, return_index=True)[1])
+    first_of: dict[bytes, int] = {}  # of equal centroids the one of the lowest number takes the rows
+    for number, row in enumerate(centroids):
+        first_of.setdefault(row.tobytes(), number)
+    kept = np.fromiter(first_of.values(), np.int64)
     distinct = xp.asarray(centroids[kept])
     coarse = _coarse(distinct, vectors.device(unit))
     reach = xp.asarray(_reach(centroids[kept], least) + 2 * coarse.margin) if exact else None
@@ -336,8 +345,8 @@ def _coarse(centroids: Any, device: str) -> _Coarse:
     import torch
 
     dtype = screen.choose_dtype(device)
-    given = screen.as_tensor(centroids).double()
-    given = given - given.mean(dim=0)
+    given = screen.as_tensor(centroids)
+    given = given - given.mean(dim=0, dtype=torch.float64).float()
     length = float(given.norm(dim=1).max().clamp(min=1e-9))
     centers = torch.nn.functional.pad(given / length, (0, 0, 0, -len(given) % _GROUPS))
     margin = screen.Screen(dtype).margin(centroids.shape[1])
