@@ -149,7 +149,8 @@ def test_the_nearest_clusters_are_those_of_brute_force_and_ties_go_to_the_lower_
     # And up to twice as many as was asked for, each where it is nearly as near as the nearest.
     first = order[:, :1]
     gap = np.take_along_axis(cosines, first, 1) - np.take_along_axis(cosines, order, 1)
-    nearly = gap <= 0.25 * 0.4 * np.linalg.norm(centroids[first] - centroids[order], axis=2) + 1e-6
+    reach = 0.4 * np.linalg.norm(centroids[first] - centroids[order], axis=2) + d * 2.0**-22 + 1e-6
+    nearly = gap <= 0.375 * reach
     assert 0 < nearly[:, 5].sum() < nearly[:, 1].sum() < len(rows)
     assert np.array_equal(placed.labels, np.where(nearly, order, -1))
     assert np.array_equal(placed.sizes(k), np.bincount(placed.labels[placed.labels >= 0], minlength=k))
@@ -157,8 +158,8 @@ def test_the_nearest_clusters_are_those_of_brute_force_and_ties_go_to_the_lower_
 
 def test_rows_far_from_all_centroids_are_placed_in_the_nearest(products: str) -> None:
     centroids = unit_rows(np.array([[1, 0, 0.1], [1, 0, 0], [1, 0, -0.3]], dtype=np.float32))[0]
-    placed = clusters.place(-centroids, centroids, probes=2)
-    assert placed.labels[:, 0].tolist() == [2, 2, 0]
+    for probes in (1, 2, 3):
+        assert clusters.place(-centroids, centroids, probes).labels[:, 0].tolist() == [2, 2, 0]
     assert clusters.place(centroids[:0], centroids, probes=2).labels.shape == (0, 4)
 
 
@@ -177,9 +178,21 @@ def test_every_pair_that_is_near_enough_meets_in_the_lower_of_its_two_clusters(p
         assert goes.sum() < goes.size
 
 
+def test_as_many_probes_as_clusters_lead_to_the_cluster_of_every_partner(products: str) -> None:
+    rng = np.random.default_rng(3)
+    rows = unit_rows(rng.standard_normal((1500, 6)).astype(np.float32))[0]
+    centroids = unit_rows(rng.standard_normal((25, 6)).astype(np.float32))[0]
+    placed = clusters.place(rows, centroids, probes=25, least=0.9)
+    goes = np.zeros((len(rows), 25), dtype=int)
+    np.add.at(goes, (np.arange(len(rows)), placed.labels[:, 0]), 1)
+    np.add.at(goes, placed.also, 1)
+    left, right = np.nonzero(rows.astype(np.float64) @ rows.T >= 0.9)
+    assert goes[left, placed.labels[right, 0]].all() and goes.max() == 1 and goes.sum() < goes.size
+
+
 def test_a_second_cluster_is_left_out_where_no_partner_can_be_in_it() -> None:
-    centroids = np.eye(2, dtype=np.float32)
-    rows = unit_rows(np.array([[1, 0], [1, 0.95]], dtype=np.float32))[0]
+    centroids = np.eye(3, dtype=np.float32)
+    rows = unit_rows(np.array([[1, 0, 0], [1, 0.95, 0]], dtype=np.float32))[0]
     placed = clusters.place(rows, centroids, probes=2, least=0.98)
     assert placed.labels.tolist() == [[0, -1, -1, -1], [0, 1, -1, -1]] and placed.also[0].tolist() == [1]
 

@@ -21,9 +21,9 @@ _SAMPLED, _SCORE, _PLACED, _MOVE, _MOVE_GPU, _SCREENED, _READ = 8000, 1300, 2600
 #: Of `probes` clusters a row goes to so many on average, and clusters are uneven: k times the sum of their squared sizes over that of n is
 #: this times ``probes**2 sqrt(k)``. Both for rows like CLIP's.
 _TAKEN, _UNEVEN = 0.9, 0.07
-# A row goes to a cluster beside its nearest one within this share of the distance that proves that no partner of it is there. Half would lose
-# only what is cut off at twice `probes` clusters; a quarter finds as much of rows like CLIP's, for half the comparisons.
-_NEARLY = 0.25
+# A row goes to a cluster beside its nearest one within this share, a probe, of the distance that proves that no partner of it is there. A
+# quarter, for two probes, finds as much of rows like CLIP's as all of it, for half the comparisons.
+_NEARLY = 0.125
 _SAMPLE_ROWS = 20_000
 _SAMPLE_ROWS_PER_CLUSTER = 64
 _SAMPLE_BYTES = 512 * 2**20
@@ -91,7 +91,7 @@ def sample_size(n: int, n_clusters: int, dimension: int = 768) -> int:
     (45248, 174762)
     """
     wanted = max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * n_clusters)
-    return min(n, max(min(wanted, _SAMPLE_BYTES // (4 * dimension)), n_clusters))
+    return min(n, max(min(wanted, _SAMPLE_BYTES // max(4 * dimension, 1)), n_clusters))
 
 
 @screen.exact_products()
@@ -236,7 +236,7 @@ class Placed(NamedTuple):
 
     Attributes
     ----------
-    labels : numpy.ndarray of shape (n, probes or one more), int32
+    labels : numpy.ndarray of shape (n, 1 or twice probes), int32
         The nearest clusters, nearest first; -1 where the row is not placed in that one, because no partner of it can be there.
     distance : numpy.ndarray of shape (n,), float32
         1 - cosine to the nearest centroid.
@@ -263,7 +263,8 @@ def place(unit: Any, centroids: np.ndarray, probes: int = 1, least: float = -1.0
     centroids : numpy.ndarray of shape (k, d), float32
         Unit vectors.
     probes : int
-        1: in the nearest cluster. More: in up to twice as many, those that are nearly as near as the nearest.
+        1: in the nearest cluster. More: in up to twice as many, those that are nearly as near as the nearest. At least as many as there are
+        clusters: in every one where it can have a partner whose nearest that is.
     least : float
         The lowest cosine of a pair that is wanted.
     exact : bool
@@ -278,23 +279,24 @@ def place(unit: Any, centroids: np.ndarray, probes: int = 1, least: float = -1.0
     -----
     A row ``x`` of cluster ``a`` has no partner ``y`` in cluster ``b`` where ``x . (c_a - c_b) > reach``, which is
     ``|c_a - c_b| sqrt(2 - 2 least)``: because ``y`` is at least as near ``c_b`` as ``c_a``, ``y . (c_a - c_b) <= 0``, and
-    ``(x - y) . (c_a - c_b) <= |x - y| |c_a - c_b|`` with ``|x - y|^2 = 2 - 2 x . y``. Without `exact` a row goes to ``b`` where it is within
-    a quarter of the reach. A pair is then lost only where both are further, so that ``x - y`` is within 60 degrees of ``c_a - c_b``; or where
-    more clusters are near than a row may go to.
+    ``(x - y) . (c_a - c_b) <= |x - y| |c_a - c_b|`` with ``|x - y|^2 = 2 - 2 x . y``. With two probes a row goes to ``b`` where
+    it is within a quarter of the reach. A pair is then lost only where both are further, so that ``x - y`` is within 60 degrees of
+    ``c_a - c_b``; or where more clusters are near than a row may go to.
 
     Products in low precision, whose error is bounded (screen.py), tell which few centroids may be among the nearest; these are compared
     in full. Equal vectors are placed equally wherever they lie, because that is done row by row: a matrix product may round a row
     differently in another place. Memory beside the input: blocks of 1024 rows by k numbers.
     """
     xp = vectors.namespace(unit)
-    width = 1 if probes == 1 or exact else 2 * probes
     first_of: dict[bytes, int] = {}  # of equal centroids the one of the lowest number takes the rows
-    for number, row in enumerate(centroids):
-        first_of.setdefault(row.tobytes(), number)
+    for number, centroid in enumerate(centroids):
+        first_of.setdefault(centroid.tobytes(), number)
     kept = np.fromiter(first_of.values(), np.int64)
     distinct = xp.asarray(centroids[kept])
     coarse = _coarse(distinct, vectors.device(unit))
-    reach = xp.asarray(_reach(centroids[kept], least) + 2 * coarse.margin) if exact else None
+    complete = exact or probes >= len(centroids)
+    reach = xp.asarray(_reach(centroids[kept], least) + 2 * coarse.margin) if complete else None
+    width = 1 if complete or probes == 1 else 2 * probes
     near = xp.full((len(unit), width), -1, dtype=xp.int32)
     gap = xp.zeros((len(unit), width), dtype=xp.float32)
     distance = xp.zeros(len(unit), dtype=xp.float32)
@@ -306,14 +308,14 @@ def place(unit: Any, centroids: np.ndarray, probes: int = 1, least: float = -1.0
         near[at, : found.shape[1]], gap[at, : found.shape[1]] = found, cosines[:, :1] - cosines
         distance[at] = xp.maximum(1 - _dots(block, distinct[found[:, 0]]), 0)
         if reach is not None:
-            values = _values(scores, coarse)
-            behind = xp.take_along_axis(values, found[:, :1].astype(xp.int64), axis=1) - values
-            meets = (behind <= reach[found[:, 0]]) & (xp.arange(len(distinct)) < found[:, :1])
+            first, values, every = found[:, :1], _values(scores, coarse), xp.arange(len(distinct))
+            meets = xp.take_along_axis(values, first, axis=1) - values <= reach[first[:, 0]]
+            meets &= (every < first) if exact else (every != first)
             row, cluster = (vectors.to_numpy(positions) for positions in xp.nonzero(meets))
             also.append((row + start, kept[cluster].astype(np.int32)))
     near, gap = vectors.to_numpy(near), vectors.to_numpy(gap)
-    if not exact:
-        near = np.where(gap <= _NEARLY * _reach_of(distinct, near, least), near, -1)
+    if width > 1:
+        near = np.where(gap <= min(1, _NEARLY * probes) * _reach_of(distinct, near, least), near, -1)
         row, column = np.nonzero(near[:, 1:] >= 0)
         also.append((row, kept[near[row, column + 1]].astype(np.int32)))
     labels = np.where(near >= 0, kept[near], -1).astype(np.int32)
@@ -413,20 +415,25 @@ def _reach(centroids: np.ndarray, least: float) -> np.ndarray:
     """Return the reach between every two centroids, as a matrix."""
     gram = centroids.astype(np.float64) @ centroids.T.astype(np.float64)
     apart = np.sqrt(np.maximum(np.diag(gram)[:, None] + np.diag(gram) - 2 * gram, 0))
-    return (apart * max(2 - 2 * least, 0) ** 0.5 + 1e-6).astype(np.float32)
+    return (apart * max(2 - 2 * least, 0) ** 0.5 + _slack(centroids)).astype(np.float32)
 
 
 def _reach_of(centroids: Any, near: np.ndarray, least: float) -> np.ndarray:
     """Return the reach between each row's nearest centroid and its others; -1 where there is no other."""
     pairs, where = np.unique(near[:, :1].astype(np.int64) * len(centroids) + near, return_inverse=True)
-    a, b = divmod(pairs, len(centroids))
+    a, b = np.divmod(pairs, len(centroids))
     reach = np.empty(len(pairs))
     for start in range(0, len(pairs), _BLOCK):
         at = slice(start, start + _BLOCK)
         between = vectors.take(centroids, a[at]) - vectors.take(centroids, b[at])
         reach[at] = vectors.to_numpy(_dots(between, between)) ** 0.5
-    reach = reach * max(2 - 2 * least, 0) ** 0.5 + 1e-6
+    reach = reach * max(2 - 2 * least, 0) ** 0.5 + _slack(centroids)
     return np.where(near >= 0, reach[where].reshape(near.shape), -1)
+
+
+def _slack(centroids: Any) -> float:
+    """Return what rounding may add to a row's distance from the border of two clusters: that of four float32 dot products."""
+    return float(centroids.shape[1] * 2.0**-22 + 1e-6)
 
 
 def pack(work: np.ndarray, n_buckets: int) -> np.ndarray:
