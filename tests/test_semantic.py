@@ -330,7 +330,9 @@ def test_a_giant_cluster_is_many_tasks_and_the_same_answer(client: Client) -> No
     )[0]
     frame = frame_of(vectors, npartitions=5)
     found = semantic_duplicates(frame, eps=0.03, n_clusters=4, min_similarity=0.97, exact=True)
-    assert sum(len(part.edges) for part in found._graph.parts) >= 1 and found_pairs(found, 0.97) == pairs_of(vectors, 0.97)
+    assert sum(len(part.edges) for part in found._graph.parts) >= 1 and found_pairs(found, 0.97) == pairs_of(
+        vectors, 0.97
+    )
 
 
 @pytest.mark.parametrize("rule", ["cover", "pointwise", "component"])

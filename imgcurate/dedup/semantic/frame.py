@@ -189,7 +189,7 @@ def fit(frame: Frame, n_clusters: int, seed: int, gpu: bool) -> Delayed:
     """Return the centroids of k-means, or of one cluster the mean."""
     if n_clusters == 1:
         return dask.delayed(normalise.mean)([dask.delayed(normalise.vector_sum)(block) for block in frame.blocks])
-    pieces, size = sample(frame, kmeans.sample_size(frame.n_compared, n_clusters))
+    pieces, size = sample(frame, kmeans.sample_size(frame.n_compared, n_clusters, frame.dimension))
     if gpu and frame.folder is None:
         pieces = dask.persist(*pieces)
         sizes = dask.compute(*[dask.delayed(normalise.count)(piece) for piece in pieces])
