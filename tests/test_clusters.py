@@ -11,7 +11,7 @@ import torch
 from sklearn.cluster import KMeans
 
 from imgcurate.dedup.graph import rank
-from imgcurate.dedup.semantic import kmeans, screen
+from imgcurate.dedup.semantic import assign, exchange, kmeans, screen
 from imgcurate.vectors import unit_rows
 
 
@@ -24,7 +24,7 @@ def blobs(n: int, k: int, d: int = 16, seed: int = 0) -> tuple[np.ndarray, np.nd
 
 
 def nearest(rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    placed = kmeans.place(rows, centroids)
+    placed = assign.place(rows, centroids)
     return placed.labels[:, 0], placed.distance
 
 
@@ -141,7 +141,7 @@ def test_the_nearest_clusters_are_those_of_brute_force_and_ties_go_to_the_lower_
     rows = unit_rows(rng.standard_normal((5000, d)).astype(np.float32))[0]
     centroids = unit_rows(rng.standard_normal((k, d)).astype(np.float32) + 0.1)[0]
     centroids[17] = centroids[4]
-    placed = kmeans.place(rows, centroids, probes=3, least=0.92)
+    placed = assign.place(rows, centroids, probes=3, least=0.92)
     cosines = rows.astype(np.float64) @ centroids.T
     cosines[:, 17] = -2
     order = np.argsort(-cosines, axis=1, kind="stable")[:, :4]
@@ -160,8 +160,8 @@ def test_the_nearest_clusters_are_those_of_brute_force_and_ties_go_to_the_lower_
 def test_rows_far_from_all_centroids_are_placed_in_the_nearest(products: str) -> None:
     centroids = unit_rows(np.array([[1, 0, 0.1], [1, 0, 0], [1, 0, -0.3]], dtype=np.float32))[0]
     for probes in (1, 2, 3):
-        assert kmeans.place(-centroids, centroids, probes).labels[:, 0].tolist() == [2, 2, 0]
-    assert kmeans.place(centroids[:0], centroids, probes=2).labels.shape == (0, 4)
+        assert assign.place(-centroids, centroids, probes).labels[:, 0].tolist() == [2, 2, 0]
+    assert assign.place(centroids[:0], centroids, probes=2).labels.shape == (0, 3)
 
 
 def test_every_pair_that_is_near_enough_meets_in_the_lower_of_its_two_clusters(products: str) -> None:
@@ -169,7 +169,7 @@ def test_every_pair_that_is_near_enough_meets_in_the_lower_of_its_two_clusters(p
     rows = unit_rows(rng.standard_normal((1500, 6)).astype(np.float32))[0]
     centroids = unit_rows(rng.standard_normal((25, 6)).astype(np.float32))[0]
     for least in (0.7, 0.95, 0.99):
-        placed = kmeans.place(rows, centroids, least=least, exact=True)
+        placed = assign.place(rows, centroids, least=least, exact=True)
         goes = np.zeros((len(rows), 25), dtype=bool)
         goes[np.arange(len(rows)), placed.labels[:, 0]] = True
         goes[placed.also] = True
@@ -183,7 +183,7 @@ def test_as_many_probes_as_clusters_lead_to_the_cluster_of_every_partner(product
     rng = np.random.default_rng(3)
     rows = unit_rows(rng.standard_normal((1500, 6)).astype(np.float32))[0]
     centroids = unit_rows(rng.standard_normal((25, 6)).astype(np.float32))[0]
-    placed = kmeans.place(rows, centroids, probes=25, least=0.9)
+    placed = assign.place(rows, centroids, probes=25, least=0.9)
     goes = np.zeros((len(rows), 25), dtype=int)
     np.add.at(goes, (np.arange(len(rows)), placed.labels[:, 0]), 1)
     np.add.at(goes, placed.also, 1)
@@ -194,13 +194,13 @@ def test_as_many_probes_as_clusters_lead_to_the_cluster_of_every_partner(product
 def test_a_second_cluster_is_left_out_where_no_partner_can_be_in_it() -> None:
     centroids = np.eye(3, dtype=np.float32)
     rows = unit_rows(np.array([[1, 0, 0], [1, 0.95, 0]], dtype=np.float32))[0]
-    placed = kmeans.place(rows, centroids, probes=2, least=0.98)
-    assert placed.labels.tolist() == [[0, -1, -1, -1], [0, 1, -1, -1]] and placed.also[0].tolist() == [1]
+    placed = assign.place(rows, centroids, probes=2, least=0.98)
+    assert placed.labels.tolist() == [[0, -1, -1], [0, 1, -1]] and placed.also[0].tolist() == [1]
 
 
 def test_packing_balances_the_work() -> None:
     work = np.array([100, 1, 1, 50, 50, 0, 98])
-    bucket = kmeans.pack(work, 3)
+    bucket = exchange.pack(work, 3)
     assert np.bincount(bucket, weights=work, minlength=3).tolist() == [100, 100, 100]
 
 

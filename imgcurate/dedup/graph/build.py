@@ -84,7 +84,7 @@ class Graph(NamedTuple):
         if self.folder is None:
             decided = list(dask.persist(*decided))
             # What they read may lie in files that go with this graph.
-            distributed.wait(distributed.futures_of(decided))
+            _wait(decided)
             return decided
         folder = self.folder.for_tasks()
         folder.names("answers")
@@ -111,7 +111,7 @@ def build(tables: list[Any], found: list[Delayed], keep: rank.Keep, fixed: Fixed
     part = _part(tables, found, counts, keep, fixed)
     ranked, *edges = dask.persist(part.nodes, *part.edges)
     # What a corpus is read from may lie in files that nobody keeps from here on.
-    distributed.wait(distributed.futures_of([ranked, *edges]))
+    _wait([ranked, *edges])
     part = part._replace(nodes=ranked, edges=edges)
     n_pairs, n_copies = (int(total) for total in counts.sum(axis=0))
     return Graph(tables, [part], n_pairs, n_copies)
@@ -170,6 +170,11 @@ def _part(tables: list[Any], found: list[Delayed], counts: np.ndarray, keep: ran
     )
     edges = [dask.delayed(nodes.number)(chunk, ranked) for chunk in chunks]
     return Part(ranked, edges, in_rounds=len(chunks) > 1)
+
+
+def _wait(persisted: list[Delayed]) -> None:
+    if futures := distributed.futures_of(persisted):  # none where there is no cluster
+        distributed.wait(futures)
 
 
 def _write_answer(table: pa.Table, folder: Folder, name: str) -> None:

@@ -5,6 +5,7 @@ A bucket is some whole small clusters, or a part of a large one.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from imgcurate import vectors
 from imgcurate.dedup.graph.found import Found, copies_found
-from imgcurate.dedup.semantic import kmeans
+from imgcurate.dedup.semantic import assign
 from imgcurate.dedup.semantic.normalise import Rows
 
 #: Rows of a tile of a large cluster, and how many tasks of similar cost a thread gets.
@@ -134,20 +135,48 @@ def lay_out(sizes: np.ndarray, threads: int, dimension: int, whole: bool = False
         by_work, by_memory = work[small].sum() / share, sizes[small].sum() * dimension * 4 / _BUCKET_BYTES
         n_small = min(len(small), int(np.ceil(max(by_work, by_memory, 1))))
         # Moving a row costs as much as comparing it with some thousand others.
-        first[small] = before + kmeans.pack(work[small] + 1000 * sizes[small], n_small)
+        first[small] = before + pack(work[small] + 1000 * sizes[small], n_small)
     return Layout(first, parts, before + n_small)
 
 
-def everywhere(rows: Rows) -> kmeans.Placed:
+def pack(work: np.ndarray, n_buckets: int) -> np.ndarray:
+    """Spread clusters over buckets so that the largest sum of `work` is small.
+
+    Parameters
+    ----------
+    work : numpy.ndarray of shape (k,)
+        What each cluster costs.
+    n_buckets : int
+
+    Returns
+    -------
+    numpy.ndarray of shape (k,), int64
+        Each cluster's bucket.
+
+    Examples
+    --------
+    >>> pack(np.array([9, 1, 5, 4]), 2)
+    array([0, 0, 1, 1])
+    """
+    bucket = np.zeros(len(work), dtype=np.int64)
+    loads = [(0.0, number) for number in range(n_buckets)]
+    for cluster in np.argsort(-work, kind="stable"):
+        load, number = loads[0]
+        bucket[cluster] = number
+        heapq.heapreplace(loads, (load + float(work[cluster]), number))
+    return bucket
+
+
+def everywhere(rows: Rows) -> assign.Placed:
     """Place all rows in one cluster: everything is compared."""
     n = len(rows.vectors)
     nothing = np.zeros(0, dtype=np.int64)
-    return kmeans.Placed(np.zeros((n, 1), np.int32), np.zeros(n, np.float32), (nothing, nothing.astype(np.int32)))
+    return assign.Placed(np.zeros((n, 1), np.int32), np.zeros(n, np.float32), (nothing, nothing.astype(np.int32)))
 
 
 def split(
     group: Sequence[Rows],
-    placed: Sequence[kmeans.Placed],
+    placed: Sequence[assign.Placed],
     offsets: Sequence[int],
     layout: Layout,
     copies: bool = False,
@@ -187,7 +216,7 @@ def gather(pieces: Sequence[Members]) -> Members:
     return every.pick(order).members()._replace(ids=ids.take(pa.array(order)))
 
 
-def _places(group: Sequence[Rows], placed: Sequence[kmeans.Placed], offsets: Sequence[int]) -> _Places:
+def _places(group: Sequence[Rows], placed: Sequence[assign.Placed], offsets: Sequence[int]) -> _Places:
     columns = []
     start = 0
     for rows, where, offset in zip(group, placed, offsets, strict=True):

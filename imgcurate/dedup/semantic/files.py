@@ -22,7 +22,7 @@ from imgcurate import storage
 from imgcurate.dedup.graph import nodes
 from imgcurate.dedup.graph.found import concatenate, copies_found, read_found, write_found
 from imgcurate.dedup.mapped import map_matrix, map_table, write_table
-from imgcurate.dedup.semantic import exchange, join, kmeans, normalise, screen
+from imgcurate.dedup.semantic import assign, exchange, join, normalise, screen
 from imgcurate.dedup.semantic.compare import in_numbers
 from imgcurate.dedup.semantic.exchange import Members
 from imgcurate.dedup.semantic.screen import Screen
@@ -89,7 +89,7 @@ class Bucket(NamedTuple):
     tiles: int
 
 
-def assign(
+def assign_block(
     rows: StoredRows,
     first: int,
     centroids: str,
@@ -101,13 +101,13 @@ def assign(
     durable: bool,
 ) -> None:
     """Place a block's rows, and write them by cluster."""
-    where = kmeans.place(rows.vectors, np.load(centroids), probes, least, exact)
+    where = assign.place(rows.vectors, np.load(centroids), probes, least, exact)
     table = pa.table({"cluster": pa.array(where.labels[:, 0]), "distance": pa.array(where.distance)})
     write_table(table, assigned, durable)
     write_placed(rows, first, where, placed, durable)
 
 
-def write_placed(rows: StoredRows, first: int, where: kmeans.Placed, path: str, durable: bool) -> None:
+def write_placed(rows: StoredRows, first: int, where: assign.Placed, path: str, durable: bool) -> None:
     """Write a block's vectors by cluster, and there by hash."""
     matrix = rows.vectors
     at = np.concatenate([np.arange(len(where.labels)), where.also[0]])

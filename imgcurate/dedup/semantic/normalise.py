@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from imgcurate import identity, images, vectors
 from imgcurate.dedup.graph import rank
-from imgcurate.dedup.semantic import kmeans
+from imgcurate.dedup.semantic import assign, kmeans
 
 
 class Rows(NamedTuple):
@@ -183,9 +183,9 @@ def mean(sums: Sequence[np.ndarray]) -> np.ndarray:
 
 def place(
     rows: Rows, offset: int, centroids: np.ndarray, probes: int, least: float, exact: bool
-) -> tuple[pa.Table, kmeans.Placed, np.ndarray]:
+) -> tuple[pa.Table, assign.Placed, np.ndarray]:
     """Return the rows' table with their number, cluster and distance; where they go; and how many each cluster gets."""
-    placed = kmeans.place(rows.vectors, centroids, probes, least, exact)
+    placed = assign.place(rows.vectors, centroids, probes, least, exact)
     table = rows.table.append_column("row", pa.array(np.arange(offset, offset + len(placed.labels))))
     table = table.append_column("cluster", pa.array(placed.labels[:, 0]))
     table = table.append_column("distance", pa.array(placed.distance))

@@ -243,6 +243,12 @@ def from_bits(bits: Any, screen: Screen) -> Any:
     return as_tensor(bits).view(getattr(torch, screen.dtype))
 
 
+def ordered(bits: Any) -> Any:
+    """Turn the bits of floats, in place, into integers in the same order, or such integers back."""
+    bits ^= (bits >> (8 * bits.itemsize - 1)) & vectors.namespace(bits).iinfo(bits.dtype).max
+    return bits
+
+
 def as_tensor(array: Any) -> Any:
     """Return a NumPy or CuPy array as a torch tensor on its device, without a copy; it is only read."""
     import torch

@@ -271,7 +271,7 @@ def _exchange(rows: Frame, search: Search, plan: _Plan) -> tuple[tuple[str, ...]
     decided = f"{plan.prefix}everywhere.{plan.key}.json"
     if not folder.read_json(decided):
         there = folder.names(placed) & folder.names(f"{plan.prefix}assigned")
-        assign = dask.delayed(files.assign, pure=False)
+        assign = dask.delayed(files.assign_block, pure=False)
         how = (plan.centroids, search.probes, search.least, search.exact)
         in_waves(
             assign(block, first, *how, table.path, folder.file(placed, name), durable)
