@@ -1,6 +1,7 @@
 """Duplicates: finding them by embedding, by look and by content, and dropping rows by id."""
 
-from imgcurate.dedup.corpus import decontaminate, save_embeddings
+from imgcurate.dedup.corpus import save_embeddings
+from imgcurate.dedup.decontaminate import decontaminate
 from imgcurate.dedup.duplicates import Duplicates
 from imgcurate.dedup.removal import remove
 from imgcurate.dedup.semantic import semantic_duplicates
