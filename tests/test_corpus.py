@@ -121,19 +121,3 @@ def test_a_corpus_that_does_not_fit_is_refused(client: Client, tmp_path: Path) -
         ic.semantic_duplicates(new, against=tmp_path / "narrow")
     with pytest.raises(ValueError, match="brings its own centroids"):
         ic.semantic_duplicates(narrow, against=tmp_path / "narrow", n_clusters=3)
-
-
-def test_training_images_near_evaluation_images_are_named(client: Client) -> None:
-    old, new = frames()
-    found = ic.decontaminate(old, new, eps=0.01)
-    table = found.compute()
-    rows, others = data()
-    cosines = rows.astype(np.float64) @ others.astype(np.float64).T
-    expected = np.flatnonzero(cosines.max(axis=1) >= 0.99)
-    assert table["image_id"].tolist() == [f"old{row:04}" for row in expected]
-    best = [int(name[3:]) for name in table["duplicate_of"]]
-    assert cosines[expected, best] == pytest.approx(cosines[expected].max(axis=1), abs=1e-6)
-    assert table["similarity"].to_numpy() == pytest.approx(cosines[expected, best], abs=1e-6)
-    assert len(ic.remove(old, found)) == 900 - len(expected)
-    with pytest.raises(ValueError, match="embed both with one encoder"):
-        ic.decontaminate(old, frame_of(planted(20, 8))).compute()

@@ -1,4 +1,4 @@
-"""remove: an anti-join that says what it could not find."""
+"""remove: an anti-join that says what it could not find; and how it and deciding look ids up."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from distributed import Client
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from imgcurate.dedup import remove
+from imgcurate.dedup import lookup, remove
+from imgcurate.run.decide import decide_part, link_twins
 from imgcurate.schema import table
 
 IDS = [f"s/{i:03}" for i in range(20)]
@@ -125,3 +129,140 @@ def test_only_the_columns_that_are_asked_for_are_computed(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
     assert kept["score"].sum().compute() == sum(range(20)) - 3 - 17 - 4
     assert len(list(tmp_path.iterdir())) == 3
+
+
+NAMES = st.lists(st.none() | st.text("abé\0", max_size=2), max_size=60)
+NUMBERS = st.lists(st.none() | st.integers(-4, 4) | st.integers(-(2**63), 2**63 - 1), max_size=60)
+
+
+def weak(ids: pa.Array) -> np.ndarray:
+    """Give many ids one hash."""
+    return np.array([len(str(name)) % 2 for name in ids.to_pylist()], dtype=np.uint64) << np.uint64(63)
+
+
+def same(ids: pa.Array) -> np.ndarray:
+    return np.full(len(ids), 2**64 - 1, dtype=np.uint64)
+
+
+@pytest.mark.parametrize("hash_ids", [lookup.hash_ids, weak, same])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_ids_are_found_where_a_dictionary_finds_them_even_if_hashes_are_equal(
+    hash_ids: Any, data: st.DataObject
+) -> None:
+    kind = data.draw(st.sampled_from([NAMES, NUMBERS]))
+    pieces, asked = data.draw(st.lists(kind, max_size=3)), data.draw(kind)
+    dtype = "string[pyarrow]" if kind is NAMES else "int64[pyarrow]"
+    distinct = list(dict.fromkeys(name for piece in pieces for name in piece if name is not None))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lookup, "hash_ids", hash_ids)
+        ids = lookup.build([lookup.hashed(pd.Series(piece, dtype=dtype)) for piece in pieces])
+        found = ids.find(lookup.plain(pd.Series(asked, dtype=dtype)))
+    assert ids.ids.to_pylist() == distinct
+    assert found.tolist() == [distinct.index(name) if name in distinct else -1 for name in asked]
+
+
+def test_a_list_whose_ids_share_their_hashes_removes_and_names_the_right_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup, "hash_ids", same)
+    with pytest.warns(UserWarning, match="2 of 5 ids to remove are not in the frame: 'x', 'y'"):
+        assert ids_of(remove(a_frame(), pd.Series([*GONE, "x", "y", "x"]))) == LEFT
+
+
+@pytest.mark.parametrize("n", [1_000, 300_000])
+def test_few_places_are_looked_at_however_long_the_list_is(n: int) -> None:
+    for names in (pd.Series(range(n)).map("shard/{:09}".format), pd.Series(range(n))):
+        ids = lookup.build([lookup.hashed(names)])
+        assert np.diff(ids.starts).max() <= 20
+        assert ids.find(lookup.plain(names)).tolist() == list(range(n))
+        assert ids.hashes.nbytes + ids.rows.nbytes + ids.starts.nbytes <= 14 * n + 8
+
+
+def test_a_hash_is_the_same_in_every_process() -> None:
+    hashes = [lookup.hash_ids(lookup.plain(pd.Series(ids)))[0] for ids in (["a/b"], [7], [0.5])]
+    assert hashes == [979084724341892967, 1346066267577507604, 306524380890059637]
+
+
+@pytest.mark.parametrize(
+    ("listed", "asked", "found"),
+    [
+        (["a", "b"], pd.Series(["b", "c"], dtype=pd.ArrowDtype(pa.large_string())), [1, -1]),
+        (["a", "b"], pd.Series(["b", None, "a"], dtype="category"), [1, -1, 0]),
+        (["a"], pd.Series(["a", "a"], dtype=pd.ArrowDtype(pa.dictionary(pa.int8(), pa.string()))), [0, 0]),
+        ([b"a", b"\xff"], pd.Series([b"\xff", b"b"]), [1, -1]),
+        ([1, 2**62 + 1], pd.Series([1.0, 1.5, None, float(2**62)]), [0, -1, -1, -1]),
+        ([0.5, -0.0, 3.0], pd.Series([3, 1, 0], dtype="int16"), [2, -1, 1]),
+        ([0.5, 2.0**53], pd.Series([2**53, 2**53 + 1]), [1, -1]),
+        ([-1, 3], pd.Series([2**64 - 1, 3], dtype="uint64"), [-1, 1]),
+        (np.array([2**64 - 1, 3], dtype="uint64"), pd.Series([-1, 3]), [-1, 1]),
+        ([True, False], pd.Series([0, 2], dtype="uint8"), [1, -1]),
+        (["a"], pd.Series([1, 2]), [-1, -1]),
+        ([], pd.Series([1, 2]), [-1, -1]),
+        (pd.to_datetime(["2024-02-29"]), pd.Series(pd.to_datetime(["2024-02-29", None])).astype("M8[s]"), [0, -1]),
+    ],
+)
+def test_equal_ids_are_found_whatever_their_columns_types(listed: Any, asked: pd.Series, found: list[int]) -> None:
+    ids = lookup.build([lookup.hashed(pd.Series(listed))])
+    assert ids.find(lookup.plain(asked)).tolist() == found
+
+
+def test_parts_of_a_list_may_differ_in_type_if_their_ids_can_be_compared() -> None:
+    def of(*parts: Any) -> list[Any]:
+        return lookup.build([lookup.hashed(pd.Series(part)) for part in parts]).ids.to_pylist()
+
+    assert of([1, 2**62 + 1], [], [2.0, None, 1.0]) == [1, 2**62 + 1, 2]
+    assert of([1, 3], [2.5, 1.0]) == [1.0, 3.0, 2.5]
+    with pytest.raises(TypeError, match="several types, int64 and large_string"):
+        of([1], ["a"])
+    with pytest.raises(TypeError, match="several types, int64 and double"):
+        of([2**62 + 1], [2.5])
+    with pytest.raises(TypeError, match="does not hold ids, which are text or numbers"):
+        remove(a_frame(), pd.Series(["a", 1], dtype=object))
+    with pytest.raises(TypeError, match="column 'on' does not hold ids"):
+        lookup.plain(pd.Series([[1.0]], name="on"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ranks=st.lists(st.integers(1, 3), min_size=2, max_size=30),
+    data=st.data(),
+)
+def test_the_image_that_is_kept_in_the_end_is_named(ranks: list[int], data: st.DataObject) -> None:
+    # Image i duplicates an earlier one; a chain may go through several kinds.
+    names = [f"i{row:02}" for row in range(len(ranks))]
+    twin = {names[row]: names[data.draw(st.integers(0, row - 1))] for row in range(1, len(ranks)) if ranks[row] > 1}
+    stages = ["exact", "semantic"]
+    stage = {name: stages[ranks[row] - 2] for row, name in enumerate(names) if name in twin}
+    tables = [
+        pa.table(
+            {
+                "image_id": pa.array([name for name in twin if stage[name] == kind], pa.string()),
+                "duplicate_of": pa.array([twin[name] for name in twin if stage[name] == kind], pa.string()),
+                "similarity": pa.array([0.75 for name in twin if stage[name] == kind], pa.float32()),
+            }
+        )
+        for kind in stages
+    ]
+    part = table({"image_id": names, "error": [None] * len(names)})
+    decided = decide_part(part, link_twins(stages, tables), None, None)
+    for row, name in enumerate(names):
+        kept = name
+        while kept in twin:
+            kept = twin[kept]
+        how = {"exact": "same bytes", "semantic": "0.750"}.get(stage.get(name, ""))
+        last = "" if twin.get(name) == kept else f", as which {kept} is kept"
+        expected = f"duplicate of {twin[name]} ({how}){last}" if name in twin else None
+        assert (decided["reason"][row] if name in twin else None) == expected
+        assert decided["kept"][row] == (name not in twin)
+        if name in twin:
+            assert (decided["duplicate_of"][row], decided["similarity"][row]) == (kept, 0.75)
+        else:
+            assert pd.isna(decided["duplicate_of"][row]) and pd.isna(decided["similarity"][row])
+
+
+def test_an_image_that_two_kinds_name_is_refused() -> None:
+    twice = pa.table({"image_id": ["a"], "duplicate_of": ["b"], "similarity": pa.array([1.0], pa.float32())})
+    with pytest.raises(ValueError, match="1 images are named twice as duplicates"):
+        link_twins(["exact", "semantic"], [twice, twice])
+    nothing = link_twins([], [])
+    part = table({"image_id": ["a"], "error": [None]})
+    assert decide_part(part, nothing, None, None)["kept"].tolist() == [True]

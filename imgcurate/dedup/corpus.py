@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import dask
-import dask.dataframe as dd
 import fsspec
 import numpy as np
 import pandas as pd
@@ -20,8 +19,7 @@ from dask.delayed import Delayed
 
 from imgcurate import identity, schema, storage, vectors
 from imgcurate.dedup.graph.found import Found
-from imgcurate.dedup.result import check_eps, id_dtype
-from imgcurate.dedup.semantic import compare, join, normalise
+from imgcurate.dedup.semantic import compare, normalise
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.exchange import Members
 from imgcurate.dedup.semantic.files import StoredBucket
@@ -136,67 +134,6 @@ def save_embeddings(
         # Last, because without them there is no part: on a store, files are seen as they are written.
         storage.write_parquet_table(summary, f"{folder}/centroids.parquet", storage_options)
     return rows.n_compared
-
-
-def decontaminate(
-    train: Any,
-    evaluation: Any,
-    *,
-    eps: float = 0.05,
-    id_field: str = "image_id",
-    embedding_field: str = "embedding",
-) -> Any:
-    """Name the training images that are too close to an evaluation image. Every pair is compared.
-
-    Parameters
-    ----------
-    train : Dask DataFrame
-        With `id_field` and `embedding_field`.
-    evaluation : Dask DataFrame
-        With the same. Small enough for the memory of a worker: every partition of `train` is compared with all of it.
-    eps : float
-        Too close is a cosine of at least ``1 - eps``.
-    id_field, embedding_field : str
-
-    Returns
-    -------
-    Dask DataFrame
-        Lazy. One row a training image that is too close: its id, ``duplicate_of`` (the nearest evaluation image) and ``similarity``. `remove`
-        takes it.
-
-    Raises
-    ------
-    KeyError, TypeError, ValueError
-        As `semantic_duplicates` does.
-
-    Examples
-    --------
-    >>> clean = remove(train, decontaminate(train, evaluation))  # doctest: +SKIP
-    """
-    check_eps(eps)
-    for frame in (train, evaluation):
-        schema.require(frame, [id_field, embedding_field], "decontaminate")
-    whole = dask.delayed(_evaluation)(
-        [
-            dask.delayed(normalise.prepare)(part, id_field, embedding_field, [], 0)
-            for part in _columns(evaluation, id_field, embedding_field).to_delayed()
-        ],
-        embedding_field,
-    )
-    kind = id_dtype(train._meta[id_field])
-    meta = pd.DataFrame(
-        {
-            id_field: pd.Series([], dtype=kind),
-            "duplicate_of": pd.Series([], dtype=id_dtype(evaluation._meta[id_field])),
-            "similarity": pd.Series([], dtype=pd.ArrowDtype(schema.TYPES["similarity"])),
-        }
-    )
-    near = dask.delayed(_near_evaluation)
-    parts = [
-        near(part, whole, 1 - eps, id_field, embedding_field, meta)
-        for part in _columns(train, id_field, embedding_field).to_delayed()
-    ]
-    return dd.from_delayed(parts, meta=vectors.from_pandas(meta, train._meta), verify_meta=False)
 
 
 def open_corpus(against: Any, id_field: str, embedding_field: str) -> FrameCorpus | SavedCorpus:
@@ -323,51 +260,6 @@ def _grouped(rows: frames.Frame) -> list[tuple[Delayed, int]]:
         else:
             groups.append(([block], start, end))
     return [(dask.delayed(normalise.stack)(group), start) for group, start, _ in groups]
-
-
-def _columns(frame: Any, id_field: str, embedding_field: str) -> Any:
-    return frame[[id_field, embedding_field, *(["error"] if "error" in frame.columns else [])]]
-
-
-class _Evaluation(NamedTuple):
-    rows: normalise.Rows
-    encoders: frozenset[identity.Identity]
-
-
-def _evaluation(
-    prepared: Sequence[tuple[normalise.Rows, normalise.Summary, Any, Any]], embedding_field: str
-) -> _Evaluation:
-    usable = [(rows, summary) for rows, summary, _, _ in prepared if len(rows.vectors)]
-    summaries = [summary for _, summary in usable]
-    normalise.one_dimension(summaries, embedding_field)
-    encoders = frozenset(encoder for summary in summaries for encoder in summary.encoders)
-    encoder = frames.one_encoder(encoders, "the evaluation frame")
-    return _Evaluation(normalise.stack([rows for rows, _ in usable]), frozenset([encoder] if encoder else []))
-
-
-def _near_evaluation(
-    part: Any, whole: _Evaluation, least: float, id_field: str, embedding_field: str, meta: pd.DataFrame
-) -> Any:
-    rows, summary, _, _ = normalise.prepare(part, id_field, embedding_field, [], 0)
-    frames.one_encoder(summary.encoders, "the comparison of training and evaluation images", whole.encoders)
-    evaluation = whole.rows
-    table = meta
-    if len(rows.vectors) and len(evaluation.vectors):
-        if rows.vectors.shape[1] != evaluation.vectors.shape[1]:
-            raise ValueError(
-                f"evaluation images have vectors of dimension {evaluation.vectors.shape[1]}, training images of "
-                f"{rows.vectors.shape[1]}; embed both with one encoder"
-            )
-        pairs = join.pairs_between(rows.vectors, evaluation.vectors, least)
-        order = np.lexsort((pairs.right, -pairs.similarity, pairs.left))
-        first = order[np.flatnonzero(np.diff(pairs.left[order], prepend=-1))]
-        found = {
-            id_field: rows.table["id"].take(pa.array(pairs.left[first])),
-            "duplicate_of": evaluation.table["id"].take(pa.array(pairs.right[first])),
-            "similarity": pa.array(pairs.similarity[first]),
-        }
-        table = pa.table(found).to_pandas(types_mapper=pd.ArrowDtype).astype(dict(meta.dtypes))
-    return vectors.from_pandas(table, part)
 
 
 def _compare_with_part(

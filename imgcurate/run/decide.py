@@ -7,15 +7,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from imgcurate import parts, schema, storage, vectors
+from imgcurate import parts, storage, vectors
+from imgcurate.dedup import lookup
 from imgcurate.run.columns import Sources, read_rows
 
-_TEXT = schema.empty(["image_id"]).dtypes["image_id"]
 _CHUNK = 8 << 20
 _KEY, _COUNTS = b"imgcurate.key", b"imgcurate.counts"
 #: The columns that deciding adds.
@@ -51,8 +52,24 @@ def passing(frame: Any, min_aesthetic: float | None, max_nsfw: float | None) -> 
     return frame[passed]
 
 
-def gather_twins(pairs: Sequence[tuple[str, str]], storage_options: storage.Options = None) -> pd.DataFrame:
-    """Return all duplicates, of the kinds in the order given, with which image is kept in the end.
+class Twins(NamedTuple):
+    """All duplicates of a run, in the memory of each worker process once: a partition looks its images up.
+
+    Attributes
+    ----------
+    images : Lookup
+        Their ids.
+    table : pyarrow.Table
+        A row for each: ``duplicate_of``, ``similarity``, ``stage``, and ``last``, the row of that image which names the one that is kept in the
+        end: what an image duplicates may be removed by a later kind, as a duplicate of another.
+    """
+
+    images: lookup.Lookup
+    table: pa.Table
+
+
+def gather_twins(pairs: Sequence[tuple[str, str]], storage_options: storage.Options = None) -> Twins:
+    """Return all duplicates, of the kinds in the order given.
 
     Parameters
     ----------
@@ -60,16 +77,42 @@ def gather_twins(pairs: Sequence[tuple[str, str]], storage_options: storage.Opti
         The kind and the URL of its part.
     """
     columns = ["image_id", "duplicate_of", "similarity"]
-    found = [schema.empty(columns).assign(stage=pd.array([], dtype=_TEXT))]
-    for stage, url in pairs:
-        part = parts.read_part(url, None, columns, storage_options)
-        found.append(part.assign(stage=pd.array([stage] * len(part), dtype=_TEXT)))
-    return _name_kept(pd.concat(found, ignore_index=True))
+    tables = [vectors.to_arrow(parts.read_part(url, None, columns, storage_options)) for _, url in pairs]
+    return link_twins([stage for stage, _ in pairs], tables)
+
+
+def link_twins(stages: Sequence[str], tables: Sequence[pa.Table]) -> Twins:
+    """Return the duplicates of some kinds, in that order; an image is one of one kind at most."""
+    images = lookup.build([lookup.hashed(table["image_id"]) for table in tables])
+    named = [lookup.plain(table["duplicate_of"]) for table in tables]
+    similarity = [table["similarity"].cast(pa.float32()).combine_chunks() for table in tables]
+    twin_of = pa.concat_arrays([pa.nulls(0, pa.large_string()), *named])
+    if len(twin_of) != len(images.ids):
+        raise ValueError(
+            f"{len(twin_of) - len(images.ids):,} images are named twice as duplicates; remove .run/duplicates from the output and run again"
+        )
+    last = images.find(twin_of)
+    last = np.where(last < 0, np.arange(len(last)), last)
+    # Each round doubles how far along its chain an image looks.
+    while not np.array_equal(further := last[last], last):
+        last = further
+    number = np.repeat(np.arange(len(tables), dtype=np.int8), [len(table) for table in tables])
+    return Twins(
+        images,
+        pa.table(
+            {
+                "duplicate_of": twin_of,
+                "similarity": pa.concat_arrays([pa.nulls(0, pa.float32()), *similarity]),
+                "stage": pa.DictionaryArray.from_arrays(number, pa.array(stages, type=pa.string())),
+                "last": last,
+            }
+        ),
+    )
 
 
 def write_decided(
     sources: Sources,
-    twins: pd.DataFrame,
+    twins: Twins,
     limits: dict[str, float | None],
     url: str,
     key: str,
@@ -125,27 +168,19 @@ def _count(part: Any) -> dict[str, int]:
 _FILTERED = {"error:": "errors", "aesthetic_score": "below_aesthetic", "nsfw_score": "above_nsfw"}
 
 
-def _name_kept(twins: pd.DataFrame) -> pd.DataFrame:
-    """Add which image is kept in the end: what an image duplicates may be removed by a later kind, as a duplicate of another."""
-    twin_of = pd.Series(twins["duplicate_of"].to_numpy(), index=twins["image_id"].to_numpy())
-    kept = twin_of.copy()
-    while len(later := kept[kept.isin(twin_of.index)]):
-        kept.loc[later.index] = twin_of.loc[later.to_numpy()].to_numpy()
-    return twins.assign(kept_twin=pd.array(kept.to_numpy(), dtype=_TEXT))
-
-
-def decide_part(part: Any, twins: pd.DataFrame, min_aesthetic: float | None, max_nsfw: float | None) -> Any:
+def decide_part(part: Any, twins: Twins, min_aesthetic: float | None, max_nsfw: float | None) -> Any:
     """Add to each row of a partition whether it is kept, and if not, why: columns duplicate_of, similarity, kept, reason."""
     inputs = [name for name in ("image_id", "error", "aesthetic_score", "nsfw_score") if name in part.columns]
     rows = vectors.to_pandas(part[inputs])
-    ids = rows["image_id"].astype(str)
-    # All twins come to each partition; an index of all of them in each would take longer than anything else here.
-    found = twins[twins["image_id"].isin(ids)].set_index("image_id").reindex(ids.to_numpy())
-    kept = [None if pd.isna(name) else str(name) for name in found["kept_twin"]]
-    similarities = found["similarity"].to_numpy(dtype="float32", na_value=float("nan"))
+    at = twins.images.find(lookup.plain(rows["image_id"]))
+    found = twins.table.take(pa.array(at, mask=at < 0))
+    kept = twins.table["duplicate_of"].take(found["last"]).to_pylist()
+    similarities = found["similarity"].to_numpy()
     likeness = [
-        None if name is None else _likeness(twin, name, float(similarity), stage)
-        for twin, name, similarity, stage in zip(found["duplicate_of"], kept, similarities, found["stage"], strict=True)
+        None if name is None else _likeness(twin, name, similarity, stage)
+        for twin, name, similarity, stage in zip(
+            found["duplicate_of"].to_pylist(), kept, similarities.tolist(), found["stage"].to_pylist(), strict=True
+        )
     ]
     reasons = [
         _reason(row, alike, min_aesthetic, max_nsfw)
