@@ -9,15 +9,16 @@ tenth of them.
 Models: EfficientNet-Lite0, and CLIP's ViT-B/32 and ViT-L/14 in their true configuration with random weights, which serve for speed.
 
 imgcurate            read_webdataset and embed on a LocalCluster of one worker with all cores, or of one for each core.
-bare model           the forward pass alone, on tensors that are ready and in the type that imgcurate computes in: the limit. In one process
-                     with all cores and in one for each core; the faster counts.
+bare model           the forward pass alone, on tensors that are ready, in the type and in batches of the size that imgcurate computes in: the
+                     limit. In one process with all cores and in one for each core; the faster counts.
 decoding             imgcurate's reading, decoding and resizing alone, on all cores.
 plain loop           PIL, CLIPImageProcessor and CLIPModel in float32, 32 images a batch, all cores for torch: what NeMo Curator runs.
 sentence-transformers  its CLIPModel and encode, as it comes: where it is installed.
 
 Everybody takes turns in a process of its own, and ratios are taken round by round. One that took more than ``--slow`` seconds is not asked
 again. Cores decode and compute here, so that no embedding
-can be faster than ``1 / (1 / bare + 1 / decoding)``: `of_limit` is the share of that.
+can be faster than ``1 / (1 / bare + 1 / decoding)``: `of_limit` is the share of that. Where others use the machine, seconds of CPU say
+more than rates: `cpu_ms` are those of an image, `of_bare_cpu` and `of_limit_cpu` the same shares in them.
 
 The memory of the workers is sampled while EfficientNet-Lite0 embeds 10,000 images. Results go to benchmarks/results/embed.json.
 """
@@ -48,7 +49,6 @@ from typing import Any
 from turns import Contestant, serve
 
 DISTINCT, SHARD = 200, 25
-BATCH = 8
 MODELS = ("efficientnet-lite0", "ViT-B/32", "ViT-L/14")
 # Of how many images in ten each model is given.
 SHARE = {"efficientnet-lite0": 10, "ViT-B/32": 10, "ViT-L/14": 1}
@@ -200,6 +200,13 @@ def measure(model: str, shards: Path, options: argparse.Namespace) -> dict[str, 
         (name for name in names if name.startswith("imgcurate")), key=lambda name: statistics.median(rates[name])
     )
     ours = rates[best]
+    cpu = {
+        name: [found["cpu_seconds"] / given["images"] * 1e3 for found in some]
+        for name, some in rounds.items()
+        if "cpu_seconds" in some[0]
+    }
+    cheapest = min(statistics.median(cpu["bare"]), statistics.median(cpu["bare, a process a core"]))
+    spent = min(statistics.median(values) for name, values in cpu.items() if name.startswith("imgcurate"))
     peers = [name for name in ("plain loop", "sentence-transformers") if name in rates]
     return {
         "images": given["images"],
@@ -207,6 +214,9 @@ def measure(model: str, shards: Path, options: argparse.Namespace) -> dict[str, 
         "best": best,
         "of_bare": spread([a / b for a, b in zip(ours, bare, strict=False)], 3),
         "of_limit": spread([a / b for a, b in zip(ours, limit, strict=False)], 3),
+        "cpu_ms": {name: spread(values, 2) for name, values in cpu.items()},
+        "of_bare_cpu": round(cheapest / spent, 3),
+        "of_limit_cpu": round((cheapest + statistics.median(cpu["decoding"])) / spent, 3),
         "ratio": {name: spread([a / b for a, b in zip(ours, rates[name], strict=False)], 2) for name in peers},
         "peak_mib": {name: max(found["peak_mib"] for found in some) for name, some in rounds.items()},
     }
@@ -217,7 +227,8 @@ def show(model: str, found: dict[str, Any]) -> None:
     for name, rate in found["images_per_second"].items():
         print(f"  {name:<26}{rate['median']:>8.1f} ({rate['min']:.1f} to {rate['max']:.1f})")
     print(
-        f"  {found['best']}: {found['of_bare']['median']:.0%} of the bare model, {found['of_limit']['median']:.0%} of the limit"
+        f"  {found['best']}: {found['of_bare']['median']:.0%} of the bare model, {found['of_limit']['median']:.0%} of the limit; "
+        f"in seconds of CPU {found['of_bare_cpu']:.0%} and {found['of_limit_cpu']:.0%}"
     )
     for name, ratio in found["ratio"].items():
         print(f"  {ratio['median']:.1f} x {name}")
@@ -248,19 +259,21 @@ def imgcurate_job(workers: int, options: Options) -> Iterator[Round]:
             from imgcurate.encoders import load_encoder
 
             # Its weights are read once more for the fingerprint, which the vectors are marked with.
-            load_encoder(model, device="cpu").identity  # noqa: B018
+            encoder = load_encoder(model, device="cpu")
+            assert encoder.identity and encoder.batch_size
 
         client.run(load, options["model"])
         frame = ic.read_webdataset(options["shards"]).persist()
         len(frame)
         yield {}
         while True:
-            started = time.perf_counter()
+            before, started = sum(client.run(time.process_time).values()), time.perf_counter()
             done = ic.embed(frame, options["model"])[["embedding", "error"]].persist()
             failed = int(done["error"].count().compute())
             seconds = time.perf_counter() - started
+            spent = sum(client.run(time.process_time).values()) - before
             assert not failed, f"{failed} images failed"
-            yield {"seconds": seconds, "peak_mib": max(client.run(peak_mib).values())}
+            yield {"seconds": seconds, "cpu_seconds": spent, "peak_mib": max(client.run(peak_mib).values())}
 
 
 def one_worker(options: Options) -> Iterator[Round]:
@@ -278,7 +291,8 @@ def bare(options: Options) -> Iterator[Round]:
     yield {}
     while True:
         torch.set_num_threads(options["cores"])
-        yield {"seconds": work(options["images"]), "peak_mib": peak_mib()}
+        seconds, spent = work(options["images"])
+        yield {"seconds": seconds, "cpu_seconds": spent, "peak_mib": peak_mib()}
 
 
 def bare_processes(options: Options) -> Iterator[Round]:
@@ -297,7 +311,8 @@ def bare_processes(options: Options) -> Iterator[Round]:
         found = [answers.get() for _ in processes]
         for process in processes:
             process.join()
-        yield {"seconds": max(seconds for seconds, _ in found), "peak_mib": max(peak for _, peak in found)}
+        seconds, spent, peaks = zip(*found, strict=True)
+        yield {"seconds": max(seconds), "cpu_seconds": sum(spent), "peak_mib": max(peaks)}
 
 
 def alone(model: str, images: float, barrier: Any, answers: Any) -> None:
@@ -306,7 +321,7 @@ def alone(model: str, images: float, barrier: Any, answers: Any) -> None:
     torch.set_num_threads(1)
     work = forward(model)
     barrier.wait()
-    answers.put((work(images), peak_mib()))
+    answers.put((*work(images), peak_mib()))
 
 
 def forward(model: str) -> Any:
@@ -318,19 +333,21 @@ def forward(model: str) -> Any:
 
     of_partitions.keep_freed_memory()
     encoder = load_encoder(model, device="cpu")
-    pixels = np.random.default_rng(0).integers(0, 256, (BATCH, 224, 224, 3), dtype=np.uint8)
+    size = encoder.batch_size
+    pixels = np.random.default_rng(0).integers(0, 256, (size, 224, 224, 3), dtype=np.uint8)
     ready = encoder.preparation.inputs(list(pixels), encoder.device)
     if model == "efficientnet-lite0":
         ready["pixel_values"] = ready["pixel_values"].to(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def work(images: float) -> float:
+    def work(images: float) -> tuple[float, float]:
         encoder.network(**ready)
-        batches = max(1, round(images / BATCH))
-        started = time.perf_counter()
+        batches = max(1, round(images / size))
+        started, before = time.perf_counter(), time.process_time()
         for _ in range(batches):
             encoder.network(**ready)
-        return (time.perf_counter() - started) * images / (batches * BATCH)
+        share = images / (batches * size)
+        return (time.perf_counter() - started) * share, (time.process_time() - before) * share
 
     return work
 
@@ -358,10 +375,11 @@ def decoding(options: Options) -> Iterator[Round]:
     yield {}
     while True:
         torch.set_num_threads(1)
-        started = time.perf_counter()
+        started, before = time.perf_counter(), time.process_time()
         with ThreadPoolExecutor(cores) as pool:
             list(pool.map(decode, [places[at : at + 25] for at in range(0, len(places), 25)]))
-        yield {"seconds": time.perf_counter() - started, "peak_mib": peak_mib()}
+        seconds, spent = time.perf_counter() - started, time.process_time() - before
+        yield {"seconds": seconds, "cpu_seconds": spent, "peak_mib": peak_mib()}
 
 
 def plain_loop(options: Options) -> Iterator[Round]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,9 +18,11 @@ import xxhash
 
 from imgcurate import pixels, schema, tar, vectors
 
-# glibc's names for what mallopt sets, and the largest that it takes for the second.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES, _MAPPED_BYTES = 256 << 20, 32 << 20
+# glibc's names for what mallopt sets, and the largest that it takes for the last.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_KEPT_BYTES, _HEAP_BYTES, _MAPPED_BYTES = 256 << 20, 64 << 20, 32 << 20
+_KEPT_SECONDS = 10
+_given_back_at = time.monotonic()
 
 _PLACE = ("url", "offset", "size")
 #: Of a frame's columns, those that reading its images takes.
@@ -196,20 +199,32 @@ def digests_of(part: Any) -> list[str | None]:
     return digests
 
 
-@cache
 def keep_freed_memory() -> None:
-    """Let this process keep up to 256 MiB that it has freed.
+    """Let this process keep the memory that it has freed; all but what is in use goes back when this is called after ten seconds or more.
 
-    Dask's nanny makes workers give back every freed block above 64 KiB at once: pixels and a network's activations then come as fresh pages,
-    zeroed, again and again, which costs an image of 5 megapixels a third of its decoding and a ViT-B/32 a tenth to a third of its speed. Where
-    the C library is not glibc nothing is changed.
+    Dask's nanny makes workers give back every freed block above 64 KiB at once, and what threads other than the first have freed goes back in
+    heaps of 64 MiB whatever the nanny says. Pixels and a network's activations then come as fresh pages, zeroed, again and again, which costs
+    an image of 5 megapixels a third of its decoding, a ViT-B/32 a tenth to a third of its speed and a ViT-L/14 a thirteenth. Where the C library
+    is not glibc nothing is changed.
     """
+    global _given_back_at
+    libc = _keeping_libc()
+    if libc is not None and time.monotonic() - _given_back_at >= _KEPT_SECONDS:
+        _given_back_at = time.monotonic()
+        libc.malloc_trim(0)
+
+
+@cache
+def _keeping_libc() -> ctypes.CDLL | None:
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        # A thread's heap that has become free is unmapped unless the one before it is lacking this much.
+        libc.mallopt(_M_TOP_PAD, _HEAP_BYTES)
     except (AttributeError, OSError):
-        return
-    mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
-    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        return None
+    return libc
 
 
 def columns_like(part: Any, columns: Mapping[str, pa.Array]) -> Any:

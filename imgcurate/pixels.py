@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from imgcurate import storage, tar
 
@@ -213,7 +214,10 @@ def decode_picture(
     format = image.format or ""
     try:
         width, height = image.size
-        if enough is not None and format in ("JPEG", "MPO"):
+        if isinstance(image, JpegImageFile):
+            # In one piece: of what it is given in pieces of 64 KiB, Pillow's decoder reads the seams more slowly, and joins them.
+            image.decodermaxblock = max(image.decodermaxblock, len(data))
+        if enough is not None and isinstance(image, JpegImageFile):
             turned = _orientation(image) >= 5
             least = enough(*((height, width) if turned else (width, height)))
             image.draft(None, least[::-1] if turned else least)
@@ -302,9 +306,9 @@ def resize_and_crop(
         )
         kept = np.asarray(image.image.resize((x1 - x0, y1 - y0), resample, box=box))
     if kept.shape[:2] == (crop_height, crop_width):
-        return kept
+        return _packed(kept)
     canvas = np.zeros((crop_height, crop_width, 3), dtype=np.uint8)
-    canvas[y0 - top : y1 - top, x0 - left : x1 - left] = kept
+    canvas[y0 - top : y1 - top, x0 - left : x1 - left] = kept[:, :, :3]
     return canvas
 
 
@@ -326,6 +330,7 @@ def resized(width: int, height: int, size: int | tuple[int, int] | None) -> tupl
 
 
 def _resize(picture: Picture, width: int, height: int, resample: Image.Resampling) -> np.ndarray:
+    """Return the resized picture, of three or four bytes a pixel; the fourth says nothing."""
     image, (left, top, right, bottom) = picture.image, picture.box
     mode = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}.get(resample)
     if mode is None or left or top:
@@ -338,7 +343,18 @@ def _resize(picture: Picture, width: int, height: int, resample: Image.Resamplin
     # By factors, because the picture may end within a pixel; a little more, because the size that they make is rounded down.
     factors = (height / bottom * (1 + 1e-9), width / right * (1 + 1e-9))
     made = torch.nn.functional.interpolate(pixels, scale_factor=factors, mode=mode, antialias=True)
-    return np.ascontiguousarray(made[0, :3].permute(1, 2, 0).numpy())
+    return made[0].permute(1, 2, 0).numpy()
+
+
+def _packed(pixels: np.ndarray) -> np.ndarray:
+    """Return what is cut out of a picture as three bytes a pixel without gaps."""
+    if pixels.shape[2] == 3:
+        return np.ascontiguousarray(pixels)
+    # Channel by channel: pixel by pixel NumPy copies three bytes a step, at a fifth of the speed.
+    packed = np.empty((*pixels.shape[:2], 3), dtype=np.uint8)
+    for channel in range(3):
+        packed[:, :, channel] = pixels[:, :, channel]
+    return packed
 
 
 def _shared(image: Image.Image) -> np.ndarray:

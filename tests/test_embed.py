@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import os
 import pickle
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,12 +17,16 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import image_bytes
 from distributed import Client, LocalCluster
 from PIL import Image
 from test_encoders import DIMENSION, pictures, save_checkpoint, tiny_clip, transformers_vectors
 
 from imgcurate import pixels, schema, vectors
+from imgcurate.encoders import load_encoder
+from imgcurate.encoders.base import Encoder
+from imgcurate.encoders.efficientnet import PREPARATION
 from imgcurate.encoders.embed import beside_the_next_task, embed, embed_part
 from imgcurate.images import ahead
 
@@ -250,7 +259,7 @@ def test_no_more_than_two_batches_of_pictures_are_alive(
 
     read = pixels.read_images
     monkeypatch.setattr(pixels, "read_images", counted_read)
-    encoder_type = type(_loaded(model))
+    encoder_type = type(load_encoder(model, device="cpu"))
     encode = encoder_type.encode
 
     def counted_encode(self: object, batch: np.ndarray) -> object:
@@ -266,10 +275,81 @@ def test_no_more_than_two_batches_of_pictures_are_alive(
     assert count["most"] <= 3 * batch_size
 
 
-def _loaded(model: str) -> object:
-    from imgcurate.encoders import load_encoder
+@pytest.mark.parametrize(("mebibytes", "batch_size"), [(0.5, 32), (1, 32), (3, 8), (4, 8), (50, 1)])
+def test_on_a_cpu_a_batch_is_as_large_as_keeps_its_largest_tensor_within_32_mebibytes(
+    mebibytes: float, batch_size: int
+) -> None:
+    weight = torch.ones(int(mebibytes * 2**18), 64)
 
-    return load_encoder(model, device="cpu")
+    def network(pixel_values: torch.Tensor) -> torch.Tensor:
+        # A weight is larger than what is made of it, and a view of it does not count.
+        return (pixel_values.mean((1, 2, 3))[:, None] * weight.t()[0])[:, :8]
+
+    encoder = Encoder("n", "clip", 8, torch.device("cpu"), torch.float32, PREPARATION, network, lambda: "")
+    assert encoder.batch_size == batch_size
+
+
+def test_a_function_is_given_eight_pictures_and_not_called_to_find_that_out() -> None:
+    sizes = []
+
+    def function(batch: np.ndarray) -> np.ndarray:
+        sizes.append(len(batch))
+        return batch.reshape(len(batch), -1)[:, :8]
+
+    encoder = load_encoder(function, device="cpu")
+    called = list(sizes)
+    assert encoder.batch_size == 8 and sizes == called
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_batches_of_one_size_give_the_same_bits_whatever_else_is_in_them(model: str, dtype: str) -> None:
+    encoder = load_encoder(model, device="cpu", dtype=dtype)
+    arrays = [encoder.preprocess(picture) for picture in pictures(6)]
+    first = encoder.encode(arrays[:4])
+    other = encoder.encode([arrays[i] for i in (5, 2, 4, 0)])
+    assert torch.equal(other[[3, 1]], first[[0, 2]])
+    assert encoder.encode(arrays[:1])[0] @ first[0] > 0.9999
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_a_thread_keeps_what_it_has_freed_until_it_is_time_to_give_it_back() -> None:
+    program = """
+        import ctypes, resource, threading, psutil
+        from imgcurate import images
+
+        size, count = 17 << 20, 9  # three of them fill a heap of glibc's
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+        def work():
+            for _ in range(3):
+                before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+                blocks = [libc.malloc(size) for _ in range(count)]
+                for block in blocks:
+                    ctypes.memset(block, 1, size)
+                for block in blocks:
+                    libc.free(block)
+                faults.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+
+        images.keep_freed_memory()
+        faults, memory = [], psutil.Process().memory_info
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        kept = memory().rss
+        images.keep_freed_memory()
+        at_once = kept - memory().rss
+        images._given_back_at -= 60
+        images.keep_freed_memory()
+        print(*faults[1:], at_once, kept - memory().rss)
+    """
+    # As the nanny of a worker sets it.
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    second, third, at_once, later = map(int, done.stdout.split())
+    assert max(second, third) < 1000
+    assert at_once < 16 << 20 < 100 << 20 < later
 
 
 def test_threads_draw_items_only_when_they_can_work_on_them() -> None:
