@@ -73,7 +73,9 @@ def remove(frame: Any, removals: Any, on: str = "image_id", *, missing: str = "w
     pieces = column.to_delayed() if hasattr(column, "to_delayed") else [column]
     # A task holds the list and every partition's depends on it: it stands in the graph once, and in a worker's memory once.
     # Started at once: a lazy list may be a view of a Duplicates that only this function's caller holds, and not for long.
-    ids = dask.delayed(lookup.build)([dask.delayed(_hashed)(piece) for piece in pieces]).persist()
+    # Pure, so that what is made of the frame has the same keys in another process, and a checkpoint or a folder of work knows it again.
+    hashed = [dask.delayed(_hashed, pure=True)(piece) for piece in pieces]
+    ids = dask.delayed(lookup.build, pure=True)(hashed).persist()
     if missing != "ignore":
         _report_missing(frame, ids, on, missing)
     meta = pd.Series([], dtype=bool) if not vectors.on_gpu(frame._meta) else frame._meta[on].isnull()
