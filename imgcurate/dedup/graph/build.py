@@ -107,10 +107,13 @@ def build(tables: list[Any], found: list[Delayed], keep: rank.Keep, fixed: Fixed
         Given the numbers of the rows that have pairs, the tables of those that are never removed.
     """
     found = list(dask.persist(*found))
-    counts = _counts(found)
+    # Of what one task found nothing needs to be known before.
+    alone = len(found) == 1
+    counts = np.ones((1, 2), dtype=np.int64) if alone else _counts(found)
     part = _part(tables, found, counts, keep, fixed)
     ranked, *edges = dask.persist(part.nodes, *part.edges)
     # What a corpus is read from may lie in files that nobody keeps from here on.
+    counts = _counts(found) if alone else counts
     _wait([ranked, *edges])
     part = part._replace(nodes=ranked, edges=edges)
     n_pairs, n_copies = (int(total) for total in counts.sum(axis=0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from imgcurate import vectors
 from imgcurate.dedup.graph.found import Found, concatenate
-from imgcurate.dedup.semantic import join, screen
+from imgcurate.dedup.semantic import exchange, join, screen
 from imgcurate.dedup.semantic.exchange import Members
 from imgcurate.dedup.semantic.normalise import Rows
 
@@ -37,6 +38,14 @@ def compare_inside(bucket: Members, chosen: screen.Screen | None, least: float, 
         part = _slice(bucket, start, stop)
         found.append(in_numbers(part, part, join.pairs_within(part.vectors, least), exact))
     return concatenate(found)
+
+
+def compare_all(blocks: Sequence[Rows], offsets: Sequence[int], least: float) -> Found:
+    """Find the pairs of all rows, with all cores of the machine: below some size the way to other workers takes longer than the comparison."""
+    members, copies = exchange.together(blocks, offsets)
+    with screen.all_cores():
+        pairs = join.pairs_within(members.vectors, least)
+    return concatenate([copies, in_numbers(members, members, pairs, exact=False)])
 
 
 def compare_across(a: Members, b: Members, chosen: screen.Screen, least: float, exact: bool) -> Found:

@@ -202,6 +202,12 @@ def split(
     return (*pieces, copies_found(copy, original))
 
 
+def together(blocks: Sequence[Rows], offsets: Sequence[int]) -> tuple[Members, Found]:
+    """Put the rows of all blocks together as one cluster, copies set apart."""
+    every, copy, original = without_copies(_places(blocks, [everywhere(block) for block in blocks], offsets))
+    return every.members(), copies_found(copy, original)
+
+
 def merge(pieces: Sequence[Members]) -> tuple[Members, Found]:
     """Put one bucket's pieces together, cluster by cluster, copies set apart."""
     every, copy, original = without_copies(_stack(pieces))

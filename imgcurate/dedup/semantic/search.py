@@ -22,7 +22,7 @@ from imgcurate.dedup.semantic import kmeans, normalise, steps
 
 #: Pairs are stored for other thresholds as long as there are not more than so many in all, or an image.
 _MOST_PAIRS, _MOST_PAIRS_PER_IMAGE = 20_000_000, 50
-_SURVEYED_ROWS = 4096
+_SURVEYED_ROWS = 2048
 
 
 def semantic_duplicates(
@@ -133,7 +133,7 @@ def semantic_duplicates(
     pairs, crossed, fixed = steps.Pairs([], []), [], None
     if n:
         # Pairs are stored a little further down, so that 1 - eps may be rounded either way.
-        search = steps.Search(k, probes, max(least - 1e-7, -1), exact, seed, given)
+        search = steps.Search(k, probes, max(least - 1e-7, -1), exact, seed, given, min_similarity is None)
         pairs = steps.find_pairs(rows, search, on_gpu)
         if old is not None:
             crossed, fixed = old.compare(rows, probes, exact, search.least)

@@ -19,6 +19,8 @@ from imgcurate.dedup.semantic.frame import Frame, fit, threads
 from imgcurate.dedup.waves import in_waves
 
 _FILES_OF_A_SUM = 64
+#: Vectors of so many bytes are compared in one task, which may take all cores.
+_ALONE_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Search:
     seed : int
     centroids : numpy.ndarray of shape (n_clusters, d), or None
         Where they are given.
+    few_pairs : bool
+        Whether it is known that a task can hold all that are found.
     """
 
     n_clusters: int
@@ -42,6 +46,7 @@ class Search:
     exact: bool
     seed: int
     centroids: np.ndarray | None = None
+    few_pairs: bool = False
 
 
 class Pairs(NamedTuple):
@@ -77,7 +82,19 @@ def find_pairs(rows: Frame, search: Search, gpu: bool) -> Pairs:
         return _in_files(rows, search, gpu)
     given = search.centroids
     centers = dask.delayed(given) if given is not None else fit(rows, search.n_clusters, search.seed, gpu)
-    return _in_memory(rows, centers, search)
+    few = rows.n_compared * rows.dimension * 4 <= _ALONE_BYTES and search.n_clusters == 1 and search.few_pairs
+    return _alone(rows, centers, search) if few and not gpu else _in_memory(rows, centers, search)
+
+
+def _alone(rows: Frame, centers: Any, search: Search) -> Pairs:
+    """Compare all rows in one task."""
+    place, compare_all = dask.delayed(normalise.place, nout=3), dask.delayed(compare.compare_all)
+    tables = [
+        place(block, offset, centers, search.probes, search.least, False)[0]
+        for block, offset in zip(rows.blocks, rows.offsets, strict=True)
+    ]
+    *tables, found = dask.persist(*tables, compare_all(rows.blocks, rows.offsets, search.least))
+    return Pairs(list(tables), [found])
 
 
 def _in_memory(rows: Frame, centers: Any, search: Search) -> Pairs:
