@@ -21,7 +21,7 @@ from imgcurate import pixels, schema, tar, vectors
 # glibc's names for what mallopt sets, and the largest that it takes for the last.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT_BYTES, _HEAP_BYTES, _MAPPED_BYTES = 256 << 20, 64 << 20, 32 << 20
-_KEPT_SECONDS = 10
+_KEPT_SECONDS = 60
 _given_back_at = time.monotonic()
 
 _PLACE = ("url", "offset", "size")
@@ -200,7 +200,7 @@ def digests_of(part: Any) -> list[str | None]:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it has freed; all but what is in use goes back when this is called after ten seconds or more.
+    """Let this process keep the memory that it has freed; all but what is in use goes back when this is called a minute later.
 
     Dask's nanny makes workers give back every freed block above 64 KiB at once, and what threads other than the first have freed goes back in
     heaps of 64 MiB whatever the nanny says. Pixels and a network's activations then come as fresh pages, zeroed, again and again, which costs

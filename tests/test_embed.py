@@ -339,7 +339,7 @@ def test_a_thread_keeps_what_it_has_freed_until_it_is_time_to_give_it_back() -> 
         kept = memory().rss
         images.keep_freed_memory()
         at_once = kept - memory().rss
-        images._given_back_at -= 60
+        images._given_back_at -= 3600
         images.keep_freed_memory()
         print(*faults[1:], at_once, kept - memory().rss)
     """
