@@ -162,7 +162,12 @@ def _environment(threads: int | None) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in names}
     environment = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **ours}
     try:
-        with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}):
+        # Dask's profiler takes a sample of each thread a hundred times a second, for 2 to 4 % of a core.
+        every = dask.config.get("distributed.worker.profile.interval")
+        every = "100ms" if every == "10ms" else every
+        with dask.config.set(
+            {"distributed.nanny.pre-spawn-environ": environment, "distributed.worker.profile.interval": every}
+        ):
             yield
     finally:
         for name, value in before.items():
