@@ -1,29 +1,33 @@
 """The similarity join: all pairs of unit vectors whose cosine reaches a threshold.
 
 Arrays in, arrays out, on NumPy or CuPy. Products are taken tile by tile in low precision (screen.py), and only the pairs
-that pass are computed in full, in float64: the answer is that of brute force, and no n x n matrix is held.
+that pass are computed in full, in float64: the answer is that of brute force, and no n x n matrix is held. On a CPU, rows of
+tiles are dealt to threads, and what they find is put together in the order of the rows: the answer is the same for any number.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from imgcurate import vectors
-from imgcurate.dedup.semantic import screen
+from imgcurate.dedup.semantic import screen, threads
 from imgcurate.dedup.semantic.screen import Screen
 
-#: Rows and columns of a tile. Few rows, because the tile on the diagonal is computed whole though half of it is needed.
-_TILE = {"cpu": (512, 8192), "cuda": (4096, 32768)}
+#: Rows and columns of a tile. On a CPU it stays in a core's cache until it is read. Few rows, because the tile on the diagonal is computed
+#: whole though half of it is needed.
+_TILE = {"cpu": (1024, 1024), "cuda": (4096, 32768)}
 #: Columns of which only the highest product is looked at first; a tile's rows are a multiple, or all there are.
 _CELL = 64
 #: Fewer rows than this are compared in float64 at once.
 _FEW = 96
 #: Computing a pair alone takes as long as this many inside a matrix product in float64.
 _ALONE = 40
-_PAIR_BLOCK = {"cpu": 2048, "cuda": 1 << 17}
+_PAIR_BLOCK = {"cpu": 128, "cuda": 1 << 17}
 
 
 class Pairs(NamedTuple):
@@ -93,7 +97,14 @@ def pairs_between(rows: Any, others: Any, least: float, *, low_precision: bool |
 
 
 @screen.exact_products()
-def compare(rows: Any, others: Any, chosen: Screen, least: float, shorts: tuple[Any, Any] = (None, None)) -> Pairs:
+def compare(
+    rows: Any,
+    others: Any,
+    chosen: Screen,
+    least: float,
+    shorts: tuple[Any, Any] = (None, None),
+    n_threads: int | None = None,
+) -> Pairs:
     """Find the pairs inside `rows`, or where `others` is given, of `rows` with them.
 
     Parameters
@@ -104,6 +115,8 @@ def compare(rows: Any, others: Any, chosen: Screen, least: float, shorts: tuple[
     least : float
     shorts : pair of torch.Tensor, optional
         What `screen.apply` gives for both, where that is known.
+    n_threads : int, optional
+        On a CPU. Default: as many as torch has.
 
     Returns
     -------
@@ -115,9 +128,9 @@ def compare(rows: Any, others: Any, chosen: Screen, least: float, shorts: tuple[
     if len(rows) * len(others) <= _FEW * _FEW or least - margin <= 0:
         found = list(_in_full(rows, others, triangle, least))
     else:
-        left = screen.apply(rows, chosen) if shorts[0] is None else shorts[0]
-        right = left if triangle else screen.apply(others, chosen) if shorts[1] is None else shorts[1]
-        found = list(_screened(rows, others, left, right, triangle, least, least - margin))
+        left = screen.apply(rows, chosen, n_threads) if shorts[0] is None else shorts[0]
+        right = left if triangle else screen.apply(others, chosen, n_threads) if shorts[1] is None else shorts[1]
+        found = _screened(rows, others, left, right, triangle, least, least - margin, n_threads)
     if not found:
         return Pairs(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
     return Pairs(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
@@ -136,8 +149,15 @@ def cosines(a: Any, b: Any) -> np.ndarray:
 
 
 def _screened(
-    rows: Any, others: Any, left: Any, right: Any, triangle: bool, least: float, floor: float
-) -> Iterator[Pairs]:
+    rows: Any,
+    others: Any,
+    left: Any,
+    right: Any,
+    triangle: bool,
+    least: float,
+    floor: float,
+    n_threads: int | None,
+) -> list[Pairs]:
     import torch
 
     height, width = _TILE[left.device.type]
@@ -147,14 +167,17 @@ def _screened(
     # Positive floats order as the integers with the same bits, and negative ones are negative integers.
     bits = torch.int32 if left.dtype == torch.float32 else torch.int16
     lowest = int(_round_down(floor, left.dtype).view(bits))
-    buffer = torch.empty(height * width, dtype=left.dtype, device=left.device)
     below = torch.ones((height, height), dtype=torch.bool, device=left.device).tril()
-    for start in range(0, len(left), height):
+    own = threading.local()
+
+    def row_of_tiles(start: int) -> list[Pairs]:
+        if not hasattr(own, "buffer"):
+            own.buffer = torch.empty(height * width, dtype=left.dtype, device=left.device)
+        found: list[Pairs] = []
         block = left[start : start + height]
-        first = start if triangle else 0
-        for column in range(first, len(right), width):
+        for column in range(start if triangle else 0, len(right), width):
             beside = right[column : column + width]
-            dots = buffer[: len(block) * len(beside)].view(len(block), len(beside))
+            dots = own.buffer[: len(block) * len(beside)].view(len(block), len(beside))
             torch.mm(block, beside.T, out=dots)
             if triangle and column == start:
                 dots[:, : len(block)].masked_fill_(below[: len(block), : len(block)], 0)
@@ -166,11 +189,14 @@ def _screened(
             place = hot[cell] * _CELL + offset
             line, offset = place // len(beside), place % len(beside)
             if len(place) * _ALONE > dots.numel():
-                yield from _tile_in_full(
-                    rows[start : start + height], others[column : column + width], start, column, triangle, least
-                )
+                tile = rows[start : start + height], others[column : column + width]
+                found += _tile_in_full(*tile, start, column, triangle, least)
             else:
-                yield from _checked(rows, others, line + start, offset + column, least)
+                found += _checked(rows, others, line + start, offset + column, least)
+        return found
+
+    starts = range(0, len(left), height)
+    return list(chain.from_iterable(threads.deal(row_of_tiles, starts, n_threads if left.device.type == "cpu" else 1)))
 
 
 def _where(passing: Any) -> Any:
@@ -184,10 +210,22 @@ def _where(passing: Any) -> Any:
 
 
 def _checked(rows: Any, others: Any, left: Any, right: Any, least: float) -> Iterator[Pairs]:
+    """Compute in full the pairs that have passed.
+
+    On a CPU most of those that must not stay go in float32: with unit roundoff u, a sum of d products of two unit vectors, added up in whatever
+    order, is off by at most ``d u / (1 - d u)`` (Higham, 2002, section 3.1), where lengths may exceed 1 by rounding.
+    """
     size = _PAIR_BLOCK[left.device.type]
+    error = (rows.shape[1] + 8) * 2.0**-23
     for start in range(0, len(left), size):
         i, j = (_like(positions[start : start + size], rows) for positions in (left, right))
-        similarity = cosines(rows[i], others[j])
+        a, b = rows[i], others[j]
+        if left.device.type == "cpu":
+            near = np.flatnonzero(np.vecdot(a, b) >= np.float32(least - error))
+            if not len(near):
+                continue
+            i, j, a, b = i[near], j[near], a[near], b[near]
+        similarity = cosines(a, b)
         good = similarity.astype(np.float64) >= least
         if good.any():
             yield Pairs(_host(i)[good].astype(np.int32), _host(j)[good].astype(np.int32), similarity[good])

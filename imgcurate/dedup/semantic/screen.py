@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imgcurate import vectors
+from imgcurate.dedup.semantic import threads
 
 _ROUNDOFF = {"bfloat16": 2.0**-9, "float16": 2.0**-11, "float32": 2.0**-24}
 _SUBNORMAL = {"bfloat16": 0.0, "float16": 2.0**-25, "float32": 0.0}
@@ -42,9 +43,9 @@ _SUBNORMAL = {"bfloat16": 0.0, "float16": 2.0**-25, "float32": 0.0}
 _SAMPLE_ROWS = 1024
 _MOST_DIRECTIONS = 192
 _STEP = 32
-#: Cost of one multiplication of the heads (float32) and of one pair that is looked at in full, per dimension, and of reading one
-#: product of the screen, all in multiplications of the screen.
-_HEAD_COST, _PAIR_COST, _READ_COST = 6, 500, 12
+#: Cost of one multiplication of the heads (float32) and of one pair that is looked at in full, per dimension, in multiplications of the
+#: screen: what one more costs a product. Matrix units that multiply bfloat16 make the screen's cheap.
+_COSTS = {"bfloat16": (16, 400), "float16": (6, 500), "float32": (2, 50)}
 #: What `plan` itself costs. It runs on the host, and a GPU multiplies a thousand times in the time that a CPU does once.
 _PLAN_COST = {"cpu": 2e10, "cuda": 1e13}
 _HEAD_BLOCK = 4096
@@ -194,28 +195,41 @@ def plan(sample: Any, n: int, least: float, dtype: str, other: int | None = None
     if most < _STEP or pairs * dimension < 4 * _PLAN_COST[vectors.device(sample)]:
         return whole
     rows = vectors.to_numpy(sample[:: -(-len(sample) // (2 * _SAMPLE_ROWS))])
+    return threads.alone(_cheapest, rows, pairs, total, least, dtype, most)
+
+
+@exact_products()
+def _cheapest(rows: np.ndarray, pairs: float, total: int, least: float, dtype: str, most: int) -> Screen:
+    """Return the screen that costs least by what the pairs of a sample say."""
+    import torch
+
+    dimension = rows.shape[1]
+    head_cost, pair_cost = _COSTS[dtype]
     # The rows that a basis was fitted to have too little left over, so others say what it is worth.
-    fitted, judged = rows[::2], rows[1::2]
-    basis = _principal_directions(fitted, most)
-    heads = judged.astype(np.float64) @ basis
-    cheapest, best = pairs * dimension, whole
-    dots = np.zeros((len(judged), len(judged)), dtype=np.float32)
-    for stop in range(_STEP, most + 1, _STEP):
-        part = heads[:, stop - _STEP : stop].astype(np.float32)
+    fitted, judged = (as_tensor(np.ascontiguousarray(half)) for half in (rows[::2], rows[1::2]))
+    basis = _principal_directions(fitted, most - 1)
+    heads = judged.double() @ basis
+    cheapest, best = pairs * dimension, Screen(dtype)
+    dots = torch.zeros((len(judged), len(judged)))
+    start = 0
+    # With what is left over a screened vector has a multiple of so many numbers, which is how matrix units take them.
+    for width in range(_STEP, most + 1, _STEP):
+        part = heads[:, start : width - 1].float()
         dots += part @ part.T
-        rest = np.sqrt(np.maximum(1 - np.square(heads[:, :stop]).sum(axis=1), 0)).astype(np.float32)
-        screen = Screen(dtype, basis[:, :stop])
+        start = width - 1
+        rest = (1 - heads[:, :start].square().sum(dim=1)).clamp(min=0).sqrt().float()
+        screen = Screen(dtype, basis[:, :start].numpy())
+        passing = int((dots + torch.outer(rest, rest) >= least - screen.margin(dimension)).sum())
         # The diagonal stands for what a sample of this size cannot tell from nothing.
-        passing = np.count_nonzero(dots + np.outer(rest, rest) >= least - screen.margin(dimension)) - len(judged) + 1
-        cost = total * dimension * stop * _HEAD_COST
-        cost += pairs * (stop + _READ_COST + passing / dots.size * _PAIR_COST * dimension)
+        share = (passing - len(judged) + 1) / dots.numel()
+        cost = total * dimension * start * head_cost + pairs * (width + share * pair_cost * dimension)
         if cost < cheapest:
             cheapest, best = cost, screen
     return best
 
 
 @exact_products()
-def apply(rows: Any, screen: Screen) -> Any:
+def apply(rows: Any, screen: Screen, n_threads: int | None = None) -> Any:
     """Return the short, low-precision vectors of `rows`.
 
     Parameters
@@ -223,6 +237,8 @@ def apply(rows: Any, screen: Screen) -> Any:
     rows : numpy.ndarray or cupy.ndarray of shape (n, d), float32
         Unit vectors.
     screen : Screen
+    n_threads : int, optional
+        On a CPU. Default: as many as torch has.
 
     Returns
     -------
@@ -238,7 +254,8 @@ def apply(rows: Any, screen: Screen) -> Any:
     basis = torch.from_numpy(screen.basis).float().to(given.device)
     slack = 2 * screen.head_error(given.shape[1]) + 2.0**-22
     short = torch.empty((len(given), basis.shape[1] + 1), dtype=kind, device=given.device)
-    for start in range(0, len(given), _HEAD_BLOCK):
+
+    def shorten(start: int) -> None:
         block = given[start : start + _HEAD_BLOCK]
         heads = block[:, :_RUN] @ basis[:_RUN]
         for run in range(_RUN, given.shape[1], _RUN):
@@ -246,6 +263,8 @@ def apply(rows: Any, screen: Screen) -> Any:
         short[start : start + _HEAD_BLOCK, :-1] = heads
         rest = 1 + slack - heads.double().square().sum(dim=1)
         short[start : start + _HEAD_BLOCK, -1] = rest.clamp(min=0).sqrt()
+
+    threads.deal(shorten, range(0, len(given), _HEAD_BLOCK), n_threads if given.device.type == "cpu" else 1)
     return short
 
 
@@ -321,14 +340,16 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _principal_directions(rows: np.ndarray, most: int) -> np.ndarray:
+def _principal_directions(rows: Any, most: int) -> Any:
     """Return the leading directions of `rows`, about the origin, most important first, by randomised subspace iteration.
 
     Halko, Martinsson and Tropp, 2011, algorithm 4.4 with one round: good directions at a fraction of an eigendecomposition's time.
     """
-    start = np.random.default_rng(0).standard_normal((rows.shape[1], most)).astype(np.float32)
+    import torch
+
+    start = torch.from_numpy(np.random.default_rng(0).standard_normal((rows.shape[1], most)).astype(np.float32))
     for _ in range(2):
-        start = np.linalg.qr(rows.T @ (rows @ start))[0]
-    projected = (rows @ start).astype(np.float64)
-    _, order = np.linalg.eigh(projected.T @ projected)
-    return np.linalg.qr(start.astype(np.float64) @ order[:, ::-1])[0]
+        start = torch.linalg.qr(rows.T @ (rows @ start))[0]
+    projected = (rows @ start).double()
+    _, order = torch.linalg.eigh(projected.T @ projected)
+    return torch.linalg.qr(start.double() @ order.flip(1))[0]
