@@ -219,7 +219,7 @@ def test_a_cluster_larger_than_a_bucket_is_compared_tile_by_tile_and_loses_no_pa
         monkeypatch.setattr(files, name, rows * 2 * 128)
     if directions:
         monkeypatch.setitem(screen._PLAN_COST, "cpu", 1)
-    monkeypatch.setattr(screen, "_PAIR_COST", 1)
+    monkeypatch.setattr(screen, "_COSTS", {name: (head, 1) for name, (head, _) in screen._COSTS.items()})
     monkeypatch.setattr(screen, "_STEP", 4)
     seen = []
     plan = screen.plan

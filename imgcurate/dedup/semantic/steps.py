@@ -73,7 +73,8 @@ class Pairs(NamedTuple):
         if self.paths is None or self.counts is None or fixed is not None or build.fits_one_part(self.counts):
             return build.build(self.tables, self.found + crossed, keep, fixed)
         assert rows.folder is not None
-        return build.build_in_parts(self.tables, self.paths, self.counts, keep, rows.n_compared, rows.folder)
+        key = fingerprint.of([os.path.basename(path) for path in self.paths], keep)
+        return build.build_in_parts(self.tables, self.paths, self.counts, keep, rows.n_compared, rows.folder, key)
 
 
 def find_pairs(rows: Frame, search: Search, gpu: bool) -> Pairs:
@@ -260,8 +261,11 @@ def _find_through_files(rows: Frame, search: Search, plan: _Plan, device: str) -
                 continue
             size = int(sizes[bucket.low])
             choose = dask.delayed(files.plan_cluster)
-            chosen = choose(exchanged, bucket.low, size, search.least, device).persist()
-            shorts = [folder.file("tiles", f"{name}-{number}") for number in range(bucket.tiles)]
+            screen = choose(exchanged, bucket.low, size, search.least, device).compute()
+            # Another machine may have shortened them otherwise, in an earlier call.
+            tile = f"{name}-{fingerprint.of(screen.dtype, screen.basis)[:8]}"
+            chosen = dask.delayed(screen, traverse=False).persist()
+            shorts = [folder.file("tiles", f"{tile}-{number}") for number in range(bucket.tiles)]
             write = dask.delayed(files.write_tile, pure=False)
             in_waves(
                 write(exchanged, bucket, number, chosen, path, folder.durable)
@@ -286,7 +290,8 @@ def _exchange(rows: Frame, search: Search, plan: _Plan) -> tuple[tuple[str, ...]
     blocks = list(zip(rows.blocks, rows.offsets, plan.tables, names, strict=True))
     paths = tuple(folder.file(placed, name) for name in names)
     decided = f"{plan.prefix}everywhere.{plan.key}.json"
-    if not folder.read_json(decided):
+    needed = {f"{name}.arrow" for name in names}
+    if not folder.read_json(decided) or not folder.names(f"{plan.prefix}assigned") >= needed:
         there = folder.names(placed) & folder.names(f"{plan.prefix}assigned")
         assign = dask.delayed(files.assign_block, pure=False)
         how = (plan.centroids, search.probes, search.least, search.exact)
