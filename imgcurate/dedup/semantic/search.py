@@ -79,9 +79,10 @@ def semantic_duplicates(
     centroids : array of shape (k, d), optional
         Centroids to use instead of k-means; they are scaled to unit length.
     work : str or path, optional
-        A folder on a disk that every worker sees, for the vectors of a frame that is large against the workers' memory: it takes at most 2.5 times
-        their float32 bytes, and a call that was stopped goes on from it. It is this frame's own, and may be removed when the result is no longer
-        needed. Default: a temporary folder, where all workers are on this machine. Small frames stay in memory.
+        A folder on a disk that every worker sees, for the vectors of a frame that is large against the workers' memory: it takes about twice their
+        float32 bytes (more with `exact`, more probes, or vectors without any structure), and a call that was stopped goes on from it. It is this
+        frame's own: another call in it takes its place, and it may be removed when the result is no longer needed. Default: a temporary
+        folder, where all workers are on this machine. Small frames stay in memory.
 
     Returns
     -------
@@ -224,7 +225,7 @@ def _given_centroids(centroids: Any, n_clusters: int | None) -> np.ndarray | Non
 
 
 def _folder(work: str | os.PathLike[str]) -> str:
-    if not storage.is_local(os.fspath(work)):
+    if not os.fspath(work) or not storage.is_local(os.fspath(work)):
         raise ValueError(
             f"work={os.fspath(work)!r} must be a folder on a disk that every worker sees, because files in it are mapped"
         )
