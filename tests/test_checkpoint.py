@@ -196,7 +196,7 @@ def test_a_parquet_file_that_was_written_again_is_another(tmp_path: Path, filesy
         pd.DataFrame({"x": range(number, number + 5)}).to_parquet(tmp_path / f"{number}.parquet")
 
     def keys() -> list[str]:
-        return keys_of(dd.read_parquet(tmp_path, filesystem=filesystem)[["x"]])
+        return parts.keys_of(dd.read_parquet(tmp_path, filesystem=filesystem)[["x"]])
 
     before = keys()
     assert keys() == before
