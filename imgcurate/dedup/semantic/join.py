@@ -20,7 +20,7 @@ from imgcurate.dedup.semantic.screen import Screen
 
 #: Rows and columns of a tile. On a CPU it stays in a core's cache until it is read. Few rows, because the tile on the diagonal is computed
 #: whole though half of it is needed.
-_TILE = {"cpu": (1024, 1024), "cuda": (4096, 32768)}
+_TILE = {"cpu": (1536, 1536), "cuda": (4096, 32768)}
 #: Columns of which only the highest product is looked at first; a tile's rows are a multiple, or all there are.
 _CELL = 64
 #: Fewer rows than this are compared in float64 at once.
