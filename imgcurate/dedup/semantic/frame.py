@@ -5,6 +5,7 @@ Growth, in n rows: time n; memory of a task a group of small partitions or one l
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
-from imgcurate import fingerprint, identity, parts, vectors
+from imgcurate import fingerprint, identity, parts, storage, vectors
 from imgcurate.dedup.mapped import Folder, map_matrix, temporary
 from imgcurate.dedup.semantic import kmeans, normalise, store
 from imgcurate.dedup.semantic.store import Stored, StoredRows
@@ -132,6 +133,19 @@ def prepare(
     made = dict(zip(wanted, in_waves(writing()), strict=True))
     records = [made.get(n) or store.read_record(folder.file("rows", name)) for n, name in enumerate(names)]
     return _in_files(records, folder, id_field, embedding_field)
+
+
+def work_folder(work: str | os.PathLike[str]) -> str:
+    """Return a folder for vectors, which is there from then on; raises where it cannot be one."""
+    if not os.fspath(work) or not storage.is_local(os.fspath(work)):
+        raise ValueError(
+            f"work={os.fspath(work)!r} must be a folder on a disk that every worker sees, because files in it are mapped"
+        )
+    path = storage.absolute(work).rstrip("/")
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise ValueError(f"work={path!r} is a file; name a folder")
+    os.makedirs(path, exist_ok=True)
+    return path
 
 
 def one_encoder(

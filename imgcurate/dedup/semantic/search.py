@@ -13,7 +13,7 @@ import dask
 import numpy as np
 import pyarrow as pa
 
-from imgcurate import schema, storage, vectors
+from imgcurate import schema, vectors
 from imgcurate.dedup import corpus, recall
 from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result import Duplicates, check_eps, id_dtype
@@ -64,7 +64,8 @@ def semantic_duplicates(
         ``cover``: an image goes only where a better-ranked one that is *kept* is within eps. ``pointwise``: it goes where any better-ranked
         one is, kept or not, as SemDeDup and NeMo Curator do. ``component``: of images that are connected by pairs, the best-ranked stays.
     probes : int
-        In how many clusters an image is compared; 1 as other tools do. Where more, also in the next one if that is nearly as near.
+        1: an image goes to its nearest cluster, as in other tools. More: to up to so many and one further that are nearly as near as the nearest,
+        the farther off the more probes there are; as many as there are clusters lose no pair.
     exact : bool
         Lose no pair: an image goes to every cluster that may hold a partner of it, or everything is compared, whichever is cheaper.
     min_similarity : float, optional
@@ -118,7 +119,7 @@ def semantic_duplicates(
             )
         centroids = old.centroids
     given = _given_centroids(centroids, n_clusters)
-    work = None if work is None else _folder(work)
+    work = None if work is None else frames.work_folder(work)
 
     rows = frames.prepare(frame, id_field, embedding_field, rank.keep_columns(keep), seed, work)
     if given is not None:
@@ -222,18 +223,6 @@ def _given_centroids(centroids: Any, n_clusters: int | None) -> np.ndarray | Non
     if not valid.all():
         raise ValueError(f"centroid {np.flatnonzero(~valid)[0]} is zero or not finite and has no direction")
     return unit
-
-
-def _folder(work: str | os.PathLike[str]) -> str:
-    if not os.fspath(work) or not storage.is_local(os.fspath(work)):
-        raise ValueError(
-            f"work={os.fspath(work)!r} must be a folder on a disk that every worker sees, because files in it are mapped"
-        )
-    path = storage.absolute(work).rstrip("/")
-    if os.path.exists(path) and not os.path.isdir(path):
-        raise ValueError(f"work={path!r} is a file; name a folder")
-    os.makedirs(path, exist_ok=True)
-    return path
 
 
 def _affordable(rows: frames.Frame, eps: float) -> float:
