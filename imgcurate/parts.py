@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 from dask._task_spec import Alias, DataNode, Task, TaskRef, convert_legacy_graph
+from dask.dataframe.dask_expr.io.parquet import ReadParquet
 
 from imgcurate import fingerprint, identity, schema, storage, vectors
 
@@ -127,7 +128,7 @@ def keys_of(frame: Any) -> list[str]:
     graph = convert_legacy_graph(dict(unfused.__dask_graph__()))
     known: dict[Any, str] = {}
     # Dask's own reader of Parquet has in its tasks where a file lies, and beside them what all its files are.
-    content = {node._name: node.checksum for node in unfused.expr.walk() if hasattr(node, "checksum")}
+    content = {node._name: node.checksum for node in unfused.expr.walk() if isinstance(node, ReadParquet)}
 
     def substitute(value: Any) -> Any:
         if isinstance(value, TaskRef):
