@@ -20,14 +20,16 @@ from imgcurate.dedup.semantic.screen import Screen
 
 #: Rows and columns of a tile. On a CPU it stays in a core's cache until it is read. Few rows, because the tile on the diagonal is computed
 #: whole though half of it is needed.
-_TILE = {"cpu": (1024, 1024), "cuda": (4096, 32768)}
+_TILE = {"cpu": (1536, 1536), "cuda": (4096, 32768)}
 #: Columns of which only the highest product is looked at first; a tile's rows are a multiple, or all there are.
 _CELL = 64
 #: Fewer rows than this are compared in float64 at once.
 _FEW = 96
 #: Computing a pair alone takes as long as this many inside a matrix product in float64.
 _ALONE = 40
-_PAIR_BLOCK = {"cpu": 128, "cuda": 1 << 17}
+_PAIR_BLOCK = {"cpu": 2048, "cuda": 1 << 17}
+#: So many pairs' rows stay in a core's cache.
+_DOT_BLOCK = 128
 
 
 class Pairs(NamedTuple):
@@ -210,25 +212,31 @@ def _where(passing: Any) -> Any:
 
 
 def _checked(rows: Any, others: Any, left: Any, right: Any, least: float) -> Iterator[Pairs]:
-    """Compute in full the pairs that have passed.
-
-    On a CPU most of those that must not stay go in float32: with unit roundoff u, a sum of d products of two unit vectors, added up in whatever
-    order, is off by at most ``d u / (1 - d u)`` (Higham, 2002, section 3.1), where lengths may exceed 1 by rounding.
-    """
+    """Compute in full the pairs that have passed."""
+    i, j = _like(left, rows), _like(right, others)
+    if left.device.type == "cpu":
+        near = _nearly(rows, others, i, j, least)
+        i, j = i[near], j[near]
     size = _PAIR_BLOCK[left.device.type]
-    error = (rows.shape[1] + 8) * 2.0**-23
-    for start in range(0, len(left), size):
-        i, j = (_like(positions[start : start + size], rows) for positions in (left, right))
-        a, b = rows[i], others[j]
-        if left.device.type == "cpu":
-            near = np.flatnonzero(np.vecdot(a, b) >= np.float32(least - error))
-            if not len(near):
-                continue
-            i, j, a, b = i[near], j[near], a[near], b[near]
-        similarity = cosines(a, b)
+    for start in range(0, len(i), size):
+        a, b = i[start : start + size], j[start : start + size]
+        similarity = cosines(rows[a], others[b])
         good = similarity.astype(np.float64) >= least
         if good.any():
-            yield Pairs(_host(i)[good].astype(np.int32), _host(j)[good].astype(np.int32), similarity[good])
+            yield Pairs(_host(a)[good].astype(np.int32), _host(b)[good].astype(np.int32), similarity[good])
+
+
+def _nearly(rows: np.ndarray, others: np.ndarray, left: np.ndarray, right: np.ndarray, least: float) -> np.ndarray:
+    """Return which pairs may be near enough by their products in float32, which most that have passed are not.
+
+    A sum of d products of two unit vectors, added up in whatever order, is off by at most ``d u / (1 - d u)`` (Higham, 2002, section 3.1), with u
+    the unit roundoff, 2^-24; twice that is more than rounding may have added to their lengths and to the threshold.
+    """
+    dots = np.empty(len(left), dtype=np.float32)
+    for start in range(0, len(left), _DOT_BLOCK):
+        at = slice(start, start + _DOT_BLOCK)
+        np.vecdot(rows[left[at]], others[right[at]], out=dots[at])
+    return np.flatnonzero(dots >= np.float32(least - (rows.shape[1] + 8) * 2.0**-23))
 
 
 def _in_full(rows: Any, others: Any, triangle: bool, least: float) -> Iterator[Pairs]:

@@ -208,18 +208,19 @@ def _cheapest(rows: np.ndarray, pairs: float, total: int, least: float, dtype: s
     # The rows that a basis was fitted to have too little left over, so others say what it is worth.
     fitted, judged = (as_tensor(np.ascontiguousarray(half)) for half in (rows[::2], rows[1::2]))
     basis = _principal_directions(fitted, most - 1)
-    heads = judged.double() @ basis
+    heads = judged @ basis.float()
     cheapest, best = pairs * dimension, Screen(dtype)
     dots = torch.zeros((len(judged), len(judged)))
     start = 0
     # With what is left over a screened vector has a multiple of so many numbers, which is how matrix units take them.
     for width in range(_STEP, most + 1, _STEP):
-        part = heads[:, start : width - 1].float()
-        dots += part @ part.T
+        part = heads[:, start : width - 1]
+        dots.addmm_(part, part.T)
         start = width - 1
-        rest = (1 - heads[:, :start].square().sum(dim=1)).clamp(min=0).sqrt().float()
+        rest = (1 - heads[:, :start].square().sum(dim=1)).clamp(min=0).sqrt()
         screen = Screen(dtype, basis[:, :start].numpy())
-        passing = int((dots + torch.outer(rest, rest) >= least - screen.margin(dimension)).sum())
+        bounds = torch.addr(dots, rest, rest)
+        passing = np.count_nonzero(bounds.numpy() >= least - screen.margin(dimension))
         # The diagonal stands for what a sample of this size cannot tell from nothing.
         share = (passing - len(judged) + 1) / dots.numel()
         cost = total * dimension * start * head_cost + pairs * (width + share * pair_cost * dimension)
