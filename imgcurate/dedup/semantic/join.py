@@ -169,7 +169,6 @@ def _screened(
     # Positive floats order as the integers with the same bits, and negative ones are negative integers.
     bits = torch.int32 if left.dtype == torch.float32 else torch.int16
     lowest = int(_round_down(floor, left.dtype).view(bits))
-    below = torch.ones((height, height), dtype=torch.bool, device=left.device).tril()
     own = threading.local()
 
     def row_of_tiles(start: int) -> list[Pairs]:
@@ -182,7 +181,7 @@ def _screened(
             dots = own.buffer[: len(block) * len(beside)].view(len(block), len(beside))
             torch.mm(block, beside.T, out=dots)
             if triangle and column == start:
-                dots[:, : len(block)].masked_fill_(below[: len(block), : len(block)], 0)
+                dots[:, : len(block)].triu_(1)
             cells = dots.view(bits).view(-1, _CELL)
             hot = _where((cells.amax(dim=1) >= lowest)[:, None])[0]
             if not len(hot):
