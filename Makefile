@@ -38,7 +38,8 @@ lint: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/end_to_end.py
 	$(BIN)/python benchmarks/embed.py
-	$(BIN)/python benchmarks/dedup.py
+	$(BIN)/python benchmarks/dedup.py --most-rows 1000000
+	$(BIN)/python benchmarks/removal.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/requests.py
 

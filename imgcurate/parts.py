@@ -126,6 +126,8 @@ def keys_of(frame: Any) -> list[str]:
     unfused = frame.optimize(fuse=False)
     graph = convert_legacy_graph(dict(unfused.__dask_graph__()))
     known: dict[Any, str] = {}
+    # Dask's own reader of Parquet has in its tasks where a file lies, and beside them what all its files are.
+    content = {node._name: node.checksum for node in unfused.expr.walk() if hasattr(node, "checksum")}
 
     def substitute(value: Any) -> Any:
         if isinstance(value, TaskRef):
@@ -154,7 +156,8 @@ def keys_of(frame: Any) -> list[str]:
                 waiting += missing
                 continue
             if key not in known:
-                known[key] = fingerprint.of(substitute(graph[key]))
+                of = content.get(key[0]) if isinstance(key, tuple) else None
+                known[key] = fingerprint.of(substitute(graph[key]), *([of] if of is not None else []))
             waiting.pop()
     return [known[key] for key in unfused.__dask_keys__()]
 

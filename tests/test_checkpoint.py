@@ -188,3 +188,17 @@ def test_persisted_frames_and_frames_of_which_some_were_removed_can_be_kept(
     assert ic.checkpoint(kept, tmp_path / "b")["image_id"].compute().tolist() == expected[3:]
     found = ic.semantic_duplicates(frame, eps=1e-6)
     assert len(ic.checkpoint(ic.remove(frame, found), tmp_path / "c")) == len(expected) - len(found.removals())
+
+
+@pytest.mark.parametrize("filesystem", ["fsspec", "arrow"])
+def test_a_parquet_file_that_was_written_again_is_another(tmp_path: Path, filesystem: str) -> None:
+    for number in range(3):
+        pd.DataFrame({"x": range(number, number + 5)}).to_parquet(tmp_path / f"{number}.parquet")
+
+    def keys() -> list[str]:
+        return parts.keys_of(dd.read_parquet(tmp_path, filesystem=filesystem)[["x"]])
+
+    before = keys()
+    assert keys() == before
+    pd.DataFrame({"x": range(7, 12)}).to_parquet(tmp_path / "0.parquet")
+    assert keys() != before

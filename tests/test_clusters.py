@@ -42,6 +42,7 @@ def test_clusters_hold_what_is_near_each_other() -> None:
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A machine that multiplies fastest in this format."""
     monkeypatch.setattr(screen, "choose_dtype", lambda device, low_precision=None: request.param)
+    monkeypatch.setattr(screen, "made_for_bfloat16", lambda: request.param == "bfloat16")
     return str(request.param)
 
 

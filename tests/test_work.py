@@ -21,6 +21,7 @@ import pandas as pd
 import psutil
 import pyarrow as pa
 import pytest
+from conftest import image_bytes, write_tar
 from distributed import Client
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -31,6 +32,7 @@ from imgcurate.dedup import Duplicates, remove, save_embeddings, semantic_duplic
 from imgcurate.dedup.graph import build
 from imgcurate.dedup.semantic import files, screen, steps
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.run.curate import curate
 from imgcurate.schema import table
 from imgcurate.vectors import to_column, unit_rows
 
@@ -43,6 +45,10 @@ SMALL = {
 TILES = {(files, "_BUCKET_BYTES"): 2000, (files, "_TILE_BYTES"): 700}
 PARTS = {(build, "_PAIRS_OF_A_PART"): 7}
 COUNTS = ("n_rows", "n_compared", "n_clusters", "n_pairs", "min_similarity")
+
+
+def mean_colours(batch: np.ndarray) -> np.ndarray:
+    return batch.reshape(len(batch), -1, 3).mean(axis=1) + 1
 
 
 @contextmanager
@@ -219,7 +225,7 @@ def test_a_cluster_larger_than_a_bucket_is_compared_tile_by_tile_and_loses_no_pa
         monkeypatch.setattr(files, name, rows * 2 * 128)
     if directions:
         monkeypatch.setitem(screen._PLAN_COST, "cpu", 1)
-    monkeypatch.setattr(screen, "_PAIR_COST", 1)
+    monkeypatch.setattr(screen, "_COSTS", {name: (head, 1) for name, (head, _) in screen._COSTS.items()})
     monkeypatch.setattr(screen, "_STEP", 4)
     seen = []
     plan = screen.plan
@@ -666,3 +672,22 @@ def test_a_folder_that_may_not_be_written_is_named(in_process: None, through_fil
 if __name__ == "__main__":  # what `started` starts
     with connect(devices=[], workers=2):
         larger_call(Path(sys.argv[1]))
+
+
+def test_a_run_through_files_of_its_folder_writes_what_one_through_memory_writes(
+    client: Client, tmp_path: Path
+) -> None:
+    for shard in range(3):
+        images = [(f"{i:02}.jpg", image_bytes(seed=(shard * 20 + i) % 45)) for i in range(20)]
+        write_tar(tmp_path / "in" / f"{shard:05}.tar", images)
+    written = []
+    for number, share in enumerate((1 / 8, 0)):
+        out = tmp_path / f"out{number}"
+        with setting({(frames, "_SHARE_IN_MEMORY"): share}):
+            curate(tmp_path / "in", out, model=mean_colours, dedup=("semantic",), eps=1e-5, keep="id", progress=False)
+        assert not (out / ".run/semantic").exists()
+        files = [path for path in sorted(out.rglob("*")) if path.is_file() and ".run" not in path.parts]
+        written.append(
+            {str(path.relative_to(out)): path.read_bytes() for path in files if path.name != "manifest.json"}
+        )
+    assert written[0] == written[1] and len(written[0]) >= 3

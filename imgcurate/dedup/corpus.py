@@ -50,6 +50,7 @@ def save_embeddings(
     id_field: str = "image_id",
     embedding_field: str = "embedding",
     storage_options: storage.Options = None,
+    work: str | os.PathLike[str] | None = None,
 ) -> int:
     """Save embeddings cluster by cluster, for `semantic_duplicates` to compare new images with. Eager.
 
@@ -70,6 +71,8 @@ def save_embeddings(
     id_field, embedding_field : str
     storage_options : dict, optional
         For the fsspec filesystem.
+    work : str or path, optional
+        As for `semantic_duplicates`: a folder for vectors that are many.
 
     Returns
     -------
@@ -96,7 +99,9 @@ def save_embeddings(
     if there and not (append or overwrite):
         raise FileExistsError(f"{path} holds embeddings already; pass append=True to add to them, or overwrite=True")
     old = _saved(path, id_field, storage_options) if append else None
-    rows = frames.prepare(frame, id_field, embedding_field, [], seed)
+    rows = frames.prepare(
+        frame, id_field, embedding_field, [], seed, None if work is None else frames.work_folder(work)
+    )
     if old is not None:
         rows.refuse_other_dimension(old.centroids.shape[1], "the saved embeddings", embedding_field)
     encoder = frames.one_encoder(
@@ -154,7 +159,8 @@ class FrameCorpus:
 
     def compare(self, new: frames.Frame, probes: int, exact: bool, least: float) -> tuple[list[Delayed], Fixed]:
         """Return the pairs of a new image and one of the corpus, and how to name those of the corpus."""
-        old = frames.prepare(self._frame, self._id_field, self._embedding_field, [], 0)
+        work = f"{new.folder.path}/against" if new.folder is not None and new.folder.durable else None
+        old = frames.prepare(self._frame, self._id_field, self._embedding_field, [], 0, work)
         if old.n_compared:
             old.refuse_other_dimension(new.dimension, "the new images", self._embedding_field)
         frames.one_encoder(new.encoders | old.encoders, "the comparison with the corpus")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from imgcurate import storage
+
+#: A key, of 32 hexadecimal digits, begins the name of what was written here; what has none is somebody else's.
+_OURS = re.compile(r"[0-9a-f]{32}[.-]|\.unfinished-")
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Folder:
         """Remove the files of a table that have other keys than these: they were made from something else, or of other options."""
         wanted = set(keys)
         for name in self.names(table):
-            if name.partition(".")[0] not in wanted:
+            if name.partition(".")[0] not in wanted and _OURS.match(name):
                 os.unlink(f"{self.path}/{table}/{name}")
 
 

@@ -73,13 +73,14 @@ def found_pairs(
         near = chunk.at_least(least)
         partners += np.bincount(near.later, weights=size[near.earlier], minlength=n)
         partners += np.bincount(near.earlier, weights=size[near.later], minlength=n)
+    sampled = drawn[0]
+    found = np.zeros(len(sampled), dtype=np.int64)
+    if not n:
+        return found
     rows = ranked.table["row"].to_numpy()
     order = np.argsort(rows)
-    sampled = drawn[0]
-    at = np.minimum(np.searchsorted(rows[order], sampled), max(n - 1, 0))
-    node = order[at] if n else np.zeros(0, np.int64)
-    there = rows[node] == sampled if n else np.zeros(len(sampled), dtype=bool)
-    found = np.zeros(len(sampled), dtype=np.int64)
+    node = order[np.minimum(np.searchsorted(rows[order], sampled), n - 1)]
+    there = rows[node] == sampled
     found[there] = np.rint(partners[leader[node[there]]])
     return found
 

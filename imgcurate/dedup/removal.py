@@ -21,6 +21,7 @@ from dask.delayed import Delayed
 from imgcurate import schema, vectors
 from imgcurate.dedup import lookup
 from imgcurate.dedup.result import Duplicates
+from imgcurate.dedup.waves import wait
 
 _NAMED = 5
 
@@ -76,6 +77,7 @@ def remove(frame: Any, removals: Any, on: str = "image_id", *, missing: str = "w
     # Pure, so that what is made of the frame has the same keys in another process, and a checkpoint or a folder of work knows it again.
     hashed = [dask.delayed(_hashed, pure=True)(piece) for piece in pieces]
     ids = dask.delayed(lookup.build, pure=True)(hashed).persist()
+    wait([ids])
     if missing != "ignore":
         _report_missing(frame, ids, on, missing)
     meta = pd.Series([], dtype=bool) if not vectors.on_gpu(frame._meta) else frame._meta[on].isnull()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import dask
+import distributed
 from dask.delayed import Delayed
 
 _WAVE = 4000
@@ -18,3 +19,9 @@ def in_waves(tasks: Iterable[Delayed]) -> list[Any]:
     while wave := [task for _, task in zip(range(_WAVE), left, strict=False)]:
         results += dask.compute(*wave)
     return results
+
+
+def wait(persisted: Sequence[Delayed]) -> None:
+    """Wait until all is there: what it is made from may go with whoever holds it."""
+    if futures := distributed.futures_of(list(persisted)):  # none where there is no cluster
+        distributed.wait(futures)

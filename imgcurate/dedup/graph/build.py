@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import dask
-import distributed
 import numpy as np
 import pyarrow as pa
 from dask.delayed import Delayed
@@ -14,7 +13,7 @@ from dask.delayed import Delayed
 from imgcurate.dedup.graph import components, nodes, rank, rules
 from imgcurate.dedup.graph.found import counts as found_counts
 from imgcurate.dedup.mapped import Folder, map_table, write_table
-from imgcurate.dedup.waves import in_waves
+from imgcurate.dedup.waves import in_waves, wait
 
 #: A task that decides takes so many pairs at most at once; of more, it takes what some rounds chunk by chunk leave open.
 _PAIRS_OF_A_TASK = 2**25
@@ -70,6 +69,8 @@ class Graph(NamedTuple):
     n_pairs, n_copies : int
     folder : Folder, optional
         Where answers are written; in memory where there is none.
+    key : str
+        Of the pairs, for the names of the answers.
     """
 
     tables: list[Any]
@@ -77,6 +78,7 @@ class Graph(NamedTuple):
     n_pairs: int
     n_copies: int
     folder: Folder | None = None
+    key: str = ""
 
     def decide(self, least: float, rule: rules.Rule) -> list[Delayed]:
         """Return the images that a rule removes at a threshold, part by part, decided once. Eager where they go to files."""
@@ -84,11 +86,11 @@ class Graph(NamedTuple):
         if self.folder is None:
             decided = list(dask.persist(*decided))
             # What they read may lie in files that go with this graph.
-            _wait(decided)
+            wait(decided)
             return decided
         folder = self.folder.for_tasks()
         folder.names("answers")
-        names = [f"{rule}.{least!r}.{number}" for number in range(len(self.parts))]
+        names = [f"{self.key}.{rule}.{least!r}.{number}" for number in range(len(self.parts))]
         write = dask.delayed(_write_answer, pure=False)
         in_waves(write(table, folder, name) for table, name in zip(decided, names, strict=True))
         return [dask.delayed(_read_answer)(folder, name) for name in names]
@@ -114,7 +116,7 @@ def build(tables: list[Any], found: list[Delayed], keep: rank.Keep, fixed: Fixed
     ranked, *edges = dask.persist(part.nodes, *part.edges)
     # What a corpus is read from may lie in files that nobody keeps from here on.
     counts = _counts(found) if alone else counts
-    _wait([ranked, *edges])
+    wait([ranked, *edges])
     part = part._replace(nodes=ranked, edges=edges)
     n_pairs, n_copies = (int(total) for total in counts.sum(axis=0))
     return Graph(tables, [part], n_pairs, n_copies)
@@ -126,7 +128,7 @@ def fits_one_part(counts: np.ndarray) -> bool:
 
 
 def build_in_parts(
-    tables: list[Any], found: Sequence[str], counts: np.ndarray, keep: rank.Keep, n_rows: int, folder: Folder
+    tables: list[Any], found: Sequence[str], counts: np.ndarray, keep: rank.Keep, n_rows: int, folder: Folder, key: str
 ) -> Graph:
     """Do as `build` does with pairs that lie in files, in parts, each of which is made from them again where it is asked.
 
@@ -140,23 +142,26 @@ def build_in_parts(
     keep : as for `semantic_duplicates`
     n_rows : int
     folder : Folder
+    key : str
+        Of the pairs, and of how they are ranked.
     """
     n_pairs, n_copies = (int(total) for total in counts.sum(axis=0))
     n_parts = -(-(n_pairs + n_copies) // _PAIRS_OF_A_PART)
-    folder.names("graph")
-    forest, paths = folder.file("graph", "forest"), [folder.file("graph", f"{at:05d}") for at in range(len(found))]
+    folder.keep("graph", [key])
+    folder.keep("answers", [key])
+    names = [f"{key}.{at:05d}" for at in range(len(found))]
+    forest, paths = folder.file("graph", f"{key}.forest"), [folder.file("graph", name) for name in names]
     dask.delayed(components.components, pure=False)(list(found), n_rows, forest).compute()
     route = dask.delayed(components.route, pure=False)
     routed = in_waves(route(file, forest, n_rows, n_parts, path) for file, path in zip(found, paths, strict=True))
     sizes = np.sum(routed, axis=0)
     gather = dask.delayed(components.gather)
-    names = [f"{at:05d}" for at in range(len(found))]
     parts = []
     for number in np.flatnonzero(sizes):
         chunks = max(1, -(-int(sizes[number]) // _PAIRS_OF_A_TASK))
         of_part = [gather(folder.for_tasks(), names[at::chunks], int(number)) for at in range(chunks)]
         parts.append(_part(tables, of_part, np.full((chunks, 2), _PAIRS_OF_A_TASK), keep, None))
-    return Graph(tables, parts, n_pairs, n_copies, folder)
+    return Graph(tables, parts, n_pairs, n_copies, folder, key)
 
 
 def _part(tables: list[Any], found: list[Delayed], counts: np.ndarray, keep: rank.Keep, fixed: Fixed | None) -> Part:
@@ -173,11 +178,6 @@ def _part(tables: list[Any], found: list[Delayed], counts: np.ndarray, keep: ran
     )
     edges = [dask.delayed(nodes.number)(chunk, ranked) for chunk in chunks]
     return Part(ranked, edges, in_rounds=len(chunks) > 1)
-
-
-def _wait(persisted: list[Delayed]) -> None:
-    if futures := distributed.futures_of(persisted):  # none where there is no cluster
-        distributed.wait(futures)
 
 
 def _write_answer(table: pa.Table, folder: Folder, name: str) -> None:

@@ -7,12 +7,12 @@ the pairs, file by file, with 8 bytes a row on disk and one file's pairs in memo
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
+from imgcurate import storage
 from imgcurate.dedup.graph.found import Found, concatenate, read_found
 from imgcurate.dedup.mapped import Folder, map_table, write_table
 
@@ -32,12 +32,13 @@ def components(found: Sequence[str], n_rows: int, path: str) -> None:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    above = np.memmap(path, dtype=np.int64, mode="w+", shape=(n_rows,))
-    for start in range(0, n_rows, 1 << 22):
-        above[start : start + (1 << 22)] = np.arange(start, min(start + (1 << 22), n_rows))
-    for file in found:
-        part = read_found(file)
+    # Written before it is mapped: a process that touches a page for which the disk has no room dies.
+    with storage.open_atomic(path, durable=False) as file:
+        for start in range(0, n_rows, 1 << 22):
+            file.write(np.arange(start, min(start + (1 << 22), n_rows)).data)
+    above = np.memmap(path, dtype=np.int64, mode="r+", shape=(n_rows,))
+    for pairs in found:
+        part = read_found(pairs)
         rows, place = np.unique(np.concatenate([part.left, part.copy, part.right, part.original]), return_inverse=True)
         roots, of_row = np.unique(_root(above, rows), return_inverse=True)
         one, other = np.split(of_row[place], 2)

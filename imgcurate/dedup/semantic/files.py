@@ -97,14 +97,21 @@ def assign_block(
     least: float,
     exact: bool,
     assigned: str,
-    placed: str,
+    placed: str | None,
     durable: bool,
 ) -> None:
-    """Place a block's rows, and write them by cluster."""
+    """Place a block's rows, write their clusters, and unless everything is compared their vectors by cluster."""
     where = assign.place(rows.vectors, np.load(centroids), probes, least, exact)
+    if placed is not None:
+        write_placed(rows, first, where, placed, durable)
     table = pa.table({"cluster": pa.array(where.labels[:, 0]), "distance": pa.array(where.distance)})
     write_table(table, assigned, durable)
-    write_placed(rows, first, where, placed, durable)
+
+
+def place_sizes(rows: StoredRows, centroids: str, probes: int, least: float, exact: bool) -> np.ndarray:
+    """Return how many of a block's rows each cluster would get."""
+    given = np.load(centroids)
+    return assign.place(rows.vectors, given, probes, least, exact).sizes(len(given))
 
 
 def write_placed(rows: StoredRows, first: int, where: assign.Placed, path: str, durable: bool) -> None:

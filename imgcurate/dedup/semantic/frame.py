@@ -5,6 +5,7 @@ Growth, in n rows: time n; memory of a task a group of small partitions or one l
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
-from imgcurate import fingerprint, identity, parts, vectors
+from imgcurate import fingerprint, identity, parts, storage, vectors
 from imgcurate.dedup.mapped import Folder, map_matrix, temporary
 from imgcurate.dedup.semantic import kmeans, normalise, store
 from imgcurate.dedup.semantic.store import Stored, StoredRows
@@ -30,6 +31,8 @@ from imgcurate.dedup.waves import in_waves
 _SHARE_IN_MEMORY = 1 / 8
 #: Where there is no folder for them they may take this share, and the workers spill.
 _SHARE_AT_MOST = 1 / 3
+#: Of so many partitions a group is made at most: others may be larger than those that were looked at.
+_MOST_PARTITIONS = 1000
 #: So many partitions are looked at to learn how large they are.
 _MEASURED = 8
 #: Small partitions are put together up to so many bytes of vectors, and large parts are worked on in such runs.
@@ -78,46 +81,46 @@ def prepare(
     key_fields: list[str],
     seed: int,
     work: str | None = None,
-    in_memory: bool | None = None,
 ) -> Frame:
-    """Compute the frame, once: into memory where its first partitions say that it will fit, else into files.
+    """Compute the frame, once: into memory where some of its partitions say that it will fit, else into files.
 
     Parameters
     ----------
     work : str, optional
         A folder for files, which every worker sees. Default: a temporary one, where all workers are on this machine.
-    in_memory : bool, optional
-        Do not measure.
     """
     columns = [id_field, embedding_field, *key_fields, *(["error"] if "error" in frame.columns else [])]
     frame = frame[list(dict.fromkeys(columns))]
     delayed = frame.to_delayed()
     arguments = (id_field, embedding_field, key_fields, seed)
     task = dask.delayed(normalise.prepare_several, nout=4)
-    first = [list(task([part], *arguments)) for part in delayed[:_MEASURED]]
+    # Of all over the frame: the first may be small, or filtered away.
+    looked_at = np.unique(np.linspace(0, len(delayed) - 1, _MEASURED).astype(int)).tolist()
+    first = {number: list(task([delayed[number]], *arguments)) for number in looked_at}
     folder = Folder(work, durable=True) if work else None
     keys = parts.keys_of(frame) if folder else [str(number) for number in range(len(delayed))]
     measured = f"size.{fingerprint.of(keys, arguments)}.json"
     known = folder.read_json(measured) if folder else None
     asked: tuple[Any, Any] = (None, None)
     if known is None:
-        first = [
-            list(outputs) for outputs in _in_fours(dask.persist(*[output for outputs in first for output in outputs]))
-        ]
+        persisted = _in_fours(dask.persist(*[output for outputs in first.values() for output in outputs]))
+        first = dict(zip(first, persisted, strict=True))
         whole = len(first) == len(delayed)
         # Of a frame of few partitions all that the client has to know is asked for at once.
-        suspects = dask.delayed(_repeated)([outputs[2] for outputs in first], 0, 1) if whole else None
-        *summaries, suspects = dask.compute(*[outputs[1] for outputs in first], suspects)
+        suspects = dask.delayed(_repeated)([outputs[2] for outputs in persisted], 0, 1) if whole else None
+        *summaries, suspects = dask.compute(*[outputs[1] for outputs in persisted], suspects)
         asked = (summaries, suspects) if whole else asked
         rows = sum(summary.n_compared for summary in summaries) / len(summaries)
         known = [rows, max((summary.dimension for summary in summaries), default=0)]
     size = known[0] * known[1] * 4
-    if in_memory is None:
-        in_memory, folder = _choose(size * len(delayed), folder, vectors.on_gpu(frame._meta))
-    groups = _groups(len(delayed), len(first), size)
+    in_memory, folder = _choose(size * len(delayed), folder, vectors.on_gpu(frame._meta))
+    groups = _groups(len(delayed), looked_at, size)
+
+    def prepared(at: range) -> list[Delayed]:
+        return first.get(at.start) or list(task(delayed[at.start : at.stop], *arguments))
+
     if in_memory:
-        outputs = first + [list(task(delayed[at.start : at.stop], *arguments)) for at in groups[len(first) :]]
-        return _held(outputs, id_field, embedding_field, *asked)
+        return _held([prepared(at) for at in groups], id_field, embedding_field, *asked)
     assert folder is not None
     if folder.durable:  # so that another run makes the same groups
         folder.write_json(measured, known)
@@ -129,13 +132,25 @@ def prepare(
 
     def writing() -> Iterator[Delayed]:
         for number in wanted:
-            at = groups[number]
-            outputs = first[number] if number < len(first) else list(task(delayed[at.start : at.stop], *arguments))
-            yield write([tuple(outputs)], embedding_field, folder.file("rows", names[number]), folder.durable)
+            outputs = tuple(prepared(groups[number]))
+            yield write([outputs], embedding_field, folder.file("rows", names[number]), folder.durable)
 
     made = dict(zip(wanted, in_waves(writing()), strict=True))
     records = [made.get(n) or store.read_record(folder.file("rows", name)) for n, name in enumerate(names)]
     return _in_files(records, folder, id_field, embedding_field)
+
+
+def work_folder(work: str | os.PathLike[str]) -> str:
+    """Return a folder for vectors, which is there from then on; raises where it cannot be one."""
+    if not os.fspath(work) or not storage.is_local(os.fspath(work)):
+        raise ValueError(
+            f"work={os.fspath(work)!r} must be a folder on a disk that every worker sees, because files in it are mapped"
+        )
+    path = storage.absolute(work).rstrip("/")
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise ValueError(f"work={path!r} is a file; name a folder")
+    os.makedirs(path, exist_ok=True)
+    return path
 
 
 def one_encoder(
@@ -305,11 +320,20 @@ def _pair(names: normalise.Names, hashes: np.ndarray) -> tuple[pa.Array, np.ndar
     return names.ids, hashes
 
 
-def _groups(n: int, first: int, size: float) -> list[range]:
-    """Put small partitions together, but for the first, which were looked at alone."""
-    step = max(1, int(_GROUP_BYTES / size)) if size else n
-    alone = [range(number, number + 1) for number in range(first)]
-    return alone + [range(start, min(start + step, n)) for start in range(first, n, step)]
+def _groups(n: int, alone: list[int], size: float) -> list[range]:
+    """Put small partitions together, in order, but for those that were looked at alone.
+
+    Examples
+    --------
+    >>> _groups(7, [0, 4], 20 << 20)
+    [range(0, 1), range(1, 4), range(4, 5), range(5, 7)]
+    """
+    step = max(1, min(int(_GROUP_BYTES / size) if size else 1, _MOST_PARTITIONS))
+    groups = []
+    for number, end in zip(alone, [*alone[1:], n], strict=True):
+        groups.append(range(number, number + 1))
+        groups += [range(start, min(start + step, end)) for start in range(number + 1, end, step)]
+    return groups
 
 
 def _in_fours(outputs: Sequence[Delayed]) -> list[list[Delayed]]:

@@ -106,13 +106,13 @@ def fit(sample: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     -----
     Nothing is rounded on the way that depends on an order, so the centroids are the same bit by bit on any number of threads: vectors and
     centroids, less the mean, are rounded to a grid so coarse that their products are whole numbers below 2**24, which float32 sums exactly,
-    and so fine that the format of the products (bfloat16 where it is fast) is what limits them. Sums of members are whole numbers too.
+    and so fine that the format of the products (bfloat16 where the processor has it) is what limits them. Sums of members are whole numbers too.
 
     Memory beside the sample: its rows in that format, and blocks.
     """
     import torch
 
-    kind = getattr(torch, screen.choose_dtype("cpu"))
+    kind = torch.bfloat16 if screen.made_for_bfloat16() else torch.float32
     mean = vector_sum(sample) / _FIXED_POINT / len(sample)
     grid, scale = _on_grid(sample, mean, kind)
     drawn = np.random.default_rng(seed % 2**64).choice(len(sample), n_clusters, replace=False)

@@ -141,6 +141,13 @@ def choose_dtype(device: str, low_precision: bool | None = None) -> str:
     return name if low_precision or _is_fast(device, name) else "float32"
 
 
+def made_for_bfloat16() -> bool:
+    """Tell whether this machine's processor multiplies in bfloat16: what must not depend on how busy it is asks this, and not `choose_dtype`."""
+    import torch
+
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
 def plan(sample: Any, n: int, least: float, dtype: str, other: int | None = None) -> Screen:
     """Choose how to screen `n` rows by what a sample of them says.
 

@@ -13,7 +13,7 @@ import dask
 import numpy as np
 import pyarrow as pa
 
-from imgcurate import schema, storage, vectors
+from imgcurate import schema, vectors
 from imgcurate.dedup import corpus, recall
 from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result import Duplicates, check_eps, id_dtype
@@ -64,7 +64,8 @@ def semantic_duplicates(
         ``cover``: an image goes only where a better-ranked one that is *kept* is within eps. ``pointwise``: it goes where any better-ranked
         one is, kept or not, as SemDeDup and NeMo Curator do. ``component``: of images that are connected by pairs, the best-ranked stays.
     probes : int
-        In how many clusters an image is compared; 1 as other tools do. Where more, also in the next one if that is nearly as near.
+        1: an image goes to its nearest cluster, as in other tools. More: to up to so many and one further that are nearly as near as the nearest,
+        the farther off the more probes there are; as many as there are clusters lose no pair.
     exact : bool
         Lose no pair: an image goes to every cluster that may hold a partner of it, or everything is compared, whichever is cheaper.
     min_similarity : float, optional
@@ -79,9 +80,10 @@ def semantic_duplicates(
     centroids : array of shape (k, d), optional
         Centroids to use instead of k-means; they are scaled to unit length.
     work : str or path, optional
-        A folder on a disk that every worker sees, for the vectors of a frame that is large against the workers' memory: it takes at most 2.5 times
-        their float32 bytes, and a call that was stopped goes on from it. It is this frame's own, and may be removed when the result is no longer
-        needed. Default: a temporary folder, where all workers are on this machine. Small frames stay in memory.
+        A folder on a disk that every worker sees, for the vectors of a frame that is large against the workers' memory: it takes about twice their
+        float32 bytes (more with `exact`, more probes, or vectors without any structure), and a call that was stopped goes on from it. It is this
+        frame's own: another call in it takes its place, and it may be removed when the result is no longer needed. Default: a temporary
+        folder, where all workers are on this machine. Small frames stay in memory.
 
     Returns
     -------
@@ -117,7 +119,7 @@ def semantic_duplicates(
             )
         centroids = old.centroids
     given = _given_centroids(centroids, n_clusters)
-    work = None if work is None else _folder(work)
+    work = None if work is None else frames.work_folder(work)
 
     rows = frames.prepare(frame, id_field, embedding_field, rank.keep_columns(keep), seed, work)
     if given is not None:
@@ -223,18 +225,6 @@ def _given_centroids(centroids: Any, n_clusters: int | None) -> np.ndarray | Non
     return unit
 
 
-def _folder(work: str | os.PathLike[str]) -> str:
-    if not storage.is_local(os.fspath(work)):
-        raise ValueError(
-            f"work={os.fspath(work)!r} must be a folder on a disk that every worker sees, because files in it are mapped"
-        )
-    path = storage.absolute(work).rstrip("/")
-    if os.path.exists(path) and not os.path.isdir(path):
-        raise ValueError(f"work={path!r} is a file; name a folder")
-    os.makedirs(path, exist_ok=True)
-    return path
-
-
 def _affordable(rows: frames.Frame, eps: float) -> float:
     """Return down to which cosine pairs are stored where the user does not say."""
     wanted = max(1 - 2 * eps, -1)
@@ -265,4 +255,5 @@ class _Recall:
         counted = dask.delayed(recall.found_pairs)
         known = [counted(drawn, part.nodes, part.edges, least) for part in found._graph.parts]
         true, known = dask.compute(true, known)
-        return recall.estimate(np.sum(true, axis=0), np.sum(known, axis=0))
+        every = np.sum(true, axis=0)
+        return recall.estimate(every, np.sum([np.zeros_like(every), *known], axis=0))

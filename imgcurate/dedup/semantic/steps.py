@@ -73,7 +73,8 @@ class Pairs(NamedTuple):
         if self.paths is None or self.counts is None or fixed is not None or build.fits_one_part(self.counts):
             return build.build(self.tables, self.found + crossed, keep, fixed)
         assert rows.folder is not None
-        return build.build_in_parts(self.tables, self.paths, self.counts, keep, rows.n_compared, rows.folder)
+        key = fingerprint.of([os.path.basename(path) for path in self.paths], keep)
+        return build.build_in_parts(self.tables, self.paths, self.counts, keep, rows.n_compared, rows.folder, key)
 
 
 def find_pairs(rows: Frame, search: Search, gpu: bool) -> Pairs:
@@ -258,8 +259,11 @@ def _find_through_files(rows: Frame, search: Search, plan: _Plan, device: str) -
                 continue
             size = int(sizes[bucket.low])
             choose = dask.delayed(files.plan_cluster)
-            chosen = choose(exchanged, bucket.low, size, search.least, device).persist()
-            shorts = [folder.file("tiles", f"{name}-{number}") for number in range(bucket.tiles)]
+            screen = choose(exchanged, bucket.low, size, search.least, device).compute()
+            # Another machine may have shortened them otherwise, in an earlier call.
+            tile = f"{name}-{fingerprint.of(screen.dtype, screen.basis)[:8]}"
+            chosen = dask.delayed(screen, traverse=False).persist()
+            shorts = [folder.file("tiles", f"{tile}-{number}") for number in range(bucket.tiles)]
             write = dask.delayed(files.write_tile, pure=False)
             in_waves(
                 write(exchanged, bucket, number, chosen, path, folder.durable)
@@ -284,20 +288,26 @@ def _exchange(rows: Frame, search: Search, plan: _Plan) -> tuple[tuple[str, ...]
     blocks = list(zip(rows.blocks, rows.offsets, plan.tables, names, strict=True))
     paths = tuple(folder.file(placed, name) for name in names)
     decided = f"{plan.prefix}everywhere.{plan.key}.json"
-    if not folder.read_json(decided):
-        there = folder.names(placed) & folder.names(f"{plan.prefix}assigned")
-        assign = dask.delayed(files.assign_block, pure=False)
-        how = (plan.centroids, search.probes, search.least, search.exact)
-        in_waves(
-            assign(block, first, *how, table.path, folder.file(placed, name), durable)
-            for block, first, table, name in blocks
-            if f"{name}.arrow" not in there
-        )
-        sizes = _sizes(paths, search.n_clusters)
-        several = search.exact and search.n_clusters > 1
-        if not (several and kmeans.all_cost_less(sizes, rows.n_compared, rows.dimension)):
-            return paths, sizes, search.exact
-        folder.write_json(decided, True)
+    how = (plan.centroids, search.probes, search.least, search.exact)
+    everywhere = folder.read_json(decided)
+    if everywhere is None:
+        everywhere = False
+        if search.exact and search.n_clusters > 1:
+            # Before anything is written: rows that may have partners everywhere would be written once for each cluster.
+            sizes = _sum([dask.delayed(files.place_sizes)(block, *how) for block in rows.blocks])
+            everywhere = kmeans.all_cost_less(sizes, rows.n_compared, rows.dimension)
+        folder.write_json(decided, everywhere)
+    there = folder.names(f"{plan.prefix}assigned")
+    if not everywhere:
+        there &= folder.names(placed)
+    assign = dask.delayed(files.assign_block, pure=False)
+    in_waves(
+        assign(block, first, *how, table.path, None if everywhere else folder.file(placed, name), durable)
+        for block, first, table, name in blocks
+        if f"{name}.arrow" not in there
+    )
+    if not everywhere:
+        return paths, _sizes(paths, search.n_clusters), search.exact
     paths = tuple(f"{path}-all" for path in paths)
     folder.keep(placed, [f"{name}-all" for name in names])
     there = folder.names(placed)
@@ -311,7 +321,15 @@ def _exchange(rows: Frame, search: Search, plan: _Plan) -> tuple[tuple[str, ...]
 
 
 def _sizes(paths: tuple[str, ...], n_clusters: int) -> np.ndarray:
-    """Return how many rows each cluster has; the client gets one sum."""
-    count, total = dask.delayed(files.count), dask.delayed(files.total)
-    sums = [count(paths[at : at + _FILES_OF_A_SUM], n_clusters) for at in range(0, len(paths), _FILES_OF_A_SUM)]
-    return np.asarray(total(sums).compute())
+    """Return how many rows each cluster has."""
+    count = dask.delayed(files.count)
+    starts = range(0, len(paths), _FILES_OF_A_SUM)
+    return _sum([count(paths[at : at + _FILES_OF_A_SUM], n_clusters) for at in starts])
+
+
+def _sum(sizes: list[Delayed]) -> np.ndarray:
+    """Add up what tasks count; the client gets one sum."""
+    total = dask.delayed(files.total)
+    while len(sizes) > _FILES_OF_A_SUM:
+        sizes = [total(sizes[at : at + _FILES_OF_A_SUM]) for at in range(0, len(sizes), _FILES_OF_A_SUM)]
+    return np.asarray(total(sizes).compute())
