@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from imgcurate.dedup.semantic import join, screen
+from imgcurate.dedup.semantic import join, screen, threads
 from imgcurate.vectors import unit_rows
 
 
@@ -157,3 +157,37 @@ def test_the_setting_comes_back_when_the_last_thread_is_done() -> None:
             pool.submit(screen.products, np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)).result()
         assert torch.get_float32_matmul_precision() == "highest"
     assert torch.get_float32_matmul_precision() == "medium"
+
+
+@pytest.fixture
+def two_torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_torch_threads")
+@pytest.mark.parametrize("directions", [None, 31])
+def test_the_answer_does_not_depend_on_the_number_of_threads(directions: int | None) -> None:
+    rows, others = (with_copies(n, 64, seed=n) for n in (5000, 3500))
+    basis = None if directions is None else np.linalg.qr(np.random.default_rng(0).standard_normal((64, directions)))[0]
+    chosen = screen.Screen("bfloat16", basis)
+    for beside in (None, others):
+        once, *more = [join.compare(rows, beside, chosen, 0.7, n_threads=n) for n in (1, 2, 3, None)]
+        check(once, brute_force(rows, beside), 0.7)
+        for pairs in more:
+            assert all(np.array_equal(a, b) for a, b in zip(once, pairs, strict=True))
+
+
+@pytest.mark.usefixtures("two_torch_threads")
+def test_dealt_work_has_one_torch_thread_and_all_other_threads_keep_theirs() -> None:
+    assert threads.deal(lambda _: torch.get_num_threads(), range(5), 3) == [1] * 5
+    assert threads.alone(torch.get_num_threads) == 1
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == torch.get_num_threads() == 2
+
+
+def test_an_error_of_dealt_work_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        threads.deal(lambda item: 1 // item, [1, 0, 2], 2)

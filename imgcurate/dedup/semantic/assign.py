@@ -111,6 +111,17 @@ def place(unit: Any, centroids: np.ndarray, probes: int = 1, least: float = -1.0
     return Placed(labels, vectors.to_numpy(distance), (rows, clusters))
 
 
+def distances(unit: Any, centroid: np.ndarray) -> np.ndarray:
+    """Return 1 - cosine of each row to the one centroid that there is, a matrix of one row, as `place` does."""
+    xp = vectors.namespace(unit)
+    distance = xp.empty(len(unit), dtype=xp.float32)
+    for start in range(0, len(unit), _BLOCK):
+        block = unit[start : start + _BLOCK]
+        center = xp.broadcast_to(xp.asarray(centroid), block.shape)
+        distance[start : start + _BLOCK] = xp.maximum(1 - _dots(block, center), 0)
+    return vectors.to_numpy(distance)
+
+
 class _Coarse(NamedTuple):
     """Centroids for products in low precision.
 

@@ -7,10 +7,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from dask.system import CPU_COUNT
 
 from imgcurate import vectors
 from imgcurate.dedup.graph.found import Found, concatenate
-from imgcurate.dedup.semantic import exchange, join, screen
+from imgcurate.dedup.semantic import exchange, join, normalise, screen, threads
 from imgcurate.dedup.semantic.exchange import Members
 from imgcurate.dedup.semantic.normalise import Rows
 
@@ -40,12 +41,28 @@ def compare_inside(bucket: Members, chosen: screen.Screen | None, least: float, 
     return concatenate(found)
 
 
-def compare_all(blocks: Sequence[Rows], offsets: Sequence[int], least: float) -> Found:
-    """Find the pairs of all rows, with all cores of the machine: below some size the way to other workers takes longer than the comparison."""
+def compare_all(
+    blocks: Sequence[Rows], offsets: Sequence[int], centroids: np.ndarray | None, least: float
+) -> tuple[Any, ...]:
+    """Find the pairs of all rows, with all cores of the machine: below some size the way to other workers takes longer than the comparison.
+
+    Returns
+    -------
+    tuple of a pyarrow.Table a block, as `normalise.place` gives it for one cluster, and, last, the Found
+    """
+    if centroids is None:
+        centroids = normalise.mean(threads.deal(normalise.vector_sum, blocks, CPU_COUNT))
+    center = centroids
+
+    def place(at: int) -> Any:
+        return normalise.place_in_one(blocks[at], offsets[at], center)
+
+    tables = threads.deal(place, range(len(blocks)), CPU_COUNT)
     members, copies = exchange.together(blocks, offsets)
-    with screen.all_cores():
-        pairs = join.pairs_within(members.vectors, least)
-    return concatenate([copies, in_numbers(members, members, pairs, exact=False)])
+    unit = members.vectors
+    chosen = screen.plan(unit, len(unit), least, screen.choose_dtype(vectors.device(unit)))
+    pairs = join.compare(unit, None, chosen, least, n_threads=CPU_COUNT)
+    return (*tables, concatenate([copies, in_numbers(members, members, pairs, exact=False)]))
 
 
 def compare_across(a: Members, b: Members, chosen: screen.Screen, least: float, exact: bool) -> Found:

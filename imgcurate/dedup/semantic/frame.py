@@ -101,10 +101,15 @@ def prepare(
     keys = parts.keys_of(frame) if folder else [str(number) for number in range(len(delayed))]
     measured = f"size.{fingerprint.of(keys, arguments)}.json"
     known = folder.read_json(measured) if folder else None
+    asked: tuple[Any, Any] = (None, None)
     if known is None:
         persisted = _in_fours(dask.persist(*[output for outputs in first.values() for output in outputs]))
         first = dict(zip(first, persisted, strict=True))
-        summaries = dask.compute(*[outputs[1] for outputs in persisted])
+        whole = len(first) == len(delayed)
+        # Of a frame of few partitions all that the client has to know is asked for at once.
+        suspects = dask.delayed(_repeated)([outputs[2] for outputs in persisted], 0, 1) if whole else None
+        *summaries, suspects = dask.compute(*[outputs[1] for outputs in persisted], suspects)
+        asked = (summaries, suspects) if whole else asked
         rows = sum(summary.n_compared for summary in summaries) / len(summaries)
         known = [rows, max((summary.dimension for summary in summaries), default=0)]
     size = known[0] * known[1] * 4
@@ -115,7 +120,7 @@ def prepare(
         return first.get(at.start) or list(task(delayed[at.start : at.stop], *arguments))
 
     if in_memory:
-        return _held([prepared(at) for at in groups], id_field, embedding_field)
+        return _held([prepared(at) for at in groups], id_field, embedding_field, *asked)
     assert folder is not None
     if folder.durable:  # so that another run makes the same groups
         folder.write_json(measured, known)
@@ -155,7 +160,9 @@ def one_encoder(
     return identity.one([*encoders, *beside], what)
 
 
-def refuse_repeated_ids(hashes: Sequence[Any], names: Sequence[Delayed], n_rows: int, id_field: str) -> None:
+def refuse_repeated_ids(
+    hashes: Sequence[Any], names: Sequence[Delayed], n_rows: int, id_field: str, suspects: np.ndarray | None = None
+) -> None:
     """Raise a ValueError where an id names more than one row; each task sorts the hashes of one range.
 
     Parameters
@@ -165,11 +172,14 @@ def refuse_repeated_ids(hashes: Sequence[Any], names: Sequence[Delayed], n_rows:
         Of the same partitions; asked where two hashes are equal.
     n_rows : int
     id_field : str
+    suspects : numpy.ndarray of uint64, optional
+        The hashes that occur more than once, where that is known.
     """
-    n_ranges = max(1, -(-n_rows // _HASHES_AT_ONCE))
-    repeated = dask.delayed(_repeated)
-    found = in_waves(repeated(list(hashes), number, n_ranges) for number in range(n_ranges))
-    suspects = np.concatenate(found)
+    if suspects is None:
+        n_ranges = max(1, -(-n_rows // _HASHES_AT_ONCE))
+        repeated = dask.delayed(_repeated)
+        found = in_waves(repeated(list(hashes), number, n_ranges) for number in range(n_ranges))
+        suspects = np.concatenate(found)
     if not len(suspects):
         return
     # Two ids may share a hash by chance, so the ids themselves are looked at.
@@ -221,13 +231,21 @@ def threads() -> int:
         return int(CPU_COUNT)
 
 
-def _held(outputs: list[list[Delayed]], id_field: str, embedding_field: str) -> Frame:
-    outputs = _in_fours(dask.persist(*[output for four in outputs for output in four]))
-    summaries = dask.compute(*[summary for _, summary, _, _ in outputs])
+def _held(
+    outputs: list[list[Delayed]],
+    id_field: str,
+    embedding_field: str,
+    summaries: Sequence[normalise.Summary] | None,
+    suspects: np.ndarray | None,
+) -> Frame:
+    """Hold rows in memory; `summaries` of all of them and `suspects` among their hashes are asked for where they are not known."""
+    if summaries is None:
+        outputs = _in_fours(dask.persist(*[output for four in outputs for output in four]))
+        summaries = dask.compute(*[summary for _, summary, _, _ in outputs])
     n_rows = sum(summary.n_rows for summary in summaries)
     pair = dask.delayed(_pair)
     names = [pair(names, hashes) for _, _, hashes, names in outputs]
-    refuse_repeated_ids([hashes for _, _, hashes, _ in outputs], names, n_rows, id_field)
+    refuse_repeated_ids([hashes for _, _, hashes, _ in outputs], names, n_rows, id_field, suspects)
     used = [number for number, summary in enumerate(summaries) if summary.n_compared]
     counts = [summaries[number].n_compared for number in used]
     return Frame(

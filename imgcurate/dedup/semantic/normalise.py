@@ -186,10 +186,20 @@ def place(
 ) -> tuple[pa.Table, assign.Placed, np.ndarray]:
     """Return the rows' table with their number, cluster and distance; where they go; and how many each cluster gets."""
     placed = assign.place(rows.vectors, centroids, probes, least, exact)
-    table = rows.table.append_column("row", pa.array(np.arange(offset, offset + len(placed.labels))))
-    table = table.append_column("cluster", pa.array(placed.labels[:, 0]))
-    table = table.append_column("distance", pa.array(placed.distance))
+    table = _placed(rows, offset, placed.labels[:, 0], placed.distance)
     return table, placed, placed.sizes(len(centroids))
+
+
+def place_in_one(rows: Rows, offset: int, centroid: np.ndarray) -> pa.Table:
+    """Return the rows' table as `place` does where there is one cluster."""
+    distance = assign.distances(rows.vectors, centroid)
+    return _placed(rows, offset, np.zeros(len(distance), dtype=np.int32), distance)
+
+
+def _placed(rows: Rows, offset: int, cluster: np.ndarray, distance: np.ndarray) -> pa.Table:
+    table = rows.table.append_column("row", pa.array(np.arange(offset, offset + len(cluster))))
+    table = table.append_column("cluster", pa.array(cluster))
+    return table.append_column("distance", pa.array(distance))
 
 
 def plain_ids(column: pa.ChunkedArray, name: str) -> pa.Array:

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -54,8 +53,6 @@ _RUN = 128
 _exact = threading.Lock()
 _exact_users = 0
 _settings_before: tuple[Any, ...] = ()
-_cores = threading.Lock()
-_core_users, _threads_before = 0, 1
 
 
 class Screen(NamedTuple):
@@ -127,28 +124,6 @@ def _set_products(
         on_gpu.fp32_precision, on_cpu.fp32_precision = gpu, cpu
     on_gpu.allow_fp16_reduced_precision_reduction = sums
     return before
-
-
-@contextlib.contextmanager
-def all_cores() -> Iterator[None]:
-    """Let torch use every core that this process may run on, where workers share them: the others have nothing to do meanwhile."""
-    import torch
-
-    global _core_users, _threads_before
-    with _cores:
-        if not _core_users:
-            _threads_before = torch.get_num_threads()
-            torch.set_num_threads(
-                len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            )
-        _core_users += 1
-    try:
-        yield
-    finally:
-        with _cores:
-            _core_users -= 1
-            if not _core_users:
-                torch.set_num_threads(_threads_before)
 
 
 def choose_dtype(device: str, low_precision: bool | None = None) -> str:

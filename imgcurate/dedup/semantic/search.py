@@ -22,7 +22,7 @@ from imgcurate.dedup.semantic import kmeans, normalise, steps
 
 #: Pairs are stored for other thresholds as long as there are not more than so many in all, or an image.
 _MOST_PAIRS, _MOST_PAIRS_PER_IMAGE = 20_000_000, 50
-_SURVEYED_ROWS = 2048
+_SURVEYED_PAIRS, _FEWEST_SURVEYED, _MOST_SURVEYED = 10_000, 512, 2048
 
 
 def semantic_duplicates(
@@ -231,7 +231,9 @@ def _affordable(rows: frames.Frame, eps: float) -> float:
     budget = max(_MOST_PAIRS, _MOST_PAIRS_PER_IMAGE * rows.n_compared) / (rows.n_compared**2 / 2)
     if budget >= 1:
         return wanted
-    samples, size = frames.sample(rows, _SURVEYED_ROWS)
+    # So many rows that as many pairs of them as may be stored are some thousands.
+    size = int(np.clip((2 * _SURVEYED_PAIRS / budget) ** 0.5, _FEWEST_SURVEYED, _MOST_SURVEYED))
+    samples, size = frames.sample(rows, size)
     return float(dask.delayed(normalise.affordable)(samples, size, wanted, 1 - eps, budget).compute())
 
 

@@ -82,19 +82,17 @@ def find_pairs(rows: Frame, search: Search, gpu: bool) -> Pairs:
     if rows.folder is not None:
         return _in_files(rows, search, gpu)
     given = search.centroids
-    centers = dask.delayed(given) if given is not None else fit(rows, search.n_clusters, search.seed, gpu)
     few = rows.n_compared * rows.dimension * 4 <= _ALONE_BYTES and search.n_clusters == 1 and search.few_pairs
-    return _alone(rows, centers, search) if few and not gpu else _in_memory(rows, centers, search)
+    if few and not gpu:
+        return _alone(rows, search)
+    centers = dask.delayed(given) if given is not None else fit(rows, search.n_clusters, search.seed, gpu)
+    return _in_memory(rows, centers, search)
 
 
-def _alone(rows: Frame, centers: Any, search: Search) -> Pairs:
-    """Compare all rows in one task."""
-    place, compare_all = dask.delayed(normalise.place, nout=3), dask.delayed(compare.compare_all)
-    tables = [
-        place(block, offset, centers, search.probes, search.least, False)[0]
-        for block, offset in zip(rows.blocks, rows.offsets, strict=True)
-    ]
-    *tables, found = dask.persist(*tables, compare_all(rows.blocks, rows.offsets, search.least))
+def _alone(rows: Frame, search: Search) -> Pairs:
+    """Place and compare all rows in one task."""
+    compare_all = dask.delayed(compare.compare_all, nout=len(rows.blocks) + 1)
+    *tables, found = dask.persist(*compare_all(rows.blocks, rows.offsets, search.centroids, search.least))
     return Pairs(list(tables), [found])
 
 
