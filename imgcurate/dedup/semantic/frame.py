@@ -305,7 +305,7 @@ def memory_of_workers() -> float:
         workers = distributed.get_client().scheduler_info(n_workers=-1)["workers"].values()
     except ValueError:
         return float(psutil.virtual_memory().total)
-    return float(sum(worker["memory_limit"] or psutil.virtual_memory().total for worker in workers))
+    return float(sum(worker.get("memory_limit") or psutil.virtual_memory().total for worker in workers))
 
 
 def _on_this_machine() -> bool:
