@@ -48,7 +48,11 @@ def add_to(commands: Any) -> None:
         "--n-clusters", type=int, metavar="K", help="k-means clusters to look for duplicates in; default: by cost"
     )
     run.add_argument(
-        "--probes", type=int, default=2, metavar="P", help="compare an image in its P nearest clusters (default 2)"
+        "--probes",
+        type=int,
+        default=2,
+        metavar="P",
+        help="compare an image in up to P + 1 clusters near to it; 1: in the nearest (default 2)",
     )
     run.add_argument("--exact", action="store_true", help="lose no pair of semantic duplicates, whatever it costs")
     run.add_argument(

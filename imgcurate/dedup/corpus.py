@@ -7,7 +7,7 @@ centroid and number of rows) and ``cluster.00000.parquet`` and so on (ids and un
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import dask
@@ -18,6 +18,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import identity, schema, storage, vectors
+from imgcurate.dedup.graph import build
 from imgcurate.dedup.graph.found import Found
 from imgcurate.dedup.semantic import compare, normalise
 from imgcurate.dedup.semantic import frame as frames
@@ -27,8 +28,6 @@ from imgcurate.dedup.semantic.steps import Cluster, by_cluster
 from imgcurate.dedup.waves import in_waves
 
 _ROWS_OF_A_TASK = 32_768
-
-Fixed = Callable[[Delayed], list[Delayed]]
 
 
 class Part(NamedTuple):
@@ -104,8 +103,9 @@ def save_embeddings(
     )
     if old is not None:
         rows.refuse_other_dimension(old.centroids.shape[1], "the saved embeddings", embedding_field)
-    encoder = frames.one_encoder(
-        rows.encoders, "the frame, or what is saved there," if old else "the frame", old.encoders if old else ()
+    encoder = identity.one(
+        rows.encoders | (old.encoders if old else frozenset()),
+        "the frame, or what is saved there," if old else "the frame",
     )
     if not rows.n_compared:
         raise ValueError("no row of the frame has a usable vector: there is nothing to save")
@@ -157,13 +157,13 @@ class FrameCorpus:
     def __init__(self, frame: Any, id_field: str, embedding_field: str) -> None:
         self._frame, self._id_field, self._embedding_field = frame, id_field, embedding_field
 
-    def compare(self, new: frames.Frame, probes: int, exact: bool, least: float) -> tuple[list[Delayed], Fixed]:
+    def compare(self, new: frames.Frame, probes: int, exact: bool, least: float) -> tuple[list[Delayed], build.Fixed]:
         """Return the pairs of a new image and one of the corpus, and how to name those of the corpus."""
         work = f"{new.folder.path}/against" if new.folder is not None and new.folder.durable else None
         old = frames.prepare(self._frame, self._id_field, self._embedding_field, [], 0, work)
         if old.n_compared:
             old.refuse_other_dimension(new.dimension, "the new images", self._embedding_field)
-        frames.one_encoder(new.encoders | old.encoders, "the comparison with the corpus")
+        identity.one(new.encoders | old.encoders, "the comparison with the corpus")
         task = dask.delayed(compare.compare_with_others)
         found = [
             task(rows, at, others, other_at + new.n_compared, least)
@@ -195,9 +195,9 @@ class SavedCorpus:
         self.centroids, self._parts, self.encoders = centroids, parts, encoders
         self._id_field, self._storage_options = id_field, storage_options
 
-    def compare(self, new: frames.Frame, probes: int, exact: bool, least: float) -> tuple[list[Delayed], Fixed]:
+    def compare(self, new: frames.Frame, probes: int, exact: bool, least: float) -> tuple[list[Delayed], build.Fixed]:
         """Return the pairs of a new image and one of the corpus, and how to name those of the corpus."""
-        frames.one_encoder(new.encoders, "the comparison with the corpus", self.encoders)
+        identity.one(new.encoders | self.encoders, "the comparison with the corpus")
         # The images of the corpus lie in one cluster each, so the new ones are looked for in twice as many.
         width = len(self.centroids) if exact else 2 * probes
         sizes, clusters = by_cluster(new, self.centroids, width, least)
@@ -227,10 +227,6 @@ def _buckets(clusters: Sequence[Cluster]) -> Iterator[tuple[Any, list[Cluster]]]
         of.setdefault(id(cluster.bucket), []).append(cluster)
     for group in of.values():
         yield group[0].bucket, group
-
-
-def _members(bucket: Members | StoredBucket) -> Members:
-    return bucket if isinstance(bucket, Members) else bucket.members()
 
 
 def _saved(path: str | os.PathLike[str], id_field: str, storage_options: storage.Options) -> SavedCorpus:
@@ -276,7 +272,8 @@ def _compare_with_part(
             "embedding"
         ]
     )
-    members = _members(bucket)
+    # Of a bucket in files this cluster alone is read, and no ids.
+    members = bucket if isinstance(bucket, Members) else bucket.only(part.cluster).members()
     others = vectors.namespace(members.vectors).asarray(matrix)
     return compare.compare_with_cluster(members, part.cluster, others, start, least)
 
@@ -306,7 +303,7 @@ def _write_clusters(
     folder: str,
     storage_options: storage.Options,
 ) -> None:
-    members = _members(bucket)
+    members = bucket if isinstance(bucket, Members) else bucket.members_with_ids()
     assert members.ids is not None
     for cluster in numbers:
         at = np.flatnonzero(members.cluster == cluster)

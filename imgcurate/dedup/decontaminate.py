@@ -20,7 +20,6 @@ from dask.delayed import Delayed
 from imgcurate import identity, schema, vectors
 from imgcurate.dedup.result import check_eps, id_dtype
 from imgcurate.dedup.semantic import join, normalise
-from imgcurate.dedup.semantic.frame import one_encoder
 
 #: Of a block of evaluation images at most.
 _ROWS, _BYTES = 32_768, 256 * 2**20
@@ -110,7 +109,7 @@ def _evaluation(frame: Any, id_field: str, embedding_field: str) -> _Evaluation:
     sizes, summaries = dask.compute(prepared[1::3], prepared[2::3])
     summaries = [summary for size, summary in zip(sizes, summaries, strict=True) if size]
     dimension = normalise.one_dimension(summaries, embedding_field)
-    encoder = one_encoder(frozenset(e for summary in summaries for e in summary.encoders), "the evaluation frame")
+    encoder = identity.one((e for summary in summaries for e in summary.encoders), "the evaluation frame")
     return _Evaluation(
         list(
             dask.persist(*[cut(runs, *[prepared[3 * part] for part, *_ in runs]) for runs in _plan(sizes, dimension)])
@@ -167,7 +166,7 @@ def _training(
     part: Any, id_field: str, embedding_field: str, dimension: int, encoders: frozenset[identity.Identity]
 ) -> normalise.Rows:
     rows, _, summary = _prepare(part, id_field, embedding_field)
-    one_encoder(summary.encoders, "the comparison of training and evaluation images", encoders)
+    identity.one(summary.encoders | encoders, "the comparison of training and evaluation images")
     if len(rows.vectors) and dimension not in (0, rows.vectors.shape[1]):
         raise ValueError(
             f"evaluation images have vectors of dimension {dimension}, training images of {rows.vectors.shape[1]}; "

@@ -51,11 +51,8 @@ class Folder:
 
     def read_json(self, name: str) -> Any:
         """Return what a JSON file holds, or None where it is not there."""
-        try:
-            with open(f"{self.path}/{name}") as file:
-                return json.load(file)
-        except FileNotFoundError:
-            return None
+        content = storage.read_if_there(f"{self.path}/{name}")
+        return None if content is None else json.loads(content)
 
     def write_json(self, name: str, content: Any) -> None:
         with storage.open_atomic(f"{self.path}/{name}", durable=self.durable) as file:

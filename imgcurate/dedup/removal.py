@@ -57,7 +57,7 @@ def remove(frame: Any, removals: Any, on: str = "image_id", *, missing: str = "w
 
     Notes
     -----
-    A partition costs what its rows cost, however long the list is. The list takes 12 bytes an id and the ids in Arrow's memory, once in each
+    A partition costs what its rows cost, however long the list is. The list takes 13 to 14 bytes an id and the ids in Arrow's memory, once in each
     worker process (not spread over them).
 
     Examples

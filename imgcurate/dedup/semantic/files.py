@@ -126,8 +126,8 @@ def write_placed(rows: StoredRows, first: int, where: assign.Placed, path: str, 
         whole = screen.to_bits(screen.apply(matrix, _WHOLE))
         for start in range(0, len(at), 1 << 14):
             file.write(np.ascontiguousarray(whole[at[start : start + (1 << 14)]]).data)
-    labels = {f"label{number}": pa.array(column) for number, column in enumerate(where.labels[at].T)}
-    write_table(pa.table({"cluster": cluster, "key": key, "row": at + first, **labels}), f"{path}.arrow", durable)
+    columns = {"cluster": cluster, "key": key, "row": at + first, **_columns_of(where.labels[at])}
+    write_table(pa.table(columns), f"{path}.arrow", durable)
 
 
 def everywhere(rows: StoredRows, first: int, path: str, durable: bool) -> None:
@@ -215,8 +215,7 @@ def write_tile(exchanged: Exchanged, bucket: Bucket, tile: int, chosen: Screen, 
             matrix = exchanged.vectors.take(places.row[start : start + (1 << 14)])
             file.write(np.ascontiguousarray(screen.to_bits(screen.apply(matrix, chosen))).data)
     write_found(copies_found(copy, original), f"{path}.npz", durable)
-    labels = {f"label{number}": pa.array(column) for number, column in enumerate(places.labels.T)}
-    write_table(pa.table({"row": places.row, **labels}), f"{path}.arrow", durable)
+    write_table(pa.table({"row": places.row, **_columns_of(places.labels)}), f"{path}.arrow", durable)
 
 
 def compare_tiles(
@@ -282,10 +281,9 @@ def _read(exchanged: Exchanged, low: int, high: int, keys: tuple[int, int] = (0,
             before = np.searchsorted(key[start:stop], ends)
             start, stop = start + before[0], stop if keys[1] == 2**64 else start + before[1]
         table = table.slice(start, stop - start)
-        labels = np.stack([table[name].to_numpy() for name in _labels(table)], axis=1)
         entries = np.full(stop - start, number), np.arange(start, stop)
         columns_here = [table[name].to_numpy() for name in ("row", "key", "cluster")]
-        for column, values in zip(columns, (*entries, *columns_here, labels), strict=True):
+        for column, values in zip(columns, (*entries, *columns_here, _labels(table)), strict=True):
             column.append(np.array(values))
     return _Places(exchanged, *(np.concatenate(column) for column in columns))
 
@@ -308,27 +306,39 @@ class StoredBucket:
     high: int
 
     def members(self) -> Members:
-        """Return the rows, cluster by cluster, with their ids; the vectors are read from the store."""
+        """Return the rows, cluster by cluster; the vectors are read from the store."""
         places = _read(self.exchanged, self.low, self.high)
         places = places.pick(np.lexsort((places.row, places.cluster)))
-        rows, where = np.unique(places.row, return_inverse=True)
-        ids = nodes.take(self.tables, rows)["id"].take(pa.array(where))
         vectors = RowVectors(self.exchanged.vectors, places.row)
-        return Members(vectors, places.row, places.key, places.cluster, places.labels, ids=ids)
+        return Members(vectors, places.row, places.key, places.cluster, places.labels)
+
+    def members_with_ids(self) -> Members:
+        """Return the rows as `members` does, with their ids."""
+        members = self.members()
+        rows, where = np.unique(members.row, return_inverse=True)
+        return members._replace(ids=nodes.take(self.tables, rows)["id"].take(pa.array(where)))
+
+    def only(self, cluster: int) -> StoredBucket:
+        """Return one of the clusters."""
+        return StoredBucket(self.exchanged, self.tables, cluster, cluster + 1)
 
 
 def _read_tile(exchanged: Exchanged, cluster: int, path: str, chosen: Screen) -> Members:
     table = map_table(f"{path}.arrow")
     row = table["row"].to_numpy()
-    labels = np.stack([table[name].to_numpy() for name in _labels(table)], axis=1)
     bits = "int32" if chosen.dtype == "float32" else "int16"
     short = map_matrix(f"{path}.short", chosen.width(exchanged.vectors.dimension), bits)
     key, clusters = np.zeros(0, np.uint64), np.full(len(row), cluster)
-    return Members(RowVectors(exchanged.vectors, row), row, key, clusters, labels, short)
+    return Members(RowVectors(exchanged.vectors, row), row, key, clusters, _labels(table), short)
 
 
-def _labels(table: pa.Table) -> list[str]:
-    return [name for name in table.column_names if name.startswith("label")]
+def _columns_of(labels: np.ndarray) -> dict[str, np.ndarray]:
+    return {f"label{number}": column for number, column in enumerate(labels.T)}
+
+
+def _labels(table: pa.Table) -> np.ndarray:
+    names = [name for name in table.column_names if name.startswith("label")]
+    return np.stack([table[name].to_numpy() for name in names], axis=1)
 
 
 def _slice(members: Members, start: int, stop: int) -> Members:

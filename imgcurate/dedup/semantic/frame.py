@@ -50,7 +50,8 @@ class Frame:
     offsets : list of int
         The number of each block's first row.
     n_rows, n_compared, dimension : int
-    encoder : Identity or None
+    encoders : frozenset of Identity
+        What made the vectors, as far as it is known.
     folder : Folder or None
         Where the rows are in files.
     parts : list of Stored
@@ -151,13 +152,6 @@ def work_folder(work: str | os.PathLike[str]) -> str:
         raise ValueError(f"work={path!r} is a file; name a folder")
     os.makedirs(path, exist_ok=True)
     return path
-
-
-def one_encoder(
-    encoders: frozenset[identity.Identity], what: str = "the frame", beside: Any = ()
-) -> identity.Identity | None:
-    """Return what made the vectors, where it is known; raises where they, or those `beside` them, are of several encoders."""
-    return identity.one([*encoders, *beside], what)
 
 
 def refuse_repeated_ids(
@@ -284,7 +278,7 @@ def _in_files(records: list[Stored], folder: Folder, id_field: str, embedding_fi
 
 def _choose(size: float, folder: Folder | None, gpu: bool) -> tuple[bool, Folder | None]:
     """Decide between memory and files for so many bytes of vectors."""
-    memory = memory_of_workers()
+    memory = _memory_of_workers()
     if size <= memory * _SHARE_IN_MEMORY or (gpu and folder is None):
         return True, None
     if folder is not None:
@@ -299,7 +293,7 @@ def _choose(size: float, folder: Folder | None, gpu: bool) -> tuple[bool, Folder
     )
 
 
-def memory_of_workers() -> float:
+def _memory_of_workers() -> float:
     """Return how much memory all workers may use, in bytes."""
     try:
         workers = distributed.get_client().scheduler_info(n_workers=-1)["workers"].values()

@@ -13,7 +13,7 @@ import dask
 import numpy as np
 import pyarrow as pa
 
-from imgcurate import schema, vectors
+from imgcurate import identity, schema, vectors
 from imgcurate.dedup import corpus, recall
 from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result import Duplicates, check_eps, id_dtype
@@ -44,7 +44,7 @@ def semantic_duplicates(
 ) -> Duplicates:
     """Find images whose embeddings are within `eps` of that of an image that stays.
 
-    Vectors are scaled to unit length and grouped by k-means; images that share one of their `probes` nearest clusters are compared, and
+    Vectors are scaled to unit length and grouped by k-means; images that share a cluster near to both are compared, and
     a rule decides on the graph of all pairs which images go. ``exact=True`` compares every pair that can be near enough, and one cluster,
     the default up to about 100,000 images, compares all; else `Duplicates.recall` tells how many pairs were missed.
 
@@ -102,7 +102,7 @@ def semantic_duplicates(
     Notes
     -----
     Eager: `frame` is computed once and its pairs are found. Its unit vectors stay in the workers' memory or in files for as long as the result is
-    held, for `recall`; which is decided by the sizes of the first partitions and an eighth of the workers' memory, and both ways find the same
+    held, for `recall`; which is decided by the sizes of some partitions and an eighth of the workers' memory, and both ways find the same
     pairs. The client receives some numbers a partition. What is removed does not depend on how the frame is partitioned.
     """
     check(
@@ -124,7 +124,7 @@ def semantic_duplicates(
     rows = frames.prepare(frame, id_field, embedding_field, rank.keep_columns(keep), seed, work)
     if given is not None:
         rows.refuse_other_dimension(given.shape[1], "centroids", embedding_field)
-    frames.one_encoder(rows.encoders)
+    identity.one(rows.encoders, "the frame")
     n = rows.n_compared
     on_gpu = vectors.on_gpu(frame._meta)
     k = len(given) if given is not None else n_clusters or kmeans.choose_n_clusters(n, rows.dimension, probes, on_gpu)
