@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import image_bytes, write_tar
+from sessions import in_session, wait_for
 from test_resume import outputs
 
 pytest.importorskip("efficientnet_lite_pytorch")
@@ -63,26 +64,8 @@ def started(shards: Path, out: Path, *options: str, code: int | None = None) -> 
         run.wait()
 
 
-def in_session(leader: int) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
-
-
 def workers_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
     return [process for process in in_session(run.pid) if "spawn_main" in " ".join(process.cmdline())]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not come"
-        time.sleep(0.01)
 
 
 def files(out: Path, table: str) -> int:

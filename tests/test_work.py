@@ -8,8 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
-import psutil
 import pyarrow as pa
 import pytest
 from conftest import image_bytes, write_tar
 from distributed import Client
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sessions import in_session, wait_for
 from test_semantic import cosines_of, found_pairs, frame_of, pairs_of, planted
 
 from imgcurate import connect
@@ -424,27 +423,9 @@ def started(work: Path) -> Iterator[subprocess.Popen[bytes]]:
         call.wait()
 
 
-def in_session(leader: int) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
-
-
 def kill_session(leader: int) -> None:
     for process in in_session(leader):
         process.kill()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not come"
-        time.sleep(0.02)
 
 
 def test_a_call_goes_on_after_the_deaths_of_a_worker_and_of_all_and_writes_nothing_again(
