@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -581,6 +582,9 @@ def test_new_images_in_files_are_compared_with_a_corpus(client: Client, temporar
         found = semantic_duplicates(frame, against=corpus, **call)
         assert "through files" in repr(found)
         assert answers(found, recall=False) == expected
+        named = semantic_duplicates(frame, against=corpus, work=temporary / "work", **call)
+        assert answers(named, recall=False) == expected and there(temporary / "work/against", "rows")
+        shutil.rmtree(temporary / "work")
         found = semantic_duplicates(frame, against=temporary / "whole", **call)
         assert "through files" in repr(found)
         assert sorted(found.removals()["image_id"].compute()) == [pair[0] for pair in expected["pairs"]]
@@ -598,12 +602,14 @@ def test_embeddings_of_a_frame_in_files_are_saved_as_those_of_one_in_memory(
     save_embeddings(frame, tmp_path / "memory", n_clusters=6)
     with setting(SMALL):
         save_embeddings(frame, tmp_path / "files", n_clusters=6)
+        save_embeddings(frame, tmp_path / "folder", n_clusters=6, work=tmp_path / "work")
 
     def saved(folder: str) -> dict[str, list[tuple[Any, ...]]]:
         parts = {path.name: pd.read_parquet(path) for path in (tmp_path / folder).rglob("*.parquet")}
         return {name: [tuple(map(str, row)) for row in part.itertuples(index=False)] for name, part in parts.items()}
 
-    assert saved("files") == saved("memory") and len(saved("files")) == 7
+    assert saved("files") == saved("folder") == saved("memory") and len(saved("files")) == 7
+    assert there(tmp_path / "work", "rows")
     assert is_empty(temporary)
 
 
