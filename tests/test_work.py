@@ -462,6 +462,7 @@ def test_a_call_goes_on_after_the_deaths_of_a_worker_and_of_all_and_writes_nothi
     ("work", "sentence"),
     [
         ("{0}/file", "work='{0}/file' is a file; name a folder"),
+        ("{0}/file/sub", "work='{0}/file/sub' cannot be made (Not a directory); name a folder that may be written"),
         ("s3://bucket/work", "work='s3://bucket/work' must be a folder on a disk that every worker sees"),
         ("memory://work", "work='memory://work' must be a folder on a disk that every worker sees"),
     ],

@@ -150,7 +150,12 @@ def work_folder(work: str | os.PathLike[str]) -> str:
     path = storage.absolute(work).rstrip("/")
     if os.path.exists(path) and not os.path.isdir(path):
         raise ValueError(f"work={path!r} is a file; name a folder")
-    os.makedirs(path, exist_ok=True)
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as problem:
+        raise ValueError(
+            f"work={path!r} cannot be made ({problem.strerror}); name a folder that may be written"
+        ) from None
     return path
 
 
