@@ -652,14 +652,9 @@ def test_a_full_disk_is_named_and_the_call_goes_on_when_there_is_room(
 
 
 def test_a_folder_that_may_not_be_written_is_named(in_process: None, through_files: None, tmp_path: Path) -> None:
-    with disk(tmp_path / "disk", "size=1m,ro") as work, pytest.raises(OSError, match="Read-only") as refusal:
+    with disk(tmp_path / "disk", "size=1m,ro") as work, pytest.raises(ValueError, match="Read-only") as refusal:
         semantic_duplicates(frame_of(planted()), work=work / "below")
     assert str(work) in str(refusal.value)
-
-
-if __name__ == "__main__":  # what `started` starts
-    with connect(devices=[], workers=2):
-        larger_call(Path(sys.argv[1]))
 
 
 def test_a_run_through_files_of_its_folder_writes_what_one_through_memory_writes(
@@ -679,3 +674,8 @@ def test_a_run_through_files_of_its_folder_writes_what_one_through_memory_writes
             {str(path.relative_to(out)): path.read_bytes() for path in files if path.name != "manifest.json"}
         )
     assert written[0] == written[1] and len(written[0]) >= 3
+
+
+if __name__ == "__main__":  # what `started` starts
+    with connect(devices=[], workers=2):
+        larger_call(Path(sys.argv[1]))
