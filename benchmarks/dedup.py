@@ -133,7 +133,7 @@ def save(report: dict[str, Any], output: Path | None) -> None:
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=2) + "\n")
-    if any(not one["in_memory"] for one in report.get("growth", {}).values()):
+    if any(one["disk_peak_gib"] for one in report.get("growth", {}).values()):
         output.with_name("scaling.svg").write_text(scaling_figure.draw(report["growth"]))
 
 

@@ -56,7 +56,7 @@ PANELS = (
 def draw(growth: Mapping[str, dict[str, Any]]) -> str:
     """Return the figure of what went through a work folder as SVG: log-log, a line for each length of the vectors, grey lines of slope 1."""
     sizes = sorted(
-        (one for one in growth.values() if not one["in_memory"]), key=lambda one: (one["dimension"], one["n"])
+        (one for one in growth.values() if one["disk_peak_gib"]), key=lambda one: (one["dimension"], one["n"])
     )
     dimensions = sorted({one["dimension"] for one in sizes}, reverse=True)
     width, height = LEFT + len(PANELS) * (WIDTH + GAP), TOP + HEIGHT + BOTTOM

@@ -117,6 +117,20 @@ def test_a_mean_does_not_depend_on_the_order_of_its_terms() -> None:
     assert halves / 2**32 == pytest.approx(rows.astype(np.float64).sum(axis=0), abs=1e-5)
 
 
+def test_many_clusters_are_fitted_in_two_levels_as_near_and_as_even_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    topics = rng.standard_normal((40, 16))
+    rows = unit_rows((topics[rng.integers(40, size=6000)] + rng.standard_normal((6000, 16))).astype(np.float32))[0]
+    one = kmeans.fit(rows, 200, seed=3)
+    monkeypatch.setattr(kmeans, "_ONE_LEVEL", 10)
+    two = kmeans.fit(rows, 200, seed=3)
+    assert two.shape == (200, 16) and np.array_equal(kmeans.fit(rows, 200, seed=3), two)
+    (label_of_one, distance_of_one), (label, distance) = nearest(rows, one), nearest(rows, two)
+    assert distance.mean() < 1.05 * distance_of_one.mean()
+    assert np.square(np.bincount(label)).sum() < 1.1 * np.square(np.bincount(label_of_one)).sum()
+    assert kmeans.fit(rows[:50], 50, seed=0).shape == (50, 16)
+
+
 def test_a_mean_without_direction_becomes_an_axis() -> None:
     assert kmeans.unit_centroids(np.zeros((1, 3))).tolist() == [[1, 0, 0]]
 
@@ -128,8 +142,9 @@ def test_the_number_of_clusters_follows_the_number_of_images() -> None:
         1,
         1,
         316,
-        707,
+        1000,
     ]
+    assert [kmeans.choose_n_clusters(n, d) for n, d in ((10_000_000, 256), (100_000_000, 768))] == [10_000, 10_922]
     # On a GPU a comparison costs less beside moving a row.
     assert kmeans.choose_n_clusters(300_000, gpu=True) == 1
 
@@ -156,6 +171,27 @@ def test_the_nearest_clusters_are_those_of_brute_force_and_ties_go_to_the_lower_
     assert 0 < nearly[:, 3].sum() < nearly[:, 1].sum() < len(rows)
     assert np.array_equal(placed.labels, np.where(nearly, order, -1))
     assert np.array_equal(placed.sizes(k), np.bincount(placed.labels[placed.labels >= 0], minlength=k))
+
+
+def test_many_centroids_are_looked_at_around_a_row_only_and_nearly_all_find_their_nearest(
+    products: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assign, "_ALL", 500)
+    rng = np.random.default_rng(7)
+    topics = rng.standard_normal((300, 24))
+    rows, centroids = (
+        unit_rows((topics[rng.integers(300, size=n)] + 0.6 * rng.standard_normal((n, 24))).astype(np.float32))[0]
+        for n in (3000, 600)
+    )
+    placed = assign.place(rows, centroids, probes=2, least=0.98)
+    cosines = rows.astype(np.float64) @ centroids.T
+    assert (placed.labels[:, 0] == cosines.argmax(axis=1)).mean() > 0.95
+    assert placed.distance == pytest.approx(1 - np.take_along_axis(cosines, placed.labels[:, :1], 1)[:, 0], abs=1e-6)
+    # Each row by itself: in another order, and without the others.
+    assert np.array_equal(assign.place(rows[:2000][::-1].copy(), centroids, 2, 0.98).labels[::-1], placed.labels[:2000])
+    assert np.array_equal(
+        assign.place(rows[:1000], centroids, exact=True, least=0.98).labels[:, 0], cosines[:1000].argmax(axis=1)
+    )
 
 
 def test_rows_far_from_all_centroids_are_placed_in_the_nearest(products: str) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from imgcurate import vectors
-from imgcurate.dedup.semantic import screen
+from imgcurate.dedup.semantic import kmeans, screen
 
 # A row goes to a cluster beside its nearest one within this share, a probe, of the distance that proves that no partner of it is there. A
 # quarter, for two probes, finds as much of rows like CLIP's as all of it, for half the comparisons.
 _NEARLY = 0.125
 _BLOCK = 1024
+#: Of more centroids than this a row is compared with those of its neighbourhood only: of so many neighbourhoods, times sqrt(k), the nearest,
+#: with so many centroids, times sqrt(k). Of rows like CLIP's, 999 of 1,000 find their nearest there.
+_ALL = 1000
+_NEIGHBOURHOODS, _NEIGHBOURS = 4, 6
 #: Columns of products are looked at in so many groups first.
 _GROUPS = 64
 #: Rows and centroids that are multiplied at a time: on a CPU so few that they stay in its cache.
@@ -74,6 +79,9 @@ def place(unit: Any, centroids: np.ndarray, probes: int = 1, least: float = -1.0
     Products in low precision, whose error is bounded (screen.py), tell which few centroids may be among the nearest; these are compared
     in full. Equal vectors are placed equally wherever they lie, because that is done row by row: a matrix product may round a row
     differently in another place. Memory beside the input: blocks of 1024 rows by k numbers.
+
+    Of many centroids only those around a row are looked at (on CPUs, and unless every partner must be met): k-means of the centroids gives
+    neighbourhoods, and a row is compared with the centroids nearest to that of its own. So a row costs ``10 sqrt(k)`` products instead of k.
     """
     xp = vectors.namespace(unit)
     first_of: dict[bytes, int] = {}  # of equal centroids the one of the lowest number takes the rows
@@ -89,18 +97,21 @@ def place(unit: Any, centroids: np.ndarray, probes: int = 1, least: float = -1.0
     gap = xp.zeros((len(unit), width), dtype=xp.float32)
     distance = xp.zeros(len(unit), dtype=xp.float32)
     also: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]
-    for start in range(0, len(unit), _BLOCK):
-        block, at = unit[start : start + _BLOCK], slice(start, start + _BLOCK)
-        scores = _scores(block, coarse)
-        found, cosines = _nearest(block, distinct, scores, coarse, width)
-        near[at, : found.shape[1]], gap[at, : found.shape[1]] = found, cosines[:, :1] - cosines
-        distance[at] = xp.maximum(1 - _dots(block, distinct[found[:, 0]]), 0)
+    around = vectors.device(unit) == "cpu" and not complete and len(distinct) > _ALL
+    for at, among in _neighbourhoods(unit, distinct) if around else _blocks(len(unit)):
+        block = unit[at]
+        here, those = (coarse, distinct) if among is None else (coarse.only(among), distinct[among])
+        scores = _scores(block, here)
+        found, cosines = _nearest(block, those, scores, here, width)
+        distance[at] = xp.maximum(1 - _dots(block, those[found[:, 0]]), 0)
+        near[at, : found.shape[1]] = found if among is None else among[found]
+        gap[at, : found.shape[1]] = cosines[:, :1] - cosines
         if reach is not None:
             first, values, every = found[:, :1], _values(scores, coarse), xp.arange(len(distinct))
             meets = xp.take_along_axis(values, first, axis=1) - values <= reach[first[:, 0]]
             meets &= (every < first) if exact else (every != first)
             row, cluster = (vectors.to_numpy(positions) for positions in xp.nonzero(meets))
-            also.append((row + start, kept[cluster].astype(np.int32)))
+            also.append((row + at.start, kept[cluster].astype(np.int32)))
     near, gap = vectors.to_numpy(near), vectors.to_numpy(gap)
     if width > 1:
         near = np.where(gap <= min(1, _NEARLY * probes) * _reach_of(distinct, near, least), near, -1)
@@ -122,6 +133,29 @@ def distances(unit: Any, centroid: np.ndarray) -> np.ndarray:
     return vectors.to_numpy(distance)
 
 
+def _blocks(n: int) -> Iterator[tuple[Any, None]]:
+    """Yield rows to compare with all centroids, block by block."""
+    for start in range(0, n, _BLOCK):
+        yield slice(start, start + _BLOCK), None
+
+
+def _neighbourhoods(unit: np.ndarray, centroids: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
+    """Yield rows and the numbers of the centroids around them, rising, block by block."""
+    root = len(centroids) ** 0.5
+    middles = kmeans.fit(centroids, round(_NEIGHBOURHOODS * root), 0)
+    own = place(unit, middles).labels[:, 0]
+    order, first = np.argsort(own, kind="stable"), np.searchsorted(np.sort(own), range(len(middles) + 1))
+    size, exact = round(_NEIGHBOURS * root), centroids.astype(np.float64)
+    for start in range(0, len(middles), _GROUPS):
+        # In float64, so that rounding, which depends on the machine, leaves the order as it is.
+        farness = middles[start : start + _GROUPS].astype(np.float64) @ -exact.T
+        for number, far in enumerate(farness, start):
+            rows = order[first[number] : first[number + 1]]
+            among = np.sort(np.argpartition(far, size)[:size]) if len(rows) else rows
+            for low in range(0, len(rows), _BLOCK):
+                yield rows[low : low + _BLOCK], among
+
+
 class _Coarse(NamedTuple):
     """Centroids for products in low precision.
 
@@ -141,6 +175,10 @@ class _Coarse(NamedTuple):
     length: float
     margin: float
 
+    def only(self, among: np.ndarray) -> _Coarse:
+        """Return some of the centroids."""
+        return self._replace(centers=_whole_groups(self.centers[among]), n_clusters=len(among))
+
 
 def _coarse(centroids: Any, device: str) -> _Coarse:
     import torch
@@ -149,9 +187,15 @@ def _coarse(centroids: Any, device: str) -> _Coarse:
     given = screen.as_tensor(centroids)
     given = given - given.mean(dim=0, dtype=torch.float64).float()
     length = float(given.norm(dim=1).max().clamp(min=1e-9))
-    centers = torch.nn.functional.pad(given / length, (0, 0, 0, -len(given) % _GROUPS))
+    centers = _whole_groups(given / length)
     margin = screen.Screen(dtype).margin(centroids.shape[1])
     return _Coarse(centers.to(getattr(torch, dtype)), len(given), length, length * margin)
+
+
+def _whole_groups(centers: Any) -> Any:
+    import torch
+
+    return torch.nn.functional.pad(centers, (0, 0, 0, -len(centers) % _GROUPS))
 
 
 @screen.exact_products()

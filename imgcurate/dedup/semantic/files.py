@@ -4,7 +4,7 @@ Of each block of rows there are ``assigned/<key>.arrow`` (each row's cluster and
 cluster and hash) and ``placed/<key>.arrow`` (cluster, hash, row and labels of each). Half the bytes of the vectors for every cluster they go to: the screen needs no
 more, and the few pairs that pass it are computed from the vectors in full.
 
-Growth, for n rows in b blocks, k clusters and m buckets: placing n k d operations; n probes / 2 vectors written and read; b reads a bucket; memory of a task one block,
+Growth, for n rows in b blocks, k clusters and m buckets: placing n k d operations, of many clusters 10 n sqrt(k) d; n probes / 2 vectors written and read; b reads a bucket; memory of a task one block,
 one bucket, or two tiles of a cluster that is larger than a bucket.
 """
 

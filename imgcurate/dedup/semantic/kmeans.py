@@ -23,6 +23,10 @@ _TAKEN, _UNEVEN = 0.9, 0.07
 _SAMPLE_ROWS = 20_000
 _SAMPLE_ROWS_PER_CLUSTER = 64
 _SAMPLE_BYTES = 512 * 2**20
+#: Clusters of so many rows each, where that is more of them than sqrt(n / 2); none with a smaller share of the sample than so many rows.
+_ROWS_PER_CLUSTER, _LEAST_SAMPLE = 1000, 16
+#: More clusters than this are fitted in two levels.
+_ONE_LEVEL = 1000
 _ROUNDS, _MAX_ITERATIONS = 5, 10
 _BLOCK = 1024
 #: The longest vector on the grid: 1.5 times its square, a product with its half square, is below 2**24.
@@ -31,10 +35,11 @@ _FIXED_POINT = 2.0**32
 
 
 def choose_n_clusters(n: int, dimension: int = 768, probes: int = 2, gpu: bool = False) -> int:
-    """Return the number of clusters for `n` images where the user names none: one or about ``sqrt(n / 2)``, by cost.
+    """Return the number of clusters for `n` images where the user names none: one or, by cost, about ``sqrt(n / 2)`` or ``n / 1000``.
 
     One cluster costs the comparison of all pairs. Several cost the fitting, the placing of every image, its way to where its clusters
-    are, and the comparisons inside them.
+    are, and the comparisons inside them. Up to half a million images ``sqrt(n / 2)`` clusters are the larger number, above it ``n / 1000``, so
+    that an image is compared with as many others however many there are. They end where a sample that one task holds has few rows for each.
 
     Parameters
     ----------
@@ -44,7 +49,7 @@ def choose_n_clusters(n: int, dimension: int = 768, probes: int = 2, gpu: bool =
     Examples
     --------
     >>> choose_n_clusters(20_000), choose_n_clusters(1_000_000)
-    (1, 707)
+    (1, 1000)
     """
 
     def cost(k: int) -> float:
@@ -57,8 +62,8 @@ def choose_n_clusters(n: int, dimension: int = 768, probes: int = 2, gpu: bool =
         move = _TAKEN * probes * n * dimension * (_MOVE_GPU if gpu else _MOVE)
         return fit + place + move + _UNEVEN * (probes * n) ** 2 / (2 * k**0.5) * compare
 
-    # About sqrt(n / 2): half or twice as many cost 1 to 4 % more or less from 100,000 images to 100 million.
-    return min(1, max(2, round((n / 2) ** 0.5)), key=cost)
+    most = _SAMPLE_BYTES // max(4 * dimension, 1) // _LEAST_SAMPLE
+    return min(1, max(2, round((n / 2) ** 0.5), min(n // _ROWS_PER_CLUSTER, most)), key=cost)
 
 
 def all_cost_less(sizes: np.ndarray, n: int, dimension: int) -> bool:
@@ -79,8 +84,8 @@ def sample_size(n: int, n_clusters: int, dimension: int = 768) -> int:
 
     Examples
     --------
-    >>> sample_size(1_000_000, 707), sample_size(100_000_000, 7071)
-    (45248, 174762)
+    >>> sample_size(1_000_000, 1000), sample_size(100_000_000, 10_922)
+    (64000, 174762)
     """
     wanted = max(_SAMPLE_ROWS, _SAMPLE_ROWS_PER_CLUSTER * n_clusters)
     return min(n, max(min(wanted, _SAMPLE_BYTES // max(4 * dimension, 1)), n_clusters))
@@ -104,12 +109,32 @@ def fit(sample: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
 
     Notes
     -----
+    Many clusters are fitted in two levels: about ``sqrt(k)`` groups first, and inside each group its share, by its rows, of the clusters. So
+    time grows with ``m sqrt(k)``, and what it gives is as even, and as near to its rows, as in one level.
+
     Nothing is rounded on the way that depends on an order, so the centroids are the same bit by bit on any number of threads: vectors and
     centroids, less the mean, are rounded to a grid so coarse that their products are whole numbers below 2**24, which float32 sums exactly,
     and so fine that the format of the products (bfloat16 where the processor has it) is what limits them. Sums of members are whole numbers too.
 
     Memory beside the sample: its rows in that format, and blocks.
     """
+    if n_clusters <= _ONE_LEVEL:
+        return _lloyd(sample, n_clusters, seed)[0]
+    groups, label = _lloyd(sample, round(n_clusters**0.5), seed)
+    ends = np.rint(np.cumsum(np.bincount(label, minlength=len(groups))) * (n_clusters / len(sample))).astype(np.int64)
+    shares = np.diff(ends, prepend=0).tolist()
+    order, first = np.argsort(label, kind="stable"), np.searchsorted(np.sort(label), range(len(groups) + 1))
+    return np.concatenate(
+        [
+            _lloyd(sample[order[first[group] : first[group + 1]]], share, seed)[0]
+            for group, share in enumerate(shares)
+            if share
+        ]
+    )
+
+
+def _lloyd(sample: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return centroids, and for each row of the sample the one that was nearest in the last round."""
     import torch
 
     kind = torch.bfloat16 if screen.made_for_bfloat16() else torch.float32
@@ -117,6 +142,7 @@ def fit(sample: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     grid, scale = _on_grid(sample, mean, kind)
     drawn = np.random.default_rng(seed % 2**64).choice(len(sample), n_clusters, replace=False)
     means = grid[torch.from_numpy(drawn)].double()
+    labels = np.zeros(len(sample), dtype=np.int64)
     for _ in range(_ROUNDS):
         centers = means.round().to(kind)
         # Of the squared distance, what differs between centroids: the nearest has the highest product less half its square.
@@ -125,11 +151,12 @@ def fit(sample: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
         for start in range(0, len(grid), _BLOCK):
             block = grid[start : start + _BLOCK]
             scores = torch.nn.functional.linear(block, centers, bias)
-            label = torch.from_numpy(screen.ordered(screen.to_bits(scores)).argmax(axis=1))
-            sums.index_add_(0, label, block.double())
-            counts += torch.bincount(label, minlength=n_clusters)[:, None]
+            label = screen.ordered(screen.to_bits(scores)).argmax(axis=1)
+            labels[start : start + _BLOCK] = label
+            sums.index_add_(0, torch.from_numpy(label), block.double())
+            counts += torch.bincount(torch.from_numpy(label), minlength=n_clusters)[:, None]
         means = torch.where(counts > 0, sums / counts.clamp(min=1), means)
-    return unit_centroids(mean + means.numpy() / scale)
+    return unit_centroids(mean + means.numpy() / scale), labels
 
 
 def _on_grid(sample: np.ndarray, mean: np.ndarray, kind: Any) -> tuple[Any, float]:

@@ -56,7 +56,8 @@ def semantic_duplicates(
     eps : float
         Two images are duplicates where their cosine is at least ``1 - eps``; ``1e-6`` is equal up to rounding.
     n_clusters : int, optional
-        Default: 1 or about ``sqrt(n / 2)``, whichever costs less for so many vectors of their length. At most one cluster an image is made.
+        Default: 1, or where that costs less for so many vectors of their length about ``sqrt(n / 2)``, above half a million ``n / 1000``. At
+        most one cluster an image is made.
     keep : {"hard", "easy", "random", "id"} or list of (column, "min" | "max")
         Which image of a group of duplicates stays: the farthest from its centroid, the nearest, one drawn by `seed`, the one with the lowest
         id, or the best by columns such as ``[("aesthetic_score", "max"), ("width", "max")]`` (null values last).
