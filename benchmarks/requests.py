@@ -74,7 +74,7 @@ def measure(proxy: Proxy, options: dict[str, Any], name: str, megabytes: int) ->
     logger.setLevel(logging.DEBUG)
     rows, listing = counted(lambda: list_shards(find_shards(f"s3://{bucket}/0.tar", options), options))
     logger.removeHandler(said)
-    places = list(rows[["url", "offset", "size"]].itertuples(index=False, name=None))
+    places = list(rows[["url", "offset", "bytes"]].itertuples(index=False, name=None))
     _, reading = counted(lambda: sum(len(data) for data in pixels.read_images(places, options)))
     frames = {"all": rows, "every tenth": rows[::10].reset_index(drop=True)}
     writing = {

@@ -24,7 +24,7 @@ _KEPT_BYTES, _HEAP_BYTES, _MAPPED_BYTES = 256 << 20, 64 << 20, 32 << 20
 _KEPT_SECONDS = 60
 _given_back_at = time.monotonic()
 
-_PLACE = ("url", "offset", "size")
+_PLACE = ("url", "offset", "bytes")
 #: Of a frame's columns, those that reading its images takes.
 READ_COLUMNS = (*_PLACE, "error", "etag", "digest")
 
@@ -65,7 +65,7 @@ def work(
     Parameters
     ----------
     part : pandas or cuDF DataFrame
-        With columns ``url``, ``offset``, ``size`` and perhaps ``error``, ``etag`` and ``digest``. Rows that have an error are not read, the
+        With columns ``url``, ``offset``, ``bytes`` and perhaps ``error``, ``etag`` and ``digest``. Rows that have an error are not read, the
         others in the order of their places in the files.
     function : callable
         Takes an image's bytes; a `pixels.PixelError` that it raises is the row's error.
@@ -87,7 +87,7 @@ def work(
     --------
     >>> import fsspec
     >>> fsspec.filesystem("memory").pipe("/work.bin", b"0123456789")
-    >>> places = {"url": ["memory://work.bin"] * 3, "offset": [9, 0, 2], "size": [1, 1, 3], "error": [None, "broken", None]}
+    >>> places = {"url": ["memory://work.bin"] * 3, "offset": [9, 0, 2], "bytes": [1, 1, 3], "error": [None, "broken", None]}
     >>> worked = work(pd.DataFrame(places), bytes.decode)
     >>> list(worked.results), worked.digests[1], worked.digests[2]
     ([(2, '234'), (0, '9')], None, '90182524f9a83f06834673893aa18f80')
@@ -146,7 +146,7 @@ def map_images(
     Parameters
     ----------
     part : pandas or cuDF DataFrame of n rows
-        With columns ``url``, ``offset``, ``size`` and perhaps ``error``, ``etag`` and ``digest``. Rows that have an error are not read.
+        With columns ``url``, ``offset``, ``bytes`` and perhaps ``error``, ``etag`` and ``digest``. Rows that have an error are not read.
     function : callable
         Takes an image's bytes and gives one value a column; a `pixels.PixelError` that it raises is the row's error.
     types : mapping of str to pyarrow.DataType
@@ -240,8 +240,8 @@ def host_columns(part: Any, names: list[str]) -> dict[str, list[Any]]:
 
     Examples
     --------
-    >>> host_columns(pd.DataFrame({"size": [3, None]}), ["size", "error"])
-    {'size': [3.0, None]}
+    >>> host_columns(pd.DataFrame({"bytes": [3, None]}), ["bytes", "error"])
+    {'bytes': [3.0, None]}
     """
     host = vectors.to_pandas(part[[name for name in names if name in part.columns]])
     return {name: pa.array(column, from_pandas=True).to_pylist() for name, column in host.items()}

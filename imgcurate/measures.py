@@ -44,7 +44,7 @@ def measure(
     Parameters
     ----------
     frame : Dask DataFrame
-        With columns ``url``, ``offset`` and ``size``. Rows that have an ``error`` already are not read. Columns of those below that it has
+        With columns ``url``, ``offset`` and ``bytes``. Rows that have an ``error`` already are not read. Columns of those below that it has
         already stay as they are. ``etag`` and ``digest`` are compared with what is read.
     columns : sequence of str, optional
         Which to add. Default: all. Where only ``width``, ``height``, ``aspect``, ``bytes_per_pixel`` and ``format`` are asked for, files are
@@ -93,7 +93,7 @@ def measure(
     >>> frame = measure(frame, ["sharpness", "width"])  # doctest: +SKIP
     >>> frame = frame[(frame.sharpness >= 50) & (frame.width >= 256)]  # doctest: +SKIP
     """
-    schema.require(frame, ["url", "offset", "size"], "measure")
+    schema.require(frame, ["url", "offset", "bytes"], "measure")
     names = [name for name in chosen(True if columns is None else columns) if name not in frame.columns]
     if max_pixels < 1:
         raise ValueError(f"max_pixels={max_pixels}: it must be at least 1")

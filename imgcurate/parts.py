@@ -229,8 +229,10 @@ def read_part(
     try:
         with storage.open_input(url, storage_options) as file:
             content = pq.ParquetFile(file, page_checksum_verification=True)
-            there = content.schema_arrow.names
-            table = content.read([name for name in there if columns is None or name in columns])
+            names = content.schema_arrow.names
+            today = schema.today(names)
+            wanted = [name for name in names if columns is None or today.get(name, name) in columns]
+            table = content.read(wanted).rename_columns([today.get(name, name) for name in wanted])
     except (pa.ArrowException, OSError, ValueError) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:
             raise

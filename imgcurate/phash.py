@@ -71,7 +71,7 @@ def phash_part(part: Any, storage_options: Mapping[str, Any] | None = None, thre
     Parameters
     ----------
     part : pandas or cuDF DataFrame of n rows
-        With columns ``url``, ``offset``, ``size`` and perhaps ``error``, ``etag`` and ``digest``. Rows that have an error are not read.
+        With columns ``url``, ``offset``, ``bytes`` and perhaps ``error``, ``etag`` and ``digest``. Rows that have an error are not read.
     storage_options : mapping, optional
         Passed to fsspec.
     threads : int, optional
@@ -92,7 +92,7 @@ def phash_part(part: Any, storage_options: Mapping[str, Any] | None = None, thre
     Examples
     --------
     >>> import pandas as pd
-    >>> phash_part(pd.DataFrame({"url": ["/nowhere.jpg"], "offset": [0], "size": [9]}))
+    >>> phash_part(pd.DataFrame({"url": ["/nowhere.jpg"], "offset": [0], "bytes": [9]}))
        phash                            error digest
     0   <NA>  read: No such file or directory   <NA>
     """

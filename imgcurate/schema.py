@@ -14,7 +14,7 @@ TYPES: dict[str, pa.DataType] = {
     "url": pa.string(),
     "member": pa.string(),
     "offset": pa.int64(),
-    "size": pa.int64(),
+    "bytes": pa.int64(),
     "sample_offset": pa.int64(),
     "sample_size": pa.int64(),
     "etag": pa.string(),
@@ -52,7 +52,7 @@ SOURCE_COLUMNS = (
     "url",
     "member",
     "offset",
-    "size",
+    "bytes",
     "sample_offset",
     "sample_size",
     "etag",
@@ -60,6 +60,23 @@ SOURCE_COLUMNS = (
     "metadata",
     "error",
 )
+
+
+def today(names: Iterable[str]) -> dict[str, str]:
+    """Return what columns are called today that an earlier version wrote; its ``size`` is ``bytes``.
+
+    Parameters
+    ----------
+    names : iterable of str
+        All columns of a file or frame. Only beside ``url`` and ``offset`` is ``size`` the length of an image.
+
+    Examples
+    --------
+    >>> today(["image_id", "url", "offset", "size"]), today(["name", "size"])
+    ({'size': 'bytes'}, {})
+    """
+    there = set(names)
+    return {"size": "bytes"} if there >= {"url", "offset", "size"} and "bytes" not in there else {}
 
 
 def table(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
@@ -77,7 +94,7 @@ def table(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
 
     Examples
     --------
-    >>> table({"image_id": ["a"], "size": [3]}).dtypes["size"]
+    >>> table({"image_id": ["a"], "bytes": [3]}).dtypes["bytes"]
     int64[pyarrow]
     """
     return pd.DataFrame({name: pd.array(values, dtype=pd.ArrowDtype(TYPES[name])) for name, values in columns.items()})
@@ -116,6 +133,9 @@ def require(frame: Any, columns: Iterable[str], verb: str) -> None:
 def require_columns(frame: Any, columns: Iterable[str], verb: str) -> None:
     """Raise a KeyError where `frame`, of any kind, lacks some of `columns`."""
     missing = [name for name in columns if name not in frame.columns]
+    earlier = today(frame.columns)
+    if set(missing) & set(earlier.values()):
+        raise KeyError(f"{verb} needs column 'bytes', which was called 'size': frame.rename(columns={earlier})")
     if missing:
         raise KeyError(
             f"{verb} needs column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}; "

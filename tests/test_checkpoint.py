@@ -105,11 +105,11 @@ def test_other_options_and_models_are_computed_again(
 
 def test_a_predicate_is_part_of_what_a_partition_is_made_of(client: Client, shards: Path) -> None:
     frame = ic.read_webdataset(shards)
-    keys = parts.keys_of(frame[frame["size"] > 100])
+    keys = parts.keys_of(frame[frame["bytes"] > 100])
     assert len(set(keys)) == 4
     again = ic.read_webdataset(shards)
-    assert keys == parts.keys_of(again[again["size"] > 100])
-    assert not set(keys) & set(parts.keys_of(frame[frame["size"] > 101]))
+    assert keys == parts.keys_of(again[again["bytes"] > 100])
+    assert not set(keys) & set(parts.keys_of(frame[frame["bytes"] > 101]))
 
 
 def test_partitions_that_mix_are_keyed_by_all_that_they_hold(client: Client, shards: Path) -> None:

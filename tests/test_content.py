@@ -20,7 +20,7 @@ from imgcurate.dedup.content.digest import digest_part, halves, same_bytes
 
 def references(*rows: tuple[Any, Any, Any]) -> pd.DataFrame:
     """A partition of (url, offset, size) rows."""
-    return pd.DataFrame(rows, columns=["url", "offset", "size"])
+    return pd.DataFrame(rows, columns=["url", "offset", "bytes"])
 
 
 def files(folder: Path, *contents: bytes) -> pd.DataFrame:
@@ -79,7 +79,7 @@ def test_files_of_other_names_and_formats_are_told_by_their_bytes(tmp_path: Path
 
 def test_what_cannot_be_read_has_an_error_and_no_digest(tmp_path: Path) -> None:
     part = files(tmp_path, b"abc", b"abcd", b"abc")
-    part["size"] = [3, 9, None]
+    part["bytes"] = [3, 9, None]
     part = pd.concat([part, references((str(tmp_path / "gone"), 0, 3))], ignore_index=True)
     digests = digest_part(part)
     assert digests["digest"].isna().tolist() == [False, True, True, True]

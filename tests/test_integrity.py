@@ -174,7 +174,7 @@ def test_an_image_that_cannot_be_decoded_has_a_digest_and_one_that_cannot_be_rea
     for name, data in contents.items():
         (tmp_path / "in" / name).write_bytes(data)
     rows = read_files(tmp_path / "in").compute(scheduler="sync").drop(columns="etag")
-    rows["size"] = [len(contents["a.jpg"]), 6, 9]
+    rows["bytes"] = [len(contents["a.jpg"]), 6, 9]
     for found in (embed_part(rows, colour, image_size=8), measure_part(rows, ["width"]), phash_part(rows)):
         assert found["digest"].fillna("").tolist() == [digest(contents["a.jpg"]), digest(b"<html>"), ""]
         assert [str(error).partition(":")[0] for error in found["error"]] == ["<NA>", "decode", "read"]
@@ -234,10 +234,10 @@ def test_what_is_written_has_the_digests_of_the_rows_and_a_flipped_bit_is_found(
     assert len(pictures) == len(kept)
     assert [digest(pictures[f"{key}.jpg"]) for key in keys_of(kept)] == kept["digest"].tolist()
 
-    lit = kept[kept["size"] > 0]
+    lit = kept[kept["bytes"] > 0]
     if len(lit):
         row = lit.iloc[data.draw(st.integers(0, len(lit) - 1))]
-        place = int(row["offset"]) + data.draw(st.integers(0, int(row["size"]) - 1))
+        place = int(row["offset"]) + data.draw(st.integers(0, int(row["bytes"]) - 1))
         source = bytearray(Path(row["url"]).read_bytes())
         source[place] ^= 1 << data.draw(st.integers(0, 7))
         Path(row["url"]).write_bytes(source)

@@ -60,7 +60,7 @@ def test_large_pictures_are_measured_in_blocks_without_a_seam() -> None:
 def test_measure_adds_its_columns_and_errors(client: Client, tmp_path: Path) -> None:
     contents = [*jpegs(3), b"no image", image_bytes(5, format="PNG"), jpegs(1)[0][:200]]
     frame = ic.measure(frame_of(pack(tmp_path / "a.bin", contents), 2))
-    assert list(frame.columns) == ["image_id", "url", "offset", "size", "error", *COLUMNS, "digest"]
+    assert list(frame.columns) == ["image_id", "url", "offset", "bytes", "error", *COLUMNS, "digest"]
     done = frame.compute()
     assert done.dtypes.to_dict() == frame._meta.dtypes.to_dict()
     assert {name: done.dtypes[name].pyarrow_dtype for name in COLUMNS} == {name: schema.TYPES[name] for name in COLUMNS}

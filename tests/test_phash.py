@@ -48,7 +48,7 @@ def test_what_cannot_be_decoded_is_an_error_and_no_hash(tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(image_bytes(1)[:200])
     urls = [str(tmp_path / name) for name in ("good.jpg", "bad.jpg", "none.jpg", "good.jpg")]
     part = pd.DataFrame(
-        {"url": urls, "offset": 0, "size": [len(image_bytes(1)), 200, 9, 9], "error": [None] * 3 + ["mine"]}
+        {"url": urls, "offset": 0, "bytes": [len(image_bytes(1)), 200, 9, 9], "error": [None] * 3 + ["mine"]}
     )
     found = phash_part(part)
     assert found["phash"].notna().tolist() == [True, False, False, False]

@@ -56,7 +56,7 @@ def test_shards_are_read_as_those_of_a_disk(shards: Path, bucket: str, options: 
     local = read_webdataset(shards).compute()
     for pattern in (url, f"{url}/", f"{url}/*.tar", f"{url}/{{0..2}}.tar", [f"{url}/{n}.tar" for n in range(3)]):
         rows = read_webdataset(pattern, storage_options=options).compute()
-        same = ["image_id", "member", "offset", "size", "sample_offset", "sample_size", "caption", "metadata", "error"]
+        same = ["image_id", "member", "offset", "bytes", "sample_offset", "sample_size", "caption", "metadata", "error"]
         assert rows[same].equals(local[same]), pattern
         assert rows["etag"].tolist() == [storage.etag(url, options) for url in rows["url"]]
 
@@ -76,7 +76,7 @@ def test_a_folder_of_images_is_read_with_what_lies_beside_them(tmp_path: Path, b
     (folder / "sub" / "04.json").write_text("{}")
     url = upload(folder, f"{bucket}/photos", options)
     local = read_files(folder).compute()
-    same = ["image_id", "size", "caption", "metadata", "error"]
+    same = ["image_id", "bytes", "caption", "metadata", "error"]
     for pattern in (url, f"{url}/sub/*.jpg"):
         rows = read_files(pattern, storage_options=options).compute(scheduler="sync")
         expected = local[same].assign(image_id=local["image_id"].str.removeprefix("" if pattern == url else "sub/"))
@@ -98,13 +98,13 @@ def test_shards_are_written_as_on_a_disk(shards: Path, bucket: str, options: Opt
     url = upload(shards, f"{bucket}/in", options)
     for seed in (7, 5):  # the second time over the first
         frame = read_webdataset(url, storage_options=options)
-        kept = frame[frame["size"] != len(image_bytes(seed))]
+        kept = frame[frame["bytes"] != len(image_bytes(seed))]
         table = write_webdataset(
             kept, f"{bucket}/out", samples_per_shard=seed, overwrite=True, storage_options=options
         ).compute()
         local = read_webdataset(shards)
         write_webdataset(
-            local[local["size"] != len(image_bytes(seed))], tmp_path / f"out{seed}", samples_per_shard=seed
+            local[local["bytes"] != len(image_bytes(seed))], tmp_path / f"out{seed}", samples_per_shard=seed
         )
         assert names_in(f"{bucket}/out", options) == sorted(os.listdir(tmp_path / f"out{seed}"))
         for name, size in zip(names_in(f"{bucket}/out", options), table["bytes"], strict=True):
@@ -326,7 +326,7 @@ def test_faults_that_pass_change_nothing(
         dd.from_pandas(rows.reset_index(drop=True), npartitions=1), f"{bucket}/out", storage_options=options
     )
     proxy.reset()
-    same = ["image_id", "offset", "size", "caption", "metadata", "error"]
+    same = ["image_id", "offset", "bytes", "caption", "metadata", "error"]
     assert rows[same].equals(local[same])
     write_webdataset(read_webdataset(shards), tmp_path / "out")
     assert storage.read_if_there(f"{bucket}/out/00000.tar", options) == (tmp_path / "out" / "00000.tar").read_bytes()

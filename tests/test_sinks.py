@@ -126,7 +126,7 @@ def test_image_files_become_samples_with_their_sidecars(tmp_path: Path) -> None:
 def test_no_rows_make_no_shard(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", sample("a", 1))
     frame = read_webdataset(tmp_path / "x.tar")
-    assert len(write_webdataset(frame[frame["size"] < 0], tmp_path / "out")) == 0
+    assert len(write_webdataset(frame[frame["bytes"] < 0], tmp_path / "out")) == 0
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import fsspec
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import image_bytes, write_tar
 from distributed import Client
 
-from imgcurate import schema, storage, tar
+from imgcurate import parts, schema, storage, tar, vectors
+from imgcurate.measures import measure
 from imgcurate.sources.files import read_files
 from imgcurate.sources.parquet import read_parquet
 from imgcurate.sources.webdataset import read_webdataset
@@ -36,7 +38,7 @@ def test_a_row_names_the_bytes_of_its_image(shards: Path) -> None:
     rows = read_webdataset(shards).compute()
     assert rows["image_id"].tolist() == [f"{n:05d}/{i:04d}" for n in range(3) for i in range(4)]
     for row, seed in zip(rows.itertuples(), [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23], strict=True):
-        assert Path(row.url).read_bytes()[row.offset : row.offset + row.size] == image_bytes(seed)
+        assert Path(row.url).read_bytes()[row.offset : row.offset + row.bytes] == image_bytes(seed)
     assert rows["caption"].tolist()[5] == "caption 1 1"
     assert rows["error"].isna().all() and rows["metadata"].isna().all()
 
@@ -208,7 +210,7 @@ def test_a_frame_behaves_as_a_dataframe(shards: Path, client: Client) -> None:
     frame = read_webdataset(shards)
     assert "image_id" in repr(frame)
     assert len(frame.head(3)) == 3
-    sizes = frame.groupby("url")["size"].sum().compute()
+    sizes = frame.groupby("url")["bytes"].sum().compute()
     assert len(sizes) == 3
     other = frame[["image_id"]].assign(label=1)
     merged = frame.merge(other, on="image_id").compute()
@@ -232,7 +234,7 @@ def test_a_folder_is_read_to_the_bottom(tmp_path: Path) -> None:
     assert rows.index.tolist() == ["a.jpg", "sub/b.v1.PNG", "sub/c.webp"]
     assert rows["caption"].to_dict()["a.jpg"] == "an a" and rows["caption"].isna().sum() == 2
     assert rows.loc["sub/b.v1.PNG", "metadata"] == '{"b": 1}'
-    assert rows["size"].tolist() == [(folder / name).stat().st_size for name in rows.index]
+    assert rows["bytes"].tolist() == [(folder / name).stat().st_size for name in rows.index]
     assert rows[["member", "sample_offset", "error"]].isna().all(axis=None)
 
 
@@ -256,3 +258,28 @@ def test_parquet_of_other_writers_is_read_with_arrow_types(tmp_path: Path) -> No
     shutil.rmtree(tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_parquet(tmp_path)
+
+
+def test_parquet_with_the_earlier_name_of_bytes_is_read(shards: Path, tmp_path: Path) -> None:
+    rows = read_webdataset(shards).compute(scheduler="sync")
+    earlier = rows.rename(columns={"bytes": "size"})
+    (tmp_path / "old").mkdir()
+    pq.write_table(vectors.to_arrow(earlier), tmp_path / "old" / "part.0.parquet")
+    frame = read_parquet(tmp_path / "old")
+    assert list(frame.columns) == list(rows.columns) and frame.bytes.compute().tolist() == rows["bytes"].tolist()
+    assert read_parquet(tmp_path / "old", columns=["bytes", "url"]).compute().columns.tolist() == ["bytes", "url"]
+    with pytest.raises(KeyError, match="read_parquet needs column 'breadth'"):
+        read_parquet(tmp_path / "old", columns=["breadth"])
+    assert parts.read_part(str(tmp_path / "old" / "part.0.parquet"), None, ["bytes"]).columns.tolist() == ["bytes"]
+
+
+def test_a_frame_with_the_earlier_name_of_bytes_is_refused_with_what_to_type(shards: Path) -> None:
+    frame = read_webdataset(shards).rename(columns={"bytes": "size"})
+    with pytest.raises(KeyError, match="which was called 'size': frame.rename"):
+        measure(frame)
+    assert "bytes" in measure(frame.rename(columns={"size": "bytes"})).columns
+
+
+def test_a_size_that_is_no_length_of_an_image_keeps_its_name(tmp_path: Path) -> None:
+    pd.DataFrame({"url": ["a"], "size": ["large"]}).to_parquet(tmp_path / "x.parquet")
+    assert list(read_parquet(tmp_path / "x.parquet").columns) == ["url", "size"]

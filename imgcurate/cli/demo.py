@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
             curated,
             model="efficientnet-lite0",
             eps=0.2,
-            keep=[("width", "max"), ("size", "max")],
+            keep=[("width", "max"), ("bytes", "max")],
             progress=True,
         )
         images = read_parquet(curated / "images.parquet").compute()

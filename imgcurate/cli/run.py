@@ -59,7 +59,7 @@ def add_to(commands: Any) -> None:
         "--keep",
         type=_keep,
         default="hard",
-        help="which of several duplicates stays: hard, easy, random, id, or columns such as aesthetic_score:max,size:max (default hard)",
+        help="which of several duplicates stays: hard, easy, random, id, or columns such as aesthetic_score:max,bytes:max (default hard)",
     )
     run.add_argument(
         "--rule",

@@ -39,7 +39,7 @@ def embed(
     Parameters
     ----------
     frame : Dask DataFrame
-        With columns ``url``, ``offset`` and ``size``. Rows that have an ``error`` already are not read. ``etag`` and ``digest``, where it has
+        With columns ``url``, ``offset`` and ``bytes``. Rows that have an ``error`` already are not read. ``etag`` and ``digest``, where it has
         them, are compared with what is read.
     model : str, path or callable, default "openai/clip-vit-large-patch14"
         A checkpoint of CLIP, SigLIP, SigLIP 2, DINOv2 or another vision model of transformers (a hub id or a directory);
@@ -93,7 +93,7 @@ def embed(
     >>> frame = embed(frame, "google/siglip-so400m-patch14-384")  # doctest: +SKIP
     >>> frame = embed(frame, lambda batch: batch.reshape(len(batch), -1)[:, ::588])  # doctest: +SKIP
     """
-    schema.require(frame, ["url", "offset", "size"], "embed")
+    schema.require(frame, ["url", "offset", "bytes"], "embed")
     if "embedding" in frame.columns:
         raise ValueError("the frame already has a column 'embedding'; drop it first: frame.drop(columns='embedding')")
     for name, value in (("batch_size", batch_size), ("image_size", image_size), ("max_pixels", max_pixels)):
@@ -157,7 +157,7 @@ def embed_part(
     Parameters
     ----------
     part : pandas or cuDF DataFrame of n rows
-        With columns ``url``, ``offset``, ``size`` and perhaps ``error``, ``etag`` and ``digest``.
+        With columns ``url``, ``offset``, ``bytes`` and perhaps ``error``, ``etag`` and ``digest``.
     model : str or callable
         As `imgcurate.encoders.resolve` returned it.
     batch_size, dtype, image_size, draft, truncated, max_pixels, storage_options

@@ -27,7 +27,7 @@ from imgcurate.sources.webdataset import Shard, list_shards
 #: Raise it where what is computed of the same input changes, so that parts of an earlier version are not taken for this one's.
 _VERSION = 1
 HEADS = {"aesthetic": aesthetic, "nsfw": nsfw}
-_READ = ["url", "offset", "size", "etag", "error"]
+_READ = ["url", "offset", "bytes", "etag", "error"]
 # A shard becomes at most so many parts, so that what a run asks of a store does not grow with the images of a shard, of at least so many
 # rows: fewer than a GPU's batches would leave it idle, fewer than a few dozen cost more than they save when a run is stopped.
 _PARTS_OF_A_SHARD, _MOST_ROWS = 8, 2048
@@ -221,7 +221,7 @@ def _on_this_machine(host: pd.DataFrame, usable: list[int], storage_options: sto
         yield host
         return
     with tempfile.NamedTemporaryFile(prefix="imgcurate-") as file:
-        places = ((host["url"][row], host["offset"][row], host["size"][row]) for row in usable)
+        places = ((host["url"][row], host["offset"][row], host["bytes"][row]) for row in usable)
         offsets = [0] * len(host)
         for row, image in zip(usable, pixels.read_images(places, storage_options), strict=True):
             offsets[row] = file.tell()

@@ -149,7 +149,7 @@ def _check_samples(rows: pd.DataFrame, url: str, name: str, size: int, storage_o
         if [sample.key for sample in found] != expected:
             return [f"{name} holds other samples than images.parquet says"]
         digests: list[Any] = list(rows["digest"]) if "digest" in rows else [None] * len(rows)
-        for sample, image_id, length, digest in zip(found, rows["image_id"], rows["size"], digests, strict=True):
+        for sample, image_id, length, digest in zip(found, rows["image_id"], rows["bytes"], digests, strict=True):
             (image, *_) = images_of(sample)
             file.seek(image.offset)
             content = file.read(image.size)

@@ -13,7 +13,7 @@ from imgcurate import fingerprint, parts, storage
 from imgcurate.sinks.webdataset import cut_into_shards, write_shard
 
 #: What a shard is written from; the rows that an earlier version listed lack the later ones.
-_COLUMNS = ["image_id", "url", "member", "offset", "size", "sample_offset", "sample_size", "etag", "digest", "kept"]
+_COLUMNS = ["image_id", "url", "member", "offset", "bytes", "sample_offset", "sample_size", "etag", "digest", "kept"]
 
 
 class Cut(NamedTuple):

@@ -25,7 +25,7 @@ class Row(NamedTuple):
     url: str
     member: str | None
     offset: int
-    size: int
+    bytes: int
     sample_offset: int | None
     sample_size: int | None
     etag: str | None
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 def rows_of(rows: pd.DataFrame) -> list[Row]:
     """Return what is copied of each row of a partition on the host."""
     columns = images.host_columns(rows, list(Row._fields)) | {"digest": images.digests_of(rows)}
-    for name in ("offset", "size", "sample_offset", "sample_size"):
+    for name in ("offset", "bytes", "sample_offset", "sample_size"):
         # Other tools store integers that may be null as floats.
         columns[name] = [None if number is None else int(number) for number in columns[name]]
     nothing: list[Any] = [None] * len(rows)
@@ -104,7 +104,7 @@ def _gone_is_changed(url: str) -> Iterator[None]:
 
 
 def _holds(member: tar.Member, row: Row) -> bool:
-    return (member.offset, member.size) == (row.offset, row.size)
+    return (member.offset, member.size) == (row.offset, row.bytes)
 
 
 class _Comparison:
@@ -119,8 +119,8 @@ class _Comparison:
         view, stop = memoryview(block), place + len(block)
         while self.rows:
             row = self.rows[0]
-            self.digest.update(view[max(row.offset - place, 0) : max(row.offset + row.size - place, 0)])
-            if row.offset + row.size > stop:
+            self.digest.update(view[max(row.offset - place, 0) : max(row.offset + row.bytes - place, 0)])
+            if row.offset + row.bytes > stop:
                 return
             if self.digest.hexdigest() != row.digest:
                 raise row.changed(f"the image at byte {row.offset} is not the one looked at before")
@@ -182,9 +182,9 @@ class Writer:
     def add_file(self, row: Row, key: str) -> None:
         """Write an image file, and the sidecars beside it, as a sample."""
         self._flush()
-        self._write(tar.header(key + os.path.splitext(row.url)[1], row.size))
-        self._copy([row], row.offset, row.offset + row.size, self._write)
-        self._write(tar.padding(row.size))
+        self._write(tar.header(key + os.path.splitext(row.url)[1], row.bytes))
+        self._copy([row], row.offset, row.offset + row.bytes, self._write)
+        self._write(tar.padding(row.bytes))
         for extension in (".txt", ".json"):
             beside = storage.replace_extension(row.url, extension)
             content = storage.read_if_there(beside, self.sources.storage_options)

@@ -15,7 +15,7 @@ import pandas as pd
 from imgcurate import images, schema, storage, tar, vectors
 from imgcurate.sinks.copying import Sources, Writer, rows_of
 
-_COLUMNS = ["image_id", "url", "member", "offset", "size", "sample_offset", "sample_size"]
+_COLUMNS = ["image_id", "url", "member", "offset", "bytes", "sample_offset", "sample_size"]
 # What is compared while it is copied, where the frame has it.
 _COMPARED = ["etag", "digest"]
 # A file in the folder of the shards, for tasks that have not begun to see that one has failed.
@@ -167,7 +167,7 @@ def write_shard(rows: pd.DataFrame, url: str, storage_options: storage.Options =
     Parameters
     ----------
     rows : pandas.DataFrame
-        Columns image_id, url, member, offset, size, sample_offset, sample_size, and perhaps etag and digest, to be compared with what is
+        Columns image_id, url, member, offset, bytes, sample_offset, sample_size, and perhaps etag and digest, to be compared with what is
         copied.
     url : str
     storage_options : dict, optional

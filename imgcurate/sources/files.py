@@ -95,7 +95,7 @@ def _row(file: File, storage_options: storage.Options) -> dict[str, Any]:
             entry = storage.stat(file.url, storage_options)
         except OSError as problem:
             error = f"read: {type(problem).__name__}"
-    row: dict[str, Any] = {"image_id": file.image_id, "url": file.url, "offset": 0, "size": entry.size or 0}
+    row: dict[str, Any] = {"image_id": file.image_id, "url": file.url, "offset": 0, "bytes": entry.size or 0}
     row |= {"etag": entry.etag, "error": error}
     for extension in file.texts:
         content = storage.read_if_there(storage.replace_extension(file.url, extension), storage_options)

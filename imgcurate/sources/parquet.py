@@ -9,7 +9,7 @@ import dask
 import dask.dataframe as dd
 import pandas as pd
 
-from imgcurate import storage
+from imgcurate import schema, storage
 from imgcurate.cluster import backend
 
 
@@ -30,12 +30,14 @@ def read_parquet(
     Returns
     -------
     dask.dataframe.DataFrame
-        Arrow-typed, so that embeddings stay lists of float32 without a copy.
+        Arrow-typed, so that embeddings stay lists of float32 without a copy. The column ``size`` of an earlier version is ``bytes``.
 
     Raises
     ------
     FileNotFoundError
         Where there is no Parquet file.
+    KeyError
+        Where a column is missing.
 
     Examples
     --------
@@ -45,4 +47,10 @@ def read_parquet(
     # cuDF's columns are Arrow's already. Dask would turn Arrow strings into pandas' own, with dtype_backend="pyarrow" too.
     options = {} if backend() == "cudf" else {"arrow_to_pandas": {"types_mapper": pd.ArrowDtype}}
     with dask.config.set({"dataframe.convert-string": False}):
-        return dd.read_parquet(os.fspath(path), columns=columns, storage_options=storage_options, **options)
+        frame = dd.read_parquet(os.fspath(path), storage_options=storage_options, **options)
+    earlier = schema.today(frame.columns)
+    frame = frame.rename(columns=earlier) if earlier else frame
+    if columns is None:
+        return frame
+    schema.require_columns(frame, columns, "read_parquet")
+    return frame[list(columns)]

@@ -44,7 +44,7 @@ def read_webdataset(
     Returns
     -------
     dask.dataframe.DataFrame
-        Columns image_id, url, member, offset, size, sample_offset, sample_size, etag, caption, metadata, error; see
+        Columns image_id, url, member, offset, bytes, sample_offset, sample_size, etag, caption, metadata, error; see
         `imgcurate.schema`. ``image_id`` is the shard's path relative to the common folder of all shards, without its
         extension, "/", and the sample's key. A sample that cannot be used (no image, several images, a member stored twice, an
         unsafe name, a link, a shard that is cut off inside it) is a row with an ``error``.
@@ -137,7 +137,7 @@ def _row(sample: tar.Sample, shard: Shard) -> dict[str, Any]:
         "etag": shard.etag,
         "member": image.name if image else None,
         "offset": image.offset if image else 0,
-        "size": image.size if image else 0,
+        "bytes": image.size if image else 0,
         "sample_offset": run[0] if run else None,
         "sample_size": run[1] if run else None,
         "caption": None if problem else _text(sample, "txt"),

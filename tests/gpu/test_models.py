@@ -44,7 +44,7 @@ def rows_of(path: Path, contents: list[bytes], errors: list[str | None] | None =
             "image_id": [f"{path.stem}/{i}" for i in range(count)],
             "url": [str(path)] * count,
             "offset": [sum(sizes[:i]) for i in range(count)],
-            "size": sizes,
+            "bytes": sizes,
             "error": errors or [None] * count,
         }
     )

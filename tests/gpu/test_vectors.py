@@ -123,7 +123,7 @@ def test_a_partition_goes_to_the_backend_and_back_unchanged(on: Backend) -> None
     part = schema.table(
         {
             "image_id": ["a", "b", "c"],
-            "size": [1, 2, 3],
+            "bytes": [1, 2, 3],
             "sample_offset": [0, None, 2**40],
             "caption": ["é", None, ""],
             "width": [None, 3, 4],

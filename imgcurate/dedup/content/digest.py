@@ -22,7 +22,7 @@ def digest_part(part: Any, storage_options: Mapping[str, Any] | None = None) -> 
     Parameters
     ----------
     part : pandas or cuDF DataFrame of n rows
-        With columns ``url``, ``offset``, ``size`` and perhaps ``error``, ``etag`` and ``digest``. Rows that have an error or a digest are not
+        With columns ``url``, ``offset``, ``bytes`` and perhaps ``error``, ``etag`` and ``digest``. Rows that have an error or a digest are not
         read.
     storage_options : mapping, optional
         Passed to fsspec.
@@ -49,7 +49,7 @@ def digest_part(part: Any, storage_options: Mapping[str, Any] | None = None) -> 
     --------
     >>> import fsspec, pandas as pd
     >>> fsspec.filesystem("memory").pipe("/twins.bin", b"abcabcxyz")
-    >>> digests = digest_part(pd.DataFrame({"url": ["memory://twins.bin"] * 3, "offset": [0, 3, 6], "size": [3, 3, 3]}))
+    >>> digests = digest_part(pd.DataFrame({"url": ["memory://twins.bin"] * 3, "offset": [0, 3, 6], "bytes": [3, 3, 3]}))
     >>> digests["digest"].nunique()
     2
     """
@@ -82,7 +82,7 @@ def same_bytes(part_a: Any, part_b: Any, storage_options: Mapping[str, Any] | No
     Parameters
     ----------
     part_a, part_b : pandas or cuDF DataFrame of n rows
-        With columns ``url``, ``offset`` and ``size``; matched by position, not by index.
+        With columns ``url``, ``offset`` and ``bytes``; matched by position, not by index.
     storage_options : mapping, optional
         Passed to fsspec.
 
@@ -104,7 +104,7 @@ def same_bytes(part_a: Any, part_b: Any, storage_options: Mapping[str, Any] | No
     --------
     >>> import fsspec, pandas as pd
     >>> fsspec.filesystem("memory").pipe("/twins.bin", b"abcabcxyz")
-    >>> first = pd.DataFrame({"url": ["memory://twins.bin"] * 2, "offset": [0, 0], "size": [3, 3]})
+    >>> first = pd.DataFrame({"url": ["memory://twins.bin"] * 2, "offset": [0, 0], "bytes": [3, 3]})
     >>> same_bytes(first, first.assign(offset=[3, 6]))
     array([ True, False])
     """
@@ -135,8 +135,8 @@ class _Pair(NamedTuple):
 
 
 def _references(part: Any) -> Iterator[tuple[Any, Any, Any]]:
-    columns = host_columns(part, ["url", "offset", "size"])
-    return zip(columns["url"], columns["offset"], columns["size"], strict=True)
+    columns = host_columns(part, ["url", "offset", "bytes"])
+    return zip(columns["url"], columns["offset"], columns["bytes"], strict=True)
 
 
 def _same_rows(run: list[_Pair], storage_options: Mapping[str, Any] | None) -> list[int]:

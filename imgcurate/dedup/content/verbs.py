@@ -24,7 +24,7 @@ from imgcurate.dedup.result import Duplicates, id_dtype
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic import normalise
 
-_PLACE = ["url", "offset", "size"]
+_PLACE = ["url", "offset", "bytes"]
 # What else reading an image takes, where a frame has it.
 _READ = ["error", "etag", "digest"]
 _VERIFIED_AT_ONCE = 2000
@@ -44,7 +44,7 @@ def exact_duplicates(
     Parameters
     ----------
     frame : Dask DataFrame
-        With `id_field`, ``url``, ``offset`` and ``size``. Rows with an ``error``, and those whose bytes cannot be read, are never compared and
+        With `id_field`, ``url``, ``offset`` and ``bytes``. Rows with an ``error``, and those whose bytes cannot be read, are never compared and
         never removed. Images that have a ``digest`` already, of `embed` or `measure`, are not read to make one.
     keep : {"id", "random"} or list of (column, "min" | "max")
         Which of equal images stays: the one with the lowest id, one drawn by `seed`, or the best by columns.
@@ -100,7 +100,7 @@ def perceptual_duplicates(
     Parameters
     ----------
     frame : Dask DataFrame
-        With `id_field`, and ``phash`` (unsigned 64-bit integers), or ``url``, ``offset`` and ``size`` to decode images and hash them. Rows with
+        With `id_field`, and ``phash`` (unsigned 64-bit integers), or ``url``, ``offset`` and ``bytes`` to decode images and hash them. Rows with
         an ``error``, and those that cannot be decoded, are never compared and never removed.
     max_distance : int
         0 to 63. Copies in another size or quality mostly differ in 0 to 4 bits; from about 10 on different images do, too.
