@@ -23,9 +23,9 @@ _ZEROS = bytes(BLOCK)
 _CHUNK = 128 * BLOCK
 _OCTAL = re.compile(rb" *([0-7]+) *(?:\0.*)?", re.DOTALL)
 _LENGTH = re.compile(rb"([0-9]{1,7}) ")
-_DECIMAL = re.compile(rb"[0-9]{1,20}")
+_DECIMAL = re.compile(rb"[0-9]{1,99}")
 # The kinds of headers, by their type: files, what has no content whatever its size says, and extended headers.
-_FILES, _WITHOUT_CONTENT = b"\007", b"123456"
+_FILES, _WITHOUT_CONTENT = b"07\0", b"123456"
 _SPARSE, _DIRECTORY = ord("S"), ord("5")
 _GLOBAL, _LONG_NAME = ord("g"), ord("L")
 _PAX, _LONG, _OF_GNU, _EXTENDED = b"xX", b"LK", b"LKS", b"xXLKg"
