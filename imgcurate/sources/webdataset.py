@@ -17,7 +17,6 @@ from imgcurate.sources.sidecars import AS_USUAL, MAX_SIDECAR, BadSidecar, Sideca
 
 logger = logging.getLogger("imgcurate")
 
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 # How many of the names of a sample's members a message has.
 _NAMED = 5
 
@@ -107,9 +106,9 @@ def read_webdataset(
 
 def find_shards(urls: storage.Paths, storage_options: storage.Options = None) -> list[Shard]:
     """Find the shards that `read_webdataset` would read, in order; it says what is raised."""
-    found = storage.expand(urls, (".tar", *COMPRESSED), storage_options)
+    found = storage.expand(urls, (".tar", *tar.COMPRESSED), storage_options)
     for url in found:
-        if url.lower().endswith(COMPRESSED):
+        if url.lower().endswith(tar.COMPRESSED):
             raise ValueError(tar.compressed(url))
     names = _name_shards(list(found))
     shards = [Shard(url, names[url], entry.etag or storage.etag(url, storage_options)) for url, entry in found.items()]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+#: What compressed shards end in.
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
+
 _META = re.compile(r"__[^/]*__($|/)")
 # Out of the folder it is unpacked into, on some system; or not one name to all readers, or to a terminal.
 _UNSAFE = re.compile(r"[/\\]|[A-Za-z]:|(?:.*[/\\])?\.\.(?:[/\\]|$)|.*[\0-\x1f\x7f-\x9f]", re.DOTALL)

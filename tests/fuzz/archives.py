@@ -60,7 +60,9 @@ def one(data: bytes) -> None:
         return
     members = sorted((member for sample in found for member in sample.members), key=lambda member: member.start)
     _check_places(members, len(data))
-    _check_with_tarfile(members, data)
+    _check_with_tarfile(
+        members, [member for sample in found if sample.problem is None for member in sample.members], data
+    )
     rows = [webdataset._row(sample, _SHARD, sidecars.AS_USUAL) for sample in found]
     usable = [(row, sample) for row, sample in zip(rows, found, strict=True) if row["error"] is None]
     if usable:
@@ -78,10 +80,10 @@ def _check_places(members: list[tar.Member], size: int) -> None:
         stop = member.stop
 
 
-def _check_with_tarfile(members: list[tar.Member], data: bytes) -> None:
+def _check_with_tarfile(members: list[tar.Member], trusted: list[tar.Member], data: bytes) -> None:
     """What is trusted is what tarfile finds there, and it finds no other files."""
     theirs, end = {}, 0
-    stop = max((member.stop for member in members), default=0)
+    stop = max((member.stop for member in trusted), default=0)
     try:
         with tarfile.open(fileobj=io.BytesIO(data[:stop] + tars.END)) as archive:
             for info in archive:
@@ -91,7 +93,7 @@ def _check_with_tarfile(members: list[tar.Member], data: bytes) -> None:
     except (tarfile.TarError, ValueError, IndexError):
         pass  # at a member with a problem
     ours = {
-        member.offset: (member.name, member.size) for member in members if member.problem is None and member.stop <= end
+        member.offset: (member.name, member.size) for member in trusted if member.problem is None and member.stop <= end
     }
     assert ours.items() <= theirs.items(), (ours, theirs)
     assert theirs.keys() <= {member.offset for member in members}, (members, theirs)
