@@ -24,6 +24,7 @@ from imgcurate.scores.aesthetic import score_aesthetic
 from imgcurate.scores.fraction import top_fraction
 from imgcurate.scores.nsfw import score_nsfw
 from imgcurate.scores.text import score_prompts, score_text
+from imgcurate.sinks.convert import convert_shards
 from imgcurate.sinks.parquet import write_parquet
 from imgcurate.sinks.webdataset import write_webdataset
 from imgcurate.sources.files import read_files
@@ -34,6 +35,7 @@ __all__ = [
     "Duplicates",
     "checkpoint",
     "connect",
+    "convert_shards",
     "decontaminate",
     "embed",
     "encode_text",

@@ -20,6 +20,7 @@ TYPES: dict[str, pa.DataType] = {
     "etag": pa.string(),
     "caption": pa.string(),
     "metadata": pa.string(),
+    "text_encoding": pa.string(),
     "width": pa.int32(),
     "height": pa.int32(),
     "error": pa.string(),
@@ -58,6 +59,7 @@ SOURCE_COLUMNS = (
     "etag",
     "caption",
     "metadata",
+    "text_encoding",
     "error",
 )
 

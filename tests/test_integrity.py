@@ -17,6 +17,7 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pytest
+import tars
 import xxhash
 from conftest import Member, image_bytes, read_tar, write_tar
 from distributed import Client
@@ -25,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import imgcurate as ic
-from imgcurate import images, pixels, storage
+from imgcurate import images, pixels, storage, tar
 from imgcurate.dedup.content.digest import digest_part
 from imgcurate.encoders.embed import embed_part
 from imgcurate.measures import measure_part
@@ -269,8 +270,94 @@ def test_an_image_outside_its_sample_is_refused(tmp_path: Path) -> None:
     rows = read_webdataset(shard(tmp_path / "a.tar")).compute(scheduler="sync")
     rows["digest"] = digest_part(rows)["digest"]
     moved = rows.assign(offset=rows["offset"] + (1 << 20))
-    with pytest.raises(ShardChanged, match="lies outside its sample"):
+    with pytest.raises(ShardChanged, match="is no member of its sample"):
         write_shard(moved, f"{tmp_path}/out/0.tar")
+
+
+LIES = {
+    "offset": 512 * 3,
+    "bytes": 7,
+    "member": "0.txt",
+    "sample_offset": 512,
+    "sample_size": -512,
+    "url": "b.tar",
+}
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+@pytest.mark.parametrize("column", LIES)
+def test_rows_that_lie_are_refused_before_anything_appears(tmp_path: Path, column: str, renamed: bool) -> None:
+    shard(tmp_path / "b.tar", 9, count=1)
+    rows = read_webdataset(shard(tmp_path / "a.tar")).compute(scheduler="sync").drop(columns="etag")
+    if renamed:
+        rows = pd.concat([rows, rows.assign(image_id="again/" + rows["image_id"])], ignore_index=True)
+    lie = f"{tmp_path}/b.tar" if column == "url" else LIES[column]
+    rows.loc[len(rows) - 1, column] = lie
+    with pytest.raises(ShardChanged, match=r"\.tar has changed since it was listed"):
+        write_shard(rows, f"{tmp_path}/out/0.tar")
+    assert files_below(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+@pytest.mark.parametrize(
+    "run",
+    [
+        tars.pax(tars.record("path", "0.jpg"), kind=b"g") + tars.member("0.jpg", b"image"),
+        tars.pax(tars.record("path", "../0.jpg")) + tars.member("0.jpg", b"image"),
+        tars.member("../0.jpg", b"image") + bytes(1024),
+        tars.member("0.jpg", b"other image"),
+        tars.member("0.jpg", b"image") + tars.member("1.txt", b"of another"),
+        tars.member("0.jpg", b"image") * 2,
+        tars.head("0.jpg", 1 << 40) + tars.pad(b"image"),
+        tars.pax(tars.record("GNU.sparse.realsize", 5)) + tars.member("0.jpg", b"image"),
+    ],
+)
+def test_what_is_written_has_the_names_and_sizes_that_were_listed(tmp_path: Path, run: bytes, renamed: bool) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(tars.member("0.jpg", b"image") + tars.member("0.txt", b"a caption") + tars.END)
+    rows = read_webdataset(path).compute(scheduler="sync").drop(columns="etag")
+    rows["sample_size"] = len(run)
+    rows["offset"] = len(run) - 512 if run[156:157] == b"x" else 512
+    if renamed:
+        path.with_name("b.tar").write_bytes(tars.member("0.jpg", b"first") + tars.END)
+        rows = pd.concat([read_webdataset(tmp_path / "b.tar").compute(scheduler="sync").drop(columns="etag"), rows])
+        rows = rows.reset_index(drop=True)
+    path.write_bytes(run + tars.END)
+    with pytest.raises(ShardChanged, match=r"a\.tar .*(are not the sample '0'|is no member of its sample)"):
+        write_shard(rows, f"{tmp_path}/out/0.tar")
+    assert files_below(tmp_path / "out") == []
+
+
+def test_samples_get_another_key_whatever_their_headers_say_of_times_and_owners(tmp_path: Path) -> None:
+    odd = (
+        tars.pax(*(tars.record(name, "inf") for name in ("mtime", "uid")), tars.record("size", 5))
+        + tars.head("0.jpg")
+        + tars.pad(b"image")
+    )
+    for number in range(2):
+        (tmp_path / f"{number}.tar").write_bytes(odd + tars.member("0.TXT", b"a caption") + tars.END)
+    rows = read_webdataset([tmp_path / "0.tar", tmp_path / "1.tar"]).compute(scheduler="sync")
+    rows["digest"] = digest_part(rows)["digest"]
+    assert write_shard(rows, f"{tmp_path}/out/0.tar").renamed == 1
+    content = (tmp_path / "out" / "0.tar").read_bytes()
+    assert content.startswith(odd) and [
+        (sample.key, sample.problem) for sample in tar.scan(io.BytesIO(content), len(content), "0.tar")
+    ] == [
+        ("0", None),
+        ("1/0", None),
+    ]
+    with tarfile.open(tmp_path / "out" / "0.tar") as archive:
+        assert [info.name for info in archive] == ["0.jpg", "0.TXT", "1/0.jpg", "1/0.TXT"]
+
+
+@given(
+    st.text(max_size=12),
+    st.lists(st.sampled_from(["..", ".", "", "__x__", "a.b", "C:", "\\", "\n", "__", "____"]), max_size=4),
+)
+def test_keys_of_files_are_keys_that_a_reader_finds_again(text: str, parts: list[str]) -> None:
+    (key,) = keys_of(pd.DataFrame({"image_id": ["/".join([*parts, text])], "member": [None]}))
+    assert tar.split_name(f"{key}.jpg") == (key, "jpg") and not tar.is_unsafe(f"{key}.jpg")
+    assert key.encode()
 
 
 @pytest.mark.parametrize("apart", [True, False])

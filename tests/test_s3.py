@@ -246,7 +246,7 @@ def test_a_shard_that_changes_while_it_is_listed_is_named(
             fsspec.filesystem("s3", **options).pipe(f"{bucket}/0.tar", path.read_bytes()[::-1])
         return original(name)
 
-    monkeypatch.setattr(tar, "split_name", replace_in_the_middle)
+    monkeypatch.setattr(tar.headers, "split_name", replace_in_the_middle)
     with pytest.raises(tar.ShardChanged, match=r"0\.tar has changed"):
         list_shards(found, options)
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tars
 from conftest import image_bytes, write_tar
 from distributed import Client
 
@@ -157,13 +158,114 @@ def test_the_image_is_found_beside_other_pictures_of_the_sample(tmp_path: Path) 
     )
     rows = read_webdataset(path).compute().set_index("image_id")
     assert rows.loc["x/a", "member"] == "a.JPeG" and rows.loc["x/b", "member"] == "b.left.jpg"
-    assert "2 images" in rows.loc["x/c", "error"]
+    assert "2 images in one sample: c.1.jpg, c.2.jpg; image= chooses one" in rows.loc["x/c", "error"]
+    chosen = read_webdataset(path, image="2.JPG").compute().set_index("image_id")
+    assert chosen["member"].dropna().to_dict() == {"x/c": "c.2.jpg"}
+    assert read_webdataset(path, image=".png").compute()["member"].dropna().tolist() == ["a.seg.png"]
 
 
-def test_captions_that_are_not_utf8_do_not_stop_the_listing(tmp_path: Path) -> None:
+def test_what_belongs_to_an_image_whose_name_has_dots_is_found(tmp_path: Path) -> None:
+    members = [("img.v1.jpg", b"i"), ("img.v1.txt", b"of v1"), ("img.txt", b"of all"), ("img.v1.json", b'{"v": 1}')]
+    members += [("b.v2.jpg", b"i"), ("b.txt", b"of all"), ("c.jpg", b"i"), ("c.v1.txt", b"of another")]
+    rows = read_webdataset(write_tar(tmp_path / "x.tar", members)).compute().set_index("image_id")
+    assert rows["caption"].fillna("-").to_dict() == {"x/img": "of v1", "x/b": "of all", "x/c": "-"}
+    assert rows["metadata"].fillna("-").to_dict() == {"x/img": '{"v": 1}', "x/b": "-", "x/c": "-"}
+
+
+def test_captions_stand_where_one_says(tmp_path: Path) -> None:
+    members = []
+    for key, metadata in {
+        "a": b'{"caption": "in json", "url": "u"}',
+        "b": b'{"caption": "half \\ud83d"}',
+        "c": b"{}",
+        "d": b'{"caption": null}',
+        "e": b"[1]",
+        "f": b'{"caption": 1}',
+        "g": b"no json",
+        "h": b"[" * 100_000,
+    }.items():
+        members += [
+            (f"{key}.jpg", b"i"),
+            (f"{key}.json", metadata),
+            (f"{key}.Caption", b"in caption"),
+            (f"{key}.txt", b"t"),
+        ]
+    path = write_tar(tmp_path / "x.tar", members)
+    rows = read_webdataset(path, caption_from="json:caption").compute().set_index("image_id")
+    assert rows["caption"].dropna().to_dict() == {"x/a": "in json", "x/b": "half \\ud83d"}
+    assert rows.loc["x/a", "metadata"] == '{"caption": "in json", "url": "u"}'
+    assert [key for key, error in rows["error"].items() if not pd.isna(error) and "caption_from" in error] == [
+        "x/f",
+        "x/g",
+        "x/h",
+    ]
+    for other in ("caption", ".caption"):
+        rows = read_webdataset(path, caption_from=other).compute()
+        assert (rows["caption"] == "in caption").all() and rows["error"].isna().all()
+    assert read_webdataset(path, caption_from="text").compute()["caption"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"caption_from": "json:"},
+        {"caption_from": ""},
+        {"caption_from": "txt:a"},
+        {"caption_from": "a/b"},
+        {"image": "."},
+        {"max_sidecar": 0},
+    ],
+)
+def test_options_that_are_none_are_named_at_once(shards: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(options))}="):
+        read_webdataset(shards, **options)
+
+
+def test_sidecars_that_are_too_large_are_not_read_and_their_samples_are_errors(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with path.open("wb") as file:  # which is sparse: 6 GB of caption, and not on the disk
+        file.write(tars.member("a.jpg", b"i") + tars.head("a.txt", 6 << 30))
+        file.seek(6 << 30, 1)
+        file.write(tars.member("b.jpg", b"i") + tars.member("b.json", b"{}" + b" " * (1 << 20)))
+        file.write(tars.member("c.jpg", b"i") + tars.member("c.txt", b"x" * (1 << 20)) + tars.END)
+    rows = read_webdataset(path).compute().set_index("image_id")
+    assert "'a.txt' has 6,442,450,944 bytes" in rows.loc["x/a", "error"] and "max_sidecar" in rows.loc["x/b", "error"]
+    assert len(rows.loc["x/c", "caption"]) == 1 << 20 and pd.isna(rows.loc["x/c", "error"])
+    rows = read_webdataset(path, max_sidecar=2 << 20).compute()
+    assert rows["error"].notna().tolist() == [True, False, False]
+
+
+def test_messages_name_a_few_members_and_no_long_names(tmp_path: Path) -> None:
+    members = [(f"a.{'n' * 5000}{number}.cls", b"") for number in range(200)]
+    (error,) = read_webdataset(write_tar(tmp_path / "x.tar", members)).compute()["error"]
+    assert error.startswith("no image: the sample has a.nnn") and error.endswith("and 195 more") and len(error) < 700
+
+
+def test_captions_that_are_not_utf8_are_read_in_the_encoding_they_have(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", [("a.jpg", b"i"), ("a.txt", b"caf\xe9"), ("a.json", b'{"a": 1}\n')])
     (row,) = read_webdataset(path).compute().itertuples()
-    assert row.caption == "caf\ufffd" and row.metadata == '{"a": 1}\n'
+    assert (row.caption, row.metadata, row.text_encoding) == ("café", '{"a": 1}\n', "cp1252")
+
+
+def test_the_encoding_of_text_that_is_not_utf8_is_told_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = ["é".encode(), "é".encode("utf-8-sig"), "é".encode("utf-16"), b"\xe9", b"\xe9", b"\x81\xe9", b""]
+    members = [(f"{number}.{name}", text) for number, text in enumerate(texts) for name in ("jpg", "txt")]
+    members += [("json.jpg", b""), ("json.json", b'{"a": "\xe9"}')]
+    rows = read_webdataset(write_tar(tmp_path / "x.tar", members)).compute(scheduler="sync")
+    assert rows["caption"].fillna("-").tolist() == ["é", "é", "é", "é", "é", "\x81é", "", "-"]
+    assert rows["text_encoding"].fillna("-").tolist() == [
+        "-",
+        "-",
+        "utf-16",
+        "cp1252",
+        "cp1252",
+        "latin-1",
+        "-",
+        "cp1252",
+    ]
+    assert "(cp1252: 3, utf-16: 1, latin-1: 1)" in caplog.text and "x.tar" in caplog.text
 
 
 def test_a_truncated_shard_gives_its_whole_samples_and_an_error(shards: Path, client: Client) -> None:
@@ -174,16 +276,22 @@ def test_a_truncated_shard_gives_its_whole_samples_and_an_error(shards: Path, cl
     assert len(rows) == 8 + 3
 
 
-def test_a_shard_with_nothing_in_it_is_named(shards: Path) -> None:
-    (shards / "00001.tar").write_bytes(b"")
-    with pytest.raises(tar.ShardError, match=r"00001\.tar is empty"):
-        read_webdataset(shards).compute()
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>404</html>" * 100, b"\x1f\x8b" + bytes(600), tars.head("a.jpg", -1) + tars.END]
+)
+def test_a_shard_in_which_nothing_can_be_read_is_one_row_and_the_others_are_read(shards: Path, content: bytes) -> None:
+    (shards / "00001.tar").write_bytes(content)
+    rows = read_webdataset(shards).compute().set_index("image_id")
+    assert len(rows) == 4 + 1 + 4 and rows["error"].notna().sum() == 1
+    row = rows.loc["00001/"]
+    assert row["error"].startswith(f"shard: {shards}/00001.tar ") and row["bytes"] == 0 and pd.isna(row["member"])
 
 
-def test_compressed_shards_are_refused_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "x.tar.gz").write_bytes(b"")
-    with pytest.raises(ValueError, match="decompress"):
-        read_webdataset(tmp_path / "x.tar.gz")
+def test_compressed_shards_are_refused_with_what_makes_plain_ones(shards: Path, tmp_path: Path) -> None:
+    (shards / "x.tar.gz").write_bytes(b"")
+    for urls in (shards / "x.tar.gz", shards):
+        with pytest.raises(ValueError, match=r"x\.tar\.gz is compressed: .* imgcurate convert"):
+            read_webdataset(urls)
 
 
 @pytest.mark.parametrize("urls", ["nowhere.tar", "nowhere/*.tar", ["nowhere/"]])
@@ -275,7 +383,7 @@ def test_parquet_with_the_earlier_name_of_bytes_is_read(shards: Path, tmp_path: 
 
 def test_a_frame_with_the_earlier_name_of_bytes_is_refused_with_what_to_type(shards: Path) -> None:
     frame = read_webdataset(shards).rename(columns={"bytes": "size"})
-    with pytest.raises(KeyError, match="which was called 'size': frame.rename"):
+    with pytest.raises(KeyError, match=r"which was called .size.: frame\.rename"):
         measure(frame)
     assert "bytes" in measure(frame.rename(columns={"size": "bytes"})).columns
 

@@ -1,4 +1,5 @@
-"""The command line: `imgcurate run` curates shards, `verify` checks what a run wrote, `demo` shows the job on real photos."""
+"""The command line: `imgcurate run` curates shards, `verify` checks what a run wrote, `convert` decompresses shards, `demo` shows the job on
+real photos."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from imgcurate import __version__
-from imgcurate.cli import demo, run
+from imgcurate.cli import convert, demo, run
 
 
 class _Terminated(KeyboardInterrupt):
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"imgcurate {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     run.add_to(commands)
+    convert.add_to(commands)
     demo.add_to(commands)
     return parser
 

@@ -1,14 +1,13 @@
-"""Bytes copied from the sources into a shard, and compared while they pass with what was listed and looked at."""
+"""Bytes copied from the sources into a shard. While they pass, headers are parsed again and must say what was listed, and images are compared
+with what was looked at."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import pandas as pd
 import xxhash
@@ -43,6 +42,30 @@ def rows_of(rows: pd.DataFrame) -> list[Row]:
         columns[name] = [None if number is None else int(number) for number in columns[name]]
     nothing: list[Any] = [None] * len(rows)
     return [Row(*values) for values in zip(*(columns.get(name, nothing) for name in Row._fields), strict=True)]
+
+
+class Piece(NamedTuple):
+    """Members of one sample that follow one another in its shard.
+
+    Attributes
+    ----------
+    row : Row
+    key : str
+        The sample's.
+    start, stop : int
+        The members as a run of bytes.
+    image : bool
+        Whether the row's image is one of them.
+    """
+
+    row: Row
+    key: str
+    start: int
+    stop: int
+    image: bool
+
+    def changed(self) -> tar.ShardChanged:
+        return self.row.changed(f"bytes {self.start} to {self.stop} are not the sample {tar.shown(self.key)}")
 
 
 class Sources:
@@ -90,8 +113,8 @@ class Sources:
                 samples = tar.scan(file, file.seek(0, os.SEEK_END), row.url)
             self.listings = {row.url: {sample.key: sample for sample in samples}}
         sample = self.listings[row.url].get(key)
-        if sample is None or not any(_holds(member, row) for member in sample.members):
-            raise row.changed(f"the sample {key} is not where it was")
+        if sample is None or not any(_is_image(member, row) for member in sample.members):
+            raise row.changed(f"the sample {tar.shown(key)} is not where it was")
         return sample.members
 
 
@@ -103,8 +126,38 @@ def _gone_is_changed(url: str) -> Iterator[None]:
         raise tar.ShardChanged(url, "it is gone") from None
 
 
-def _holds(member: tar.Member, row: Row) -> bool:
-    return (member.offset, member.size) == (row.offset, row.bytes)
+def _is_image(member: tar.Member, row: Row) -> bool:
+    return (member.name, member.offset, member.size) == (row.member, row.offset, row.bytes)
+
+
+def _checked(pieces: Sequence[Piece], file: BinaryIO) -> Iterator[tar.Member]:
+    """Yield the members of pieces that follow one another in a file, and raise where they are not those that were listed."""
+    members = tar.walk(file, pieces[0].start, pieces[-1].stop, whole=False)
+    piece = pieces[0]
+    try:
+        for piece in pieces:
+            at, names, found = piece.start, set(), not piece.image
+            while at < piece.stop:
+                member = next(members, None)
+                if (
+                    member is None
+                    or member.start != at
+                    or member.key != piece.key
+                    or member.problem
+                    or member.name in names
+                ):
+                    raise piece.changed()
+                names.add(member.name)
+                found = found or _is_image(member, piece.row)
+                at = member.stop
+                yield member
+            if at != piece.stop:
+                raise piece.changed()
+            if not found:
+                raise piece.row.changed(f"the image at byte {piece.row.offset} is no member of its sample")
+        next(members, None)  # which tells that the last member is cut off
+    except tar.DamagedTar:
+        raise piece.changed() from None
 
 
 class _Comparison:
@@ -127,10 +180,46 @@ class _Comparison:
             self.rows.popleft()
             self.digest.reset()
 
+
+class _Passing:
+    """Bytes of a source as a file that is read from front to back, all of which are handed to `take` on the way, in blocks."""
+
+    def __init__(self, file: BinaryIO, row: Row, start: int, stop: int, take: Callable[[int, bytes], None]) -> None:
+        self.file, self.row, self.stop, self.take = file, row, stop, take
+        self.window, self.begin = b"", start
+        self.at = self.end = start
+        file.seek(start)
+
+    def seek(self, offset: int) -> None:
+        self.at = offset
+
+    def read(self, size: int) -> bytes:
+        stop = min(self.at + size, self.stop)
+        while self.end < stop:
+            self._pass()
+        found = self.window[self.at - self.begin : stop - self.begin]
+        self.at = stop
+        return found
+
     def finish(self) -> None:
-        """See that all images have passed."""
-        if self.rows:
-            raise self.rows[0].changed(f"the image at byte {self.rows[0].offset} lies outside its sample")
+        """Let the rest pass."""
+        while self.end < self.stop:
+            self._pass()
+
+    def _pass(self) -> None:
+        block = _read_block(self.file, self.row, self.end, self.stop)
+        self.take(self.end, block)
+        wanted = self.window[self.at - self.begin :]
+        self.window = wanted + block if wanted else block
+        self.begin = self.end - len(wanted)
+        self.end += len(block)
+
+
+def _read_block(file: BinaryIO, row: Row, start: int, stop: int) -> bytes:
+    block = file.read(min(_BLOCK, stop - start))
+    if not block:
+        raise row.changed(f"it is shorter and ends at byte {start}")
+    return block
 
 
 class Writer:
@@ -138,101 +227,89 @@ class Writer:
 
     def __init__(self, file: BinaryIO, sources: Sources) -> None:
         self.file, self.sources = file, sources
-        self.pending: list[Row] = []
-        self.start = self.stop = 0
+        self.pending: list[Piece] = []
         self.written = 0
         self.digest = xxhash.xxh3_128()
 
-    def add_run(self, row: Row) -> None:
-        """Write a sample as it is."""
-        assert row.sample_offset is not None and row.sample_size is not None
-        self._add(row, row.sample_offset, row.sample_offset + row.sample_size)
-
-    def add_renamed(self, row: Row, key: str, new_key: str) -> None:
-        """Write the members of a run under another key: new headers, the same content."""
-        self._flush()
-        assert row.sample_offset is not None and row.sample_size is not None
-        run = io.BytesIO()
-        self._copy([row], row.sample_offset, row.sample_offset + row.sample_size, run.write)
-        run.write(tar.END)
-        try:
-            samples = tar.scan(run, row.sample_size + len(tar.END), row.url)
-        except tar.ShardError:
-            samples = []
-        if [(sample.key, sample.problem) for sample in samples] != [(key, None)]:
-            raise row.changed(
-                f"bytes {row.sample_offset} to {row.sample_offset + row.sample_size} are no longer the sample {key}"
-            )
-        for member in samples[0].members:
-            self._add_member(row, run, member, key, new_key)
-
-    def add_scattered(self, row: Row, key: str, new_key: str | None) -> None:
-        """Write members that are not adjacent in their source."""
-        for member in self.sources.members(row, key):
-            of_member = row if _holds(member, row) else row._replace(digest=None)
+    def add_sample(self, row: Row, key: str, new_key: str | None = None) -> None:
+        """Write a sample of a shard as it is, or under another key: new headers, the same content."""
+        if row.sample_offset is not None and row.sample_size is not None:
+            pieces = [Piece(row, key, row.sample_offset, row.sample_offset + row.sample_size, True)]
+        else:
+            members = self.sources.members(row, key)
+            pieces = [Piece(row, key, member.start, member.stop, _is_image(member, row)) for member in members]
+        for piece in pieces:
+            if not 0 <= piece.start < piece.stop:
+                raise piece.changed()
             if new_key is None:
-                self._add(of_member, member.start, member.stop)
+                self._add(piece)
             else:
                 self._flush()
-                run = io.BytesIO()
-                self._copy([of_member], member.start, member.stop, run.write)
-                moved = member._replace(start=0, offset=member.offset - member.start)
-                self._add_member(row, run, moved, key, new_key)
+                self._copy_renamed(piece, new_key)
 
     def add_file(self, row: Row, key: str) -> None:
         """Write an image file, and the sidecars beside it, as a sample."""
         self._flush()
+        if row.offset < 0 or row.bytes < 0:
+            raise row.changed(f"the image is said to be bytes {row.offset} to {row.offset + row.bytes}")
         self._write(tar.header(key + os.path.splitext(row.url)[1], row.bytes))
-        self._copy([row], row.offset, row.offset + row.bytes, self._write)
-        self._write(tar.padding(row.bytes))
+        self._copy_content(row, row.offset, row.bytes, compared=True)
         for extension in (".txt", ".json"):
             beside = storage.replace_extension(row.url, extension)
             content = storage.read_if_there(beside, self.sources.storage_options)
             if content is not None:
-                self._add_content(key + extension, content)
+                self._write(tar.header(key + extension, len(content)) + content + tar.padding(len(content)))
 
     def finish(self) -> None:
         """End the archive."""
         self._flush()
         self._write(tar.END)
 
-    def _add(self, row: Row, start: int, stop: int) -> None:
-        if not self.pending or (self.pending[-1].url, self.stop) != (row.url, start):
+    def _add(self, piece: Piece) -> None:
+        if self.pending and (self.pending[-1].row.url, self.pending[-1].stop) != (piece.row.url, piece.start):
             self._flush()
-            self.start = start
-        self.pending.append(row)
-        self.stop = stop
+        self.pending.append(piece)
 
     def _flush(self) -> None:
         if self.pending:
-            self._copy(self.pending, self.start, self.stop, self._write)
+            self._copy(self.pending)
             self.pending = []
 
-    def _copy(self, rows: Sequence[Row], start: int, stop: int, write: Callable[[bytes], Any]) -> None:
-        """Copy bytes of the source of `rows`, and compare the images of `rows`, which lie in them."""
-        for row in {row.etag: row for row in rows}.values():
+    def _copy(self, pieces: Sequence[Piece]) -> None:
+        for row in {piece.row.etag: piece.row for piece in pieces}.values():
             file = self.sources.open(row)
-        comparison = _Comparison(rows)
-        file.seek(start)
-        while start < stop:
-            block = file.read(min(_BLOCK, stop - start))
-            if not block:
-                raise rows[0].changed(f"it is shorter and ends at byte {start}")
-            comparison.take(start, block)
-            write(block)
-            start += len(block)
-        comparison.finish()
+        comparison = _Comparison([piece.row for piece in pieces if piece.image])
 
-    def _add_member(self, row: Row, run: BinaryIO, member: tar.Member, key: str, new_key: str) -> None:
-        info = tar.parse_header(run, member.start, member.offset, row.url)
-        run.seek(member.offset)
-        self._add_content(new_key + info.name.removeprefix(key), run.read(member.size), info)
+        def take(place: int, block: bytes) -> None:
+            comparison.take(place, block)
+            self._write(block)
 
-    def _add_content(self, name: str, content: bytes, like: tarfile.TarInfo | None = None) -> None:
-        self._flush()
-        self._write(tar.header(name, len(content), like))
-        self._write(content)
-        self._write(tar.padding(len(content)))
+        passing = _Passing(file, pieces[0].row, pieces[0].start, pieces[-1].stop, take)
+        for _ in _checked(pieces, cast(BinaryIO, passing)):
+            pass
+        passing.finish()
+
+    def _copy_renamed(self, piece: Piece, new_key: str) -> None:
+        file = self.sources.open(piece.row)
+        for member in _checked([piece], file):
+            file.seek(member.start)
+            like = file.read(member.offset - member.start)
+            self._write(tar.header(new_key + member.name[len(piece.key) :], member.size, like))
+            self._copy_content(piece.row, member.offset, member.size, compared=_is_image(member, piece.row))
+
+    def _copy_content(self, row: Row, offset: int, size: int, *, compared: bool) -> None:
+        """Copy the content of a member, and fill its last block."""
+        file = self.sources.open(row)
+        comparison = _Comparison([row] if compared else [])
+        comparison.take(offset, b"")  # which is all that an empty image has
+        file.seek(offset)
+        place = offset
+        while place < offset + size:
+            block = _read_block(file, row, place, offset + size)
+            comparison.take(place, block)
+            self._write(block)
+            place += len(block)
+        self._write(tar.padding(size))
 
     def _write(self, content: bytes) -> None:
         self.file.write(content)

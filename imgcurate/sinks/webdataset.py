@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ _COLUMNS = ["image_id", "url", "member", "offset", "bytes", "sample_offset", "sa
 _COMPARED = ["etag", "digest"]
 # A file in the folder of the shards, for tasks that have not begun to see that one has failed.
 _STOPPED = ".stopped"
+# What makes a name unsafe, as `imgcurate.tar.is_unsafe` has it, and the beginning of ``__names__``.
+_NOT_IN_KEYS = re.compile(r"[\0-\x1f\x7f-\x9f\\]|(?<=^[A-Za-z]):|^__+")
 
 
 def write_webdataset(
@@ -185,12 +188,8 @@ def write_shard(rows: pd.DataFrame, url: str, storage_options: storage.Options =
             for row, (key, new_key) in zip(rows_of(rows), keys, strict=True):
                 if row.member is None:
                     out.add_file(row, new_key or key)
-                elif row.sample_offset is None:
-                    out.add_scattered(row, key, new_key)
-                elif new_key is None:
-                    out.add_run(row)
                 else:
-                    out.add_renamed(row, key, new_key)
+                    out.add_sample(row, key, new_key)
             out.finish()
         finally:  # where it failed as well, for that may be why
             sources.refuse_changed()
@@ -226,7 +225,7 @@ def _write_cuts(
     rows = pd.concat([part.iloc[start:stop] for part, start, stop in cuts], ignore_index=True)
     try:
         return f"{folder}/{name}", *write_shard(rows, f"{folder}/{name}", storage_options)
-    except (tar.ShardError, OSError) as problem:
+    except (ValueError, OSError) as problem:
         # On a disk that is full even this may fail; then the other tasks will find so as well.
         with contextlib.suppress(OSError), storage.open_atomic(f"{folder}/{_STOPPED}", storage_options) as mark:
             mark.write(b"")
@@ -259,11 +258,18 @@ def _key(image_id: Any, member: str | None) -> str:
         return _safe_key(os.path.splitext(image_id)[0])
     named = tar.split_name(member)
     if named is None:
-        raise ValueError(f"{image_id}: member {member!r} is not a sample's")
+        raise ValueError(f"{tar.shown(str(image_id))}: member {tar.shown(member)} is not a sample's")
     return named[0]
 
 
 def _safe_key(image_id: str) -> str:
-    """Return a key that stays in its folder, and that ends at the first dot because it has none."""
-    *folders, base = [part for part in str(image_id).split("/") if part not in ("", ".", "..")] or ["sample"]
-    return "/".join([*folders, base.replace(".", "_")])
+    """Return a key that a reader finds again: in its folder, without a dot, and no ``__name__`` that is no sample's.
+
+    Examples
+    --------
+    >>> _safe_key("../__x__/cat.v1"), _safe_key("C:\\cat"), _safe_key("File:cat")
+    ('_x__/cat_v1', 'C__cat', 'File:cat')
+    """
+    text = str(image_id).encode("utf-8", "backslashreplace").decode()
+    *folders, base = [part for part in text.split("/") if part not in ("", ".", "..")] or ["sample"]
+    return _NOT_IN_KEYS.sub("_", "/".join([*folders, base.replace(".", "_")]))

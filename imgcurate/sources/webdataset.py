@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -12,11 +13,12 @@ import pandas as pd
 
 from imgcurate import schema, storage, tar, vectors
 from imgcurate.cluster import backend
+from imgcurate.sources.sidecars import AS_USUAL, MAX_SIDECAR, BadSidecar, Sidecars, Texts, chosen, images_of, texts_of
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "avif", "heic", "heif")
+logger = logging.getLogger("imgcurate")
 
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
-_TEXTS = ("txt", "json")
+# How many of the names of a sample's members a message has.
+_NAMED = 5
 
 
 class Shard(NamedTuple):
@@ -28,7 +30,13 @@ class Shard(NamedTuple):
 
 
 def read_webdataset(
-    urls: storage.Paths, *, shards_per_partition: int = 1, storage_options: storage.Options = None
+    urls: storage.Paths,
+    *,
+    caption_from: str = "txt",
+    image: str | None = None,
+    max_sidecar: int = MAX_SIDECAR,
+    shards_per_partition: int = 1,
+    storage_options: storage.Options = None,
 ) -> Any:
     """Read WebDataset tar shards as a Dask dataframe with one row a sample.
 
@@ -36,6 +44,13 @@ def read_webdataset(
     ----------
     urls : str, path, or list of these
         A shard, a folder of shards, a glob, or braces such as ``"s3://bucket/{00000..00041}.tar"``: any fsspec URL.
+    caption_from : str, default "txt"
+        What the caption is: the member with this extension, such as ``"caption"`` or ``"text"``, or with ``"json:caption"`` what stands in
+        the JSON under this key.
+    image : str, optional
+        The extension of the member that is the image, such as ``"jpg"`` or ``"left.jpg"``, for samples that have several.
+    max_sidecar : int, default 1 MiB
+        Bytes that a caption or a JSON may have; a sample with a larger one is a row with an error.
     shards_per_partition : int, default 1
         Raise it for many small shards.
     storage_options : dict, optional
@@ -44,26 +59,29 @@ def read_webdataset(
     Returns
     -------
     dask.dataframe.DataFrame
-        Columns image_id, url, member, offset, bytes, sample_offset, sample_size, etag, caption, metadata, error; see
+        Columns image_id, url, member, offset, bytes, sample_offset, sample_size, etag, caption, metadata, text_encoding, error; see
         `imgcurate.schema`. ``image_id`` is the shard's path relative to the common folder of all shards, without its
         extension, "/", and the sample's key. A sample that cannot be used (no image, several images, a member stored twice, an
-        unsafe name, a link, a shard that is cut off inside it) is a row with an ``error``.
+        unsafe name, a link, a shard that is cut off inside it) is a row with an ``error``, and so is a shard in which nothing can be read:
+        its ``image_id`` ends after the "/".
 
     Raises
     ------
     FileNotFoundError
         Where a pattern names nothing.
     ValueError
-        Where a shard is compressed, is named twice, or two shards give the same image_id.
-    imgcurate.tar.ShardError
-        When rows are computed, where nothing can be read from a shard.
+        Where a shard is compressed, is named twice, two shards give the same image_id, or an option is not one.
+    imgcurate.tar.ShardChanged
+        When rows are computed, where a shard is not what it was when it was found.
 
     Notes
     -----
-    Listing reads headers and the .txt and .json sidecars, never images. As in WebDataset, a key is a member's path up to the
+    Listing reads headers and the captions and .json sidecars, never images. As in WebDataset, a key is a member's path up to the
     first dot of the file name, and directories, hidden files, files without an extension and ``__names__`` are no samples. Members of
     one key belong together wherever they stand in the shard. An image is a member whose extension is one of
-    jpg, jpeg, png, webp, gif, tif, tiff, bmp, avif in any case; where there is none, one that ends in such an extension.
+    jpg, jpeg, png, webp, gif, tif, tiff, bmp, avif, heic, heif in any case; where there is none, one that ends in such an extension, as
+    ``a.v1.jpg``, to which ``a.v1.txt`` belongs rather than ``a.txt``. Text that is not UTF-8 is read as its byte order mark says, else as cp1252 or Latin-1;
+    ``text_encoding`` says so, and a warning in the log counts it.
 
     Examples
     --------
@@ -72,12 +90,14 @@ def read_webdataset(
     """
     if shards_per_partition < 1:
         raise ValueError(f"shards_per_partition={shards_per_partition}: must be at least 1")
+    sidecars = chosen(caption_from, image, max_sidecar)
     shards = find_shards(urls, storage_options)
     groups = [shards[i : i + shards_per_partition] for i in range(0, len(shards), shards_per_partition)]
     frame = dd.from_map(
         list_shards,
         groups,
         storage_options=storage_options,
+        sidecars=sidecars,
         meta=schema.empty(schema.SOURCE_COLUMNS),
         label="read-webdataset",
     )
@@ -86,19 +106,19 @@ def read_webdataset(
 
 def find_shards(urls: storage.Paths, storage_options: storage.Options = None) -> list[Shard]:
     """Find the shards that `read_webdataset` would read, in order; it says what is raised."""
-    found = storage.expand(urls, (".tar",), storage_options)
+    found = storage.expand(urls, (".tar", *tar.COMPRESSED), storage_options)
     for url in found:
-        if url.lower().endswith(_COMPRESSED):
-            raise ValueError(
-                f"{url} is compressed: a sample's bytes cannot be found in it without reading all before; decompress it to .tar"
-            )
+        if url.lower().endswith(tar.COMPRESSED):
+            raise ValueError(tar.compressed(url))
     names = _name_shards(list(found))
     shards = [Shard(url, names[url], entry.etag or storage.etag(url, storage_options)) for url, entry in found.items()]
     _check_nested(shards, storage_options)
     return shards
 
 
-def list_shards(shards: Sequence[tuple[Any, ...]], storage_options: storage.Options = None) -> pd.DataFrame:
+def list_shards(
+    shards: Sequence[tuple[Any, ...]], storage_options: storage.Options = None, sidecars: Sidecars = AS_USUAL
+) -> pd.DataFrame:
     """List shards as one partition of rows: what `read_webdataset` runs on the workers.
 
     Parameters
@@ -106,74 +126,88 @@ def list_shards(shards: Sequence[tuple[Any, ...]], storage_options: storage.Opti
     shards : sequence of Shard
         Of one without an etag, that is asked for first.
     storage_options : dict, optional
+    sidecars : Sidecars, optional
 
     Raises
     ------
-    imgcurate.tar.ShardError
-        Where nothing can be read from a shard; `imgcurate.tar.ShardChanged` where it is not what it was when it was found.
+    imgcurate.tar.ShardChanged
+        Where a shard is not what it was when it was found.
     """
-    rows: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {name: [] for name in schema.SOURCE_COLUMNS}
     for known in shards:
         shard = Shard(*known)
         if shard.etag is None:
             shard = shard._replace(etag=storage.etag(shard.url, storage_options))
+        rows: list[dict[str, Any]]
         try:
             with storage.open_sequential(shard.url, storage_options) as file:
                 size = file.seek(0, os.SEEK_END)
-                rows += [_row(sample, shard) for sample in tar.scan(file, size, shard.url, _TEXTS)]
+                samples = tar.scan(file, size, shard.url, sidecars.texts, sidecars.most)
+            rows = [_row(sample, shard, sidecars) for sample in samples]
+        except tar.ShardError as problem:
+            rows = [_empty_row(shard, "", f"shard: {problem}")]
         finally:  # where it failed as well, for that may be why
             tar.refuse_changed(shard.url, [str(shard.etag)], storage_options)
-    return schema.table({column: [row[column] for row in rows] for column in schema.SOURCE_COLUMNS})
+        _tell_encodings(rows, shard.url)
+        for name, values in columns.items():
+            values += [row[name] for row in rows]
+    return schema.table(columns)
 
 
-def _row(sample: tar.Sample, shard: Shard) -> dict[str, Any]:
-    images = images_of(sample)
+def _row(sample: tar.Sample, shard: Shard, sidecars: Sidecars) -> dict[str, Any]:
+    images = images_of(sample, sidecars.image)
     problem = _problem(sample, images)
-    image = images[0] if images else None
-    run = sample.run
-    return {
-        "image_id": f"{shard.name}/{sample.key}",
-        "url": shard.url,
-        "etag": shard.etag,
-        "member": image.name if image else None,
-        "offset": image.offset if image else 0,
-        "bytes": image.size if image else 0,
-        "sample_offset": run[0] if run else None,
-        "sample_size": run[1] if run else None,
-        "caption": None if problem else _text(sample, "txt"),
-        "metadata": None if problem else _text(sample, "json"),
-        "error": problem,
-    }
+    row = _empty_row(shard, sample.key, problem)
+    if not images:
+        return row
+    image, run, texts = images[0], sample.run, Texts(None, None, None)
+    if problem is None:
+        try:
+            texts = texts_of(sample, image, sidecars)
+        except BadSidecar as bad:
+            row["error"] = f"sidecar: {bad}"
+    row["member"], row["offset"], row["bytes"] = image.name, image.offset, image.size
+    if run is not None:
+        row["sample_offset"], row["sample_size"] = run
+    row["caption"], row["metadata"], row["text_encoding"] = texts
+    return row
 
 
-def images_of(sample: tar.Sample) -> list[tar.Member]:
-    """Return the members of a sample that are images: one, of a sample that can be used."""
-    images = [member for member in sample.members if member.extension in IMAGE_EXTENSIONS]
-    return images or [member for member in sample.members if member.extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
+def _empty_row(shard: Shard, key: str, error: str | None) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(schema.SOURCE_COLUMNS)
+    row["image_id"], row["url"], row["etag"], row["error"] = f"{shard.name}/{key}", shard.url, shard.etag, error
+    row["offset"] = row["bytes"] = 0
+    return row
 
 
 def _problem(sample: tar.Sample, images: list[tar.Member]) -> str | None:
     """Say why a sample cannot be used, or None."""
-    names = Counter(member.name for member in sample.members)
-    twice = [name for name, count in names.items() if count > 1]
     if sample.problem:
         return sample.problem
     for member in sample.members:
         if member.problem:
             return member.problem
-    if twice:
-        return f"member {twice[0]!r} is stored {names[twice[0]]} times"
+    names = Counter(member.name for member in sample.members) if len(sample.members) > 1 else {}
+    if len(names) < len(sample.members) and names:
+        name, count = max(names.items(), key=lambda item: item[1])
+        return f"member {tar.shown(name)} is stored {count} times"
     if not images:
-        return "no image: the sample has " + ", ".join(member.name for member in sample.members)
+        return f"no image: the sample has {_list(sample.members)}"
     if len(images) > 1:
-        return f"{len(images)} images in one sample: " + ", ".join(member.name for member in images)
+        return f"{len(images)} images in one sample: {_list(images)}; image= chooses one by its extension"
     return None
 
 
-def _text(sample: tar.Sample, extension: str) -> str | None:
-    contents = (member.content for member in sample.members if member.extension == extension)
-    content = next(contents, None)
-    return None if content is None else content.decode("utf-8", "replace")
+def _list(members: Sequence[tar.Member]) -> str:
+    named = ", ".join(tar.shown(member.name)[1:-1] for member in members[:_NAMED])
+    return named if len(members) <= _NAMED else f"{named} and {len(members) - _NAMED:,} more"
+
+
+def _tell_encodings(rows: Sequence[dict[str, Any]], url: str) -> None:
+    found = Counter(row["text_encoding"] for row in rows if row["text_encoding"])
+    if found:
+        counts = ", ".join(f"{encoding}: {count:,}" for encoding, count in found.most_common())
+        logger.warning("%s: text that is not UTF-8 was read in another encoding (%s)", url, counts)
 
 
 def _name_shards(urls: Sequence[str]) -> dict[str, str]:
