@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import io
+import json
 import struct
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -149,6 +152,22 @@ def test_a_picture_of_one_long_row_is_measured_in_small_blocks() -> None:
     tracemalloc.stop()
     assert found["sharpness"] == 0 and found["colourfulness"] > 80
     assert peak < 40 << 20
+
+
+def test_a_picture_of_one_long_row_is_hashed_and_squashed_in_little_memory() -> None:
+    program = (
+        "import resource; from PIL import Image; from imgcurate import phash, pixels\n"
+        "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "image = Image.linear_gradient('L').rotate(90).resize((40_000_000, 1), 0).convert('RGB')\n"
+        "before, hashed = used(), phash.phash(image)\n"
+        "row = pixels.resize_and_crop(image, (24, 24), None)[7].mean(axis=1).astype(int).tolist()\n"
+        "print(hashed > 0, used() - before < 200 << 10, row)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    hashed, little, row = ended.stdout.split(" ", 2)
+    assert (hashed, little) == ("True", "True")
+    expected = [255 * (2 * column + 1) / 48 for column in range(24)]
+    assert np.abs(np.array(json.loads(row)) - expected).max() < 2
 
 
 def test_blocks_of_any_shape_make_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:

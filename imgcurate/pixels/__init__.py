@@ -13,12 +13,12 @@ from imgcurate.pixels.errors import PixelError
 from imgcurate.pixels.formats import BY_NAME, MAX_BYTES, MAX_PIXELS, check_formats
 from imgcurate.pixels.isolated import check_timeout, within
 from imgcurate.pixels.reading import read_images
-from imgcurate.pixels.resizing import resize_and_crop, resized
+from imgcurate.pixels.resizing import resize_and_crop, resized, shortened
 from imgcurate.pixels.share import worker_threads
 
 __all__ = [
     "BY_NAME", "MAX_BYTES", "MAX_PIXELS", "Picture", "PixelError", "check_limits", "decode", "decode_picture", "open_picture",
-    "read_images", "resize_and_crop", "resized", "within", "worker_threads",
+    "read_images", "resize_and_crop", "resized", "shortened", "within", "worker_threads",
 ]  # fmt: skip
 
 

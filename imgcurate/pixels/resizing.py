@@ -13,6 +13,8 @@ from imgcurate.pixels.decoding import Picture
 # so that resizing a part of a drawing changes some of its edges by 20 grey levels, and its vector's cosine to .9997.
 _STRIP = 4
 
+_LONGEST = 1 << 20
+
 
 def resize_and_crop(
     image: Image.Image | Picture,
@@ -89,9 +91,25 @@ def resized(width: int, height: int, size: int | tuple[int, int] | None) -> tupl
     return int(size * width / height), size
 
 
+def shortened(image: Image.Image) -> Image.Image:
+    """Return an image of which no side is longer than two million pixels, averaged down where one was: for what resizes it to few.
+
+    The weights of a resize take tens of bytes a pixel of the longer side, gigabytes where all pixels lie in one row.
+
+    Examples
+    --------
+    >>> shortened(Image.new("L", (5_000_000, 1))).size
+    (1250000, 1)
+    """
+    factors = (max(1, image.width // _LONGEST), max(1, image.height // _LONGEST))
+    return image.reduce(factors) if max(factors) > 1 else image
+
+
 def _resize(picture: Picture, width: int, height: int, resample: Image.Resampling) -> np.ndarray:
     """Return the resized picture, of three or four bytes a pixel; the fourth says nothing."""
     image, (left, top, right, bottom) = picture.image, picture.box
+    if max(image.size) > 2 * _LONGEST:
+        return np.asarray(shortened(image).resize((width, height), resample))
     mode = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}.get(resample)
     if mode is None or left or top:
         return np.asarray(image.resize((width, height), resample, box=picture.box))

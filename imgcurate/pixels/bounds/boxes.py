@@ -64,6 +64,8 @@ def walk(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[tuple
         size, kind = struct.unpack_from(">I4s", data, start)
         header = 8
         if size == 1:
+            if start + 16 > stop:
+                return
             (size,) = struct.unpack_from(">Q", data, start + 8)
             header = 16
         end = stop if size == 0 else min(start + size, stop)

@@ -27,7 +27,7 @@ _DIRECTORIES = (34665, 34853, 40965)
 class _Tag(NamedTuple):
     number: int
     kind: int
-    count: int
+    n_values: int
     at: int  # where its values lie
 
 
@@ -50,14 +50,14 @@ def excess(data: bytes, max_pixels: int) -> str | None:
         if len(found) > _MOST_TAGS:
             return f"broken TIFF: more than {_MOST_TAGS:,} tags"
         for tag in found:
-            if tag.kind not in _BYTES and tag.count > _MOST_VALUES:
-                return f"broken TIFF: tag {tag.number} has {tag.count:,} values"
-        if sum(tag.count for tag in found if tag.kind not in _BYTES) > _SPARE * _MOST_VALUES:
+            if tag.kind not in _BYTES and tag.n_values > _MOST_VALUES:
+                return f"broken TIFF: tag {tag.number} has {tag.n_values:,} values"
+        if sum(tag.n_values for tag in found if tag.kind not in _BYTES) > _SPARE * _MOST_VALUES:
             return f"broken TIFF: its tags have more than {_SPARE * _MOST_VALUES:,} values"
         if place == first:
             tags = {tag.number: tag for tag in reversed(found)}
         if len(places) < 8:
-            places += [_first(data, tag, order) for tag in found if tag.number in _DIRECTORIES and tag.count]
+            places += [_first(data, tag, order) for tag in found if tag.number in _DIRECTORIES and tag.n_values]
     return _excess_of_strips(data, tags, order)
 
 
@@ -83,7 +83,7 @@ def _tags(data: bytes, place: int, order: str, big: bool) -> Iterator[_Tag]:
 def _excess_of_strips(data: bytes, tags: dict[int, _Tag], order: str) -> str | None:
     def value(number: int, default: int) -> int:
         tag = tags.get(number)
-        return _first(data, tag, order) if tag is not None and tag.count else default
+        return _first(data, tag, order) if tag is not None and tag.n_values else default
 
     width, height = value(_WIDTH, 0), value(_HEIGHT, 0)
     layers = value(_SAMPLES, 1) if value(_PLANAR, 1) == 2 else 1
@@ -99,9 +99,9 @@ def _excess_of_strips(data: bytes, tags: dict[int, _Tag], order: str) -> str | N
         if number not in tags:
             continue
         strips = tags[number]
-        if strips.count > _SPARE * wanted[number] + _SPARE_STRIPS:
-            return f"broken TIFF: {strips.count:,} strips where its {width} x {height} pixels need {wanted[number]:,}"
-        if sizes in tags and strips.count > 1:
+        if strips.n_values > _SPARE * wanted[number] + _SPARE_STRIPS:
+            return f"broken TIFF: {strips.n_values:,} strips where its {width} x {height} pixels need {wanted[number]:,}"
+        if sizes in tags and strips.n_values > 1:
             starts, lengths = _values(data, strips, order), _values(data, tags[sizes], order)
             count = min(len(starts), len(lengths))
             left = np.maximum(len(data) - starts[:count], 0)
@@ -111,7 +111,7 @@ def _excess_of_strips(data: bytes, tags: dict[int, _Tag], order: str) -> str | N
 
 
 def _first(data: bytes, tag: _Tag, order: str) -> int:
-    values = _values(data, tag._replace(count=1), order)
+    values = _values(data, tag._replace(n_values=1), order)
     return int(values[0]) if len(values) else 0
 
 
@@ -119,5 +119,4 @@ def _values(data: bytes, tag: _Tag, order: str) -> np.ndarray:
     """Return whole numbers, as floats: sums of 64-bit ones would overflow."""
     if tag.kind not in _WHOLE:
         return np.zeros(0)
-    kind = np.dtype(_WHOLE[tag.kind]).newbyteorder(order)
-    return np.frombuffer(data, kind, tag.count, tag.at).astype(np.float64)
+    return np.frombuffer(data, order + _WHOLE[tag.kind], tag.n_values, tag.at).astype(np.float64)
