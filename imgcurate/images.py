@@ -59,6 +59,7 @@ def work(
     storage_options: Mapping[str, Any] | None = None,
     window: int | None = None,
     threads: int | None = None,
+    max_bytes: int = pixels.MAX_BYTES,
 ) -> Worked:
     """Read the images of a partition and work on them in threads, each holding one image at a time.
 
@@ -68,13 +69,15 @@ def work(
         With columns ``url``, ``offset``, ``bytes`` and perhaps ``error``, ``etag`` and ``digest``. Rows that have an error are not read, the
         others in the order of their places in the files.
     function : callable
-        Takes an image's bytes; a `pixels.PixelError` that it raises is the row's error.
+        Takes an image's bytes; what it raises, such as a `pixels.PixelError`, is the row's error.
     storage_options : mapping, optional
         Passed to fsspec.
     window : int, optional
         How many results there may be that were not asked for. Default: four a thread.
     threads : int, optional
         Default: the worker's share of the cores. With one, an image is worked on when its result is asked for, and none ahead.
+    max_bytes : int
+        A larger image is an error, and is not read.
 
     Raises
     ------
@@ -105,7 +108,8 @@ def work(
     for row in rows:
         if etags[row] is not None:
             listed[urls[row]].add(etags[row])
-    data = pixels.read_images(((urls[row], offsets[row], sizes[row]) for row in rows), storage_options, listed)
+    places = ((urls[row], offsets[row], sizes[row]) for row in rows)
+    data = pixels.read_images(places, storage_options, listed, max_bytes)
 
     def on_one(image: bytes | pixels.PixelError) -> tuple[str | None, Any]:
         if isinstance(image, pixels.PixelError):
@@ -115,6 +119,8 @@ def work(
             return digest, function(image)
         except pixels.PixelError as problem:
             return digest, problem
+        except Exception as problem:  # what one image does to a decoder, or takes of memory, is no reason to stop
+            return digest, pixels.PixelError("decode", f"{type(problem).__name__}: {problem}")
 
     def results() -> Iterator[tuple[int, Any]]:
         at_once = threads or pixels.worker_threads(vectors.on_gpu(part))
@@ -140,6 +146,7 @@ def map_images(
     types: Mapping[str, pa.DataType],
     storage_options: Mapping[str, Any] | None = None,
     threads: int | None = None,
+    max_bytes: int = pixels.MAX_BYTES,
 ) -> Any:
     """Compute columns from the stored bytes of each image of a partition, in threads, each holding one image at a time.
 
@@ -148,12 +155,12 @@ def map_images(
     part : pandas or cuDF DataFrame of n rows
         With columns ``url``, ``offset``, ``bytes`` and perhaps ``error``, ``etag`` and ``digest``. Rows that have an error are not read.
     function : callable
-        Takes an image's bytes and gives one value a column; a `pixels.PixelError` that it raises is the row's error.
+        Takes an image's bytes and gives one value a column; what it raises is the row's error.
     types : mapping of str to pyarrow.DataType
         The columns.
     storage_options : mapping, optional
         Passed to fsspec.
-    threads : int, optional
+    threads, max_bytes : int, optional
         As for `work`.
 
     Returns
@@ -166,7 +173,7 @@ def map_images(
     imgcurate.tar.ShardChanged
         As `work`.
     """
-    errors, digests, results = work(part, function, storage_options, threads=threads)
+    errors, digests, results = work(part, function, storage_options, threads=threads, max_bytes=max_bytes)
     values: list[tuple[Any, ...]] = [(None,) * len(types)] * len(errors)
     for row, made in results:
         values[row] = made

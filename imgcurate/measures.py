@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from imgcurate import images, pixels, schema, vectors
 from imgcurate.phash import phash
@@ -37,6 +39,9 @@ def measure(
     draft: bool = False,
     truncated: bool = False,
     max_pixels: int = pixels.MAX_PIXELS,
+    max_bytes: int = pixels.MAX_BYTES,
+    formats: Sequence[str] = (),
+    timeout: float | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Any:
     """Add what can be measured of each image without a model, from one decoding.
@@ -52,7 +57,7 @@ def measure(
     draft : bool, default False
         Decode JPEGs at a fraction of their size where only ``phash`` is asked for. That is faster, and a hash may differ from that of full
         decoding in a bit or two.
-    truncated, max_pixels, storage_options
+    truncated, max_pixels, max_bytes, formats, timeout, storage_options
         As for `embed`.
 
     Returns
@@ -79,7 +84,7 @@ def measure(
     KeyError
         Where a column of the frame is missing.
     ValueError
-        Where a column that is asked for is unknown.
+        Where a column that is asked for is unknown, or a limit out of range.
     imgcurate.tar.ShardChanged
         When rows are computed, where a file is not what was listed, or an image not what its ``digest`` says.
 
@@ -95,8 +100,7 @@ def measure(
     """
     schema.require(frame, ["url", "offset", "bytes"], "measure")
     names = [name for name in chosen(True if columns is None else columns) if name not in frame.columns]
-    if max_pixels < 1:
-        raise ValueError(f"max_pixels={max_pixels}: it must be at least 1")
+    pixels.check_limits(max_pixels, max_bytes, formats, timeout)
     added_names = [*names, "error", "digest"]
     needed = [name for name in images.READ_COLUMNS if name in frame.columns]
     added = frame[needed].map_partitions(
@@ -105,6 +109,9 @@ def measure(
         draft=draft,
         truncated=truncated,
         max_pixels=max_pixels,
+        max_bytes=max_bytes,
+        formats=tuple(formats),
+        timeout=timeout,
         storage_options=dict(storage_options or {}),
         meta=vectors.empty_like(frame._meta, added_names),
     )
@@ -118,6 +125,9 @@ def measure_part(
     draft: bool = False,
     truncated: bool = False,
     max_pixels: int = pixels.MAX_PIXELS,
+    max_bytes: int = pixels.MAX_BYTES,
+    formats: Sequence[str] = (),
+    timeout: float | None = None,
     storage_options: Mapping[str, Any] | None = None,
     threads: int | None = None,
 ) -> Any:
@@ -125,18 +135,26 @@ def measure_part(
 
     The arguments are those of `measure`; `threads` as for `images.work`.
     """
-    enough = _enough_to_hash if draft and set(names) <= {*_OF_HEADER, "phash"} else None
-
-    def function(data: bytes) -> tuple[Any, ...]:
-        if set(names) <= set(_OF_HEADER):
-            picture = pixels.open_picture(data, max_pixels=max_pixels)
-        else:
-            picture = pixels.decode_picture(data, enough, max_pixels=max_pixels, truncated=truncated)
-        found = of_picture(picture, len(data), names)
-        return tuple(found[name] for name in names)
-
+    function = partial(
+        of_file, names=tuple(names), draft=draft, truncated=truncated, max_pixels=max_pixels, formats=tuple(formats)
+    )
     types = {name: schema.TYPES[name] for name in names}
-    return images.map_images(part, function, types, storage_options, threads)
+    return images.map_images(
+        part, partial(pixels.within, timeout, function), types, storage_options, threads, max_bytes=max_bytes
+    )
+
+
+def of_file(
+    data: bytes, names: Sequence[str], *, draft: bool, truncated: bool, max_pixels: int, formats: Sequence[str]
+) -> tuple[Any, ...]:
+    """Return the measures `names` of an image file's bytes; the other arguments are those of `measure`."""
+    if set(names) <= set(_OF_HEADER):
+        picture = pixels.open_picture(data, max_pixels=max_pixels, formats=formats)
+    else:
+        enough = _enough_to_hash if draft and set(names) <= {*_OF_HEADER, "phash"} else None
+        picture = pixels.decode_picture(data, enough, max_pixels=max_pixels, truncated=truncated, formats=formats)
+    found = of_picture(picture, len(data), names)
+    return tuple(found[name] for name in names)
 
 
 def chosen(columns: bool | Sequence[str]) -> list[str]:
@@ -178,9 +196,9 @@ def of_picture(picture: pixels.Picture, n_bytes: int, names: Sequence[str]) -> d
         greys = picture.image.convert("L")
         found |= _of_histogram(np.array(greys.histogram(), dtype=np.float64))
         if "sharpness" in wanted:
-            found["sharpness"] = _variance_of_laplacian(np.asarray(greys))
+            found["sharpness"] = _variance_of_laplacian(greys)
     if "colourfulness" in wanted:
-        found["colourfulness"] = _colourfulness(np.asarray(picture.image))
+        found["colourfulness"] = _colourfulness(picture.image)
     if "phash" in wanted:
         found["phash"] = phash(picture.image)
     return {name: found[name] for name in names}
@@ -201,28 +219,39 @@ def _of_histogram(counts: np.ndarray) -> dict[str, float]:
     }
 
 
-def _variance_of_laplacian(greys: np.ndarray) -> float:
-    # In whole numbers, and a few rows at a time: exact, and small beside the picture.
-    framed = np.pad(greys, 1, mode="reflect")
+def _variance_of_laplacian(greys: Image.Image) -> float:
+    # In whole numbers, which are exact.
     total = squares = 0
-    step = max(1, _BLOCK_PIXELS // greys.shape[1])
-    for start in range(0, len(greys), step):
-        rows = framed[start : min(start + step, len(greys)) + 2].astype(np.int16)
+    for left, top, right, bottom in _blocks(greys):
+        # A block and the pixels around it; beyond the picture's borders, those before them.
+        box = (max(left - 1, 0), max(top - 1, 0), min(right + 1, greys.width), min(bottom + 1, greys.height))
+        missing = ((box[1] - top + 1, bottom + 1 - box[3]), (box[0] - left + 1, right + 1 - box[2]))
+        rows = np.pad(np.asarray(greys.crop(box)), missing, mode="reflect").astype(np.int16)
         around = rows[:-2, 1:-1] + rows[2:, 1:-1] + rows[1:-1, :-2] + rows[1:-1, 2:]
         laplacian = (around - 4 * rows[1:-1, 1:-1]).astype(np.int64)
         total += int(laplacian.sum())
         squares += int(np.vdot(laplacian, laplacian))
-    return squares / greys.size - (total / greys.size) ** 2
+    n_pixels = greys.width * greys.height
+    return squares / n_pixels - (total / n_pixels) ** 2
 
 
-def _colourfulness(rgb: np.ndarray) -> float:
+def _colourfulness(image: Image.Image) -> float:
     sums = np.zeros((2, 2), dtype=np.int64)
-    step = max(1, _BLOCK_PIXELS // rgb.shape[1])
-    for start in range(0, len(rgb), step):
-        red, green, blue = rgb[start : start + step].astype(np.int64).transpose(2, 0, 1)
+    for box in _blocks(image):
+        red, green, blue = np.asarray(image.crop(box)).astype(np.int64).transpose(2, 0, 1)
         for k, difference in enumerate((red - green, red + green - 2 * blue)):
             sums[k] += difference.sum(), np.vdot(difference, difference)
+    n_pixels = image.width * image.height
     # The second is twice the difference of yellow and blue.
-    mean, square = sums[:, 0] / rgb[..., 0].size, sums[:, 1] / rgb[..., 0].size
+    mean, square = sums[:, 0] / n_pixels, sums[:, 1] / n_pixels
     variance = (square - mean**2) / [1, 4]
     return float(np.sqrt(variance.sum()) + 0.3 * np.hypot(mean[0], mean[1] / 2))
+
+
+def _blocks(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Cut an image of any shape into boxes that are small beside it, of whole rows where these are short."""
+    width = min(image.width, _BLOCK_PIXELS)
+    height = max(1, _BLOCK_PIXELS // width)
+    for top in range(0, image.height, height):
+        for left in range(0, image.width, width):
+            yield left, top, min(left + width, image.width), min(top + height, image.height)

@@ -44,7 +44,7 @@ def phash(image: Image.Image | np.ndarray) -> int:
     -----
     As published by N. Krawetz, "Looks Like It" (hackerfactor.com, 2011), in the form of the package ``imagehash``: grey,
     32 x 32 pixels by Lanczos, the 8 x 8 lowest coefficients of the DCT-II over columns and then rows, one bit each for those
-    above their median.
+    above their median. Of a side of more than two million pixels the average of some is taken first.
 
     So 32 of the 64 bits are set unless coefficients tie, and two such hashes differ in an even number of bits. Ties are of
     images that are flat or symmetric: their coefficients are zeros, and the rounding of the transform decides the bits. There
@@ -58,7 +58,7 @@ def phash(image: Image.Image | np.ndarray) -> int:
     """
     if isinstance(image, np.ndarray):
         image = _from_array(image)
-    small = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))
+    small = np.asarray(pixels.shortened(image.convert("L")).resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))
     coefficients = _BASIS @ small.astype(np.float64) @ _BASIS.T
     below, above = np.sort(coefficients, axis=None)[_KEPT * _KEPT // 2 - 1 :][:2]
     bits = coefficients > below if above - below > _TIE else _bits_of_ties(small)

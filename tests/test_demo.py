@@ -50,6 +50,10 @@ def test_photos_are_found_in_every_package_that_is_installed(photos: list[demo.P
     assert len(photos) == sum(len(files) for _, _, files in demo._PHOTOS.values())
 
 
+def test_every_photo_has_a_licence(photos: list[demo.Photo]) -> None:
+    assert {photo.license for photo in photos} == {"CC BY 2.0", "CC0, public domain or no known restrictions"}
+
+
 def test_every_photo_decodes_and_has_its_own_name_and_caption(photos: list[demo.Photo]) -> None:
     for photo in photos:
         with Image.open(photo.path) as image:
@@ -123,9 +127,9 @@ def test_two_calls_give_identical_files(shards, tmp_path: Path) -> None:
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
-def test_another_seed_copies_other_photos(shards, tmp_path: Path) -> None:
+def test_another_seed_copies_photos_in_other_ways(shards, tmp_path: Path) -> None:
     def copied(planted: list[demo.Planted]) -> set[str]:
-        return {each.original.partition("/")[2] for each in planted}
+        return {each.copy.partition("/")[2] for each in planted}
 
     assert copied(demo.make_shards(tmp_path, seed=1)) != copied(shards[1])
 

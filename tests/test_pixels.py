@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, features
 
 from imgcurate import pixels
-from imgcurate.pixels import PixelError, decode, decode_picture, read_images, resize_and_crop
+from imgcurate.pixels import PixelError, decode, decode_picture, formats, read_images, resize_and_crop, resizing
 
 _ORIENTATION = 0x0112
 BICUBIC = Image.Resampling.BICUBIC
@@ -207,7 +207,7 @@ def test_a_heic_photo_is_decoded_where_the_extra_is_installed(monkeypatch: pytes
     pillow_heif.from_pillow(picture(64, 48)).save(buffer, quality=90)
     decoded = decode(buffer.getvalue())
     assert np.abs(np.asarray(decoded, int) - np.asarray(picture(64, 48), int)).mean() < 12
-    monkeypatch.setattr(pixels, "_can_open_heic", lambda: False)
+    monkeypatch.setattr(formats, "can_open", lambda name: False)
     assert error_of(buffer.getvalue()) == "decode: HEIC needs pillow-heif: pip install 'imgcurate[heic]'"
 
 
@@ -450,7 +450,7 @@ def test_museum_photos_are_preprocessed_as_by_resize_then_crop_but_for_rounding(
 @pytest.mark.parametrize("side", [40, 2100])  # above 2048 x 2048 Pillow's memory is in several pieces
 def test_shared_memory_is_the_image_and_is_not_copied_where_it_need_not_be(side: int) -> None:
     content = np.random.default_rng(0).integers(0, 256, (side, side + 3, 3), dtype=np.uint8)
-    shared = pixels._shared(Image.fromarray(content))
+    shared = resizing._shared(Image.fromarray(content))
     assert np.array_equal(shared[..., :3], content) and shared.shape[2] == (4 if side == 40 else 3)
     resized = pixels.resize_and_crop(Image.fromarray(content), 32, (32, 32))
     tensor = torch.from_numpy(content).permute(2, 0, 1)[None]

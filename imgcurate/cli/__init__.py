@@ -15,6 +15,10 @@ from typing import Any
 
 from imgcurate import __version__
 from imgcurate.cli import convert, demo, run
+from imgcurate.printable import printable
+
+# A sentence that names files, ids and options fits.
+_MOST_SAID = 2000
 
 
 class _Terminated(KeyboardInterrupt):
@@ -35,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as problem:
-        print(f"imgcurate: {_said(problem)}", file=sys.stderr)
+        print(f"imgcurate: {printable(_said(problem), _MOST_SAID)}", file=sys.stderr)
         return 1
 
 

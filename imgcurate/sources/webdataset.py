@@ -107,7 +107,9 @@ def read_webdataset(
 def find_shards(urls: storage.Paths, storage_options: storage.Options = None) -> list[Shard]:
     """Find the shards that `read_webdataset` would read, in order; it says what is raised."""
     found = storage.expand(urls, (".tar", *tar.COMPRESSED), storage_options)
-    for url in found:
+    for url, entry in found.items():
+        if entry.problem is not None:
+            raise ValueError(f"{url}: {entry.problem}")
         if url.lower().endswith(tar.COMPRESSED):
             raise ValueError(tar.compressed(url))
     names = _name_shards(list(found))

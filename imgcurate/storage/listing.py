@@ -2,59 +2,92 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Sequence
+import re
+import stat as modes
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any, NamedTuple
 
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
+from fsspec.implementations.local import LocalFileSystem
 
-from imgcurate.storage.stores import Entry, Options, as_url, entry_of, open_filesystem, retrying, stat
+from imgcurate.printable import printable
+from imgcurate.storage.stores import (
+    Entry,
+    Options,
+    as_url,
+    check_protocol,
+    entry_of,
+    is_local,
+    open_filesystem,
+    retrying,
+)
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
+# More names than anybody has files for in one call.
+_MOST_NAMES = 1_000_000
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
+_WILDCARDS = "*?["
+
+
+class _Name(NamedTuple):
+    """What a user named: a path as it is, or a pattern that may have wildcards."""
+
+    text: str
+    is_pattern: bool
+
 
 def expand(
-    urls: Paths, extensions: tuple[str, ...], storage_options: Options = None, *, beside: tuple[str, ...] = ()
+    urls: Paths,
+    extensions: tuple[str, ...],
+    storage_options: Options = None,
+    *,
+    beside: tuple[str, ...] = (),
+    contained: bool = False,
 ) -> dict[str, Entry]:
     """Find the files that paths, globs, braces and folders name.
 
     Parameters
     ----------
     urls : str, path, or sequence of these
-        Each a file, a folder (searched to the bottom), a glob, or a pattern such as ``"s3://bucket/{00000..00041}.tar"``.
+        Each a file, a folder (searched to the bottom), a glob, or a pattern such as ``"s3://bucket/{00000..00041}.tar"``. A path of this
+        machine that is there is that path, whatever its name looks like.
     extensions : tuple of str
         What a file of a folder must end in, in lower case, such as ``(".tar",)``. A file that is named is taken as it is.
     storage_options : mapping, optional
         For the fsspec filesystem.
     beside : tuple of str, optional
         More extensions, of files that a folder may hold beside those.
+    contained : bool, default False
+        Whether links out of a folder, or out of that of a glob, are problems. Links to folders are not followed.
 
     Returns
     -------
     dict of str to Entry
-        URL as fsspec opens it to size and version, in order.
+        URL as fsspec opens it to size and version, in order. A file of this machine that cannot be read for what it is, such as a pipe, or
+        whose name is not UTF-8, is an entry with a `problem`.
 
     Raises
     ------
     FileNotFoundError
         Where a pattern finds nothing.
     ValueError
-        Where no pattern is given, one file is named twice, or braces are not balanced.
+        Where no pattern is given, one file is named twice, braces are not balanced or make more than a million names, or a URL is not one
+        that may be opened.
     """
-    patterns = _patterns(urls)
-    if not patterns:
+    names = [name for pattern in _patterns(urls) for name in _names(pattern)]
+    if not names:
         raise ValueError("no path was given: name a file, a folder, a glob or a pattern with braces")
-    names: list[str] = []
-    for pattern in patterns:
-        try:
-            names += braceexpand(pattern)
-        except UnbalancedBracesError:
-            raise ValueError(f"{pattern!r}: the braces are not balanced") from None
     found: dict[str, Entry] = {}
     # A store is asked about each name, and thousands of answers in a row would take minutes.
     with ThreadPoolExecutor(max_workers=min(16, len(names))) as threads:
-        find = partial(_find, extensions=extensions, beside=beside, storage_options=storage_options)
+        find = partial(
+            _find, extensions=extensions, beside=beside, contained=contained, storage_options=storage_options
+        )
         for listing in threads.map(find, names):
             for url, entry in listing.items():
                 if url in found:
@@ -67,10 +100,11 @@ def root_of(urls: Paths, storage_options: Options = None) -> str:
     """Return the deepest folder that holds all that `urls` name: a folder's own path, a glob's part before its first wildcard."""
     folders = []
     for pattern in _patterns(urls):
-        fixed = pattern.partition("*")[0].partition("?")[0].partition("[")[0].partition("{")[0]
-        fs, path = open_filesystem(fixed, storage_options) if "::" not in fixed else (None, fixed)
-        url = as_url(fs, path) if fs is not None else path
-        is_folder = fixed.endswith("/") or (fixed == pattern and fs is not None and fs.isdir(path))
+        is_there = _is_there(pattern)
+        fixed = pattern if is_there else re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
+        fs, path = open_filesystem(fixed, storage_options)
+        url = as_url(fs, path)
+        is_folder = fixed.endswith("/") or (fixed == pattern and fs.isdir(path))
         folders.append(url.rstrip("/") if is_folder else url.rpartition("/")[0])
     return common_folder(folders)
 
@@ -93,6 +127,26 @@ def relative(url: str, root: str) -> str:
     return url.removeprefix(root).lstrip("/")
 
 
+def lies_below(url: str, roots: Sequence[str]) -> bool:
+    """Tell whether a file lies in one of some folders, which are absolute; of this machine, where links lead to counts.
+
+    Examples
+    --------
+    >>> lies_below("s3://bucket/a/b.tar", ["s3://bucket/a"]), lies_below("s3://bucket/a/../b.tar", ["s3://bucket/a"])
+    (True, False)
+    """
+    try:
+        check_protocol(url)
+    except ValueError:
+        return False
+    path = os.path.realpath(url) if is_local(url) else url
+    if ".." in path.split("/"):
+        return False
+    return any(
+        path.startswith((os.path.realpath(root) if is_local(root) else root).rstrip("/") + "/") for root in roots
+    )
+
+
 def sizes_in(folder: str, storage_options: Options = None) -> dict[str, int]:
     """Return the names of the files in a folder, and their sizes in bytes; of a folder that is not there, none."""
     fs, path = open_filesystem(folder, storage_options)
@@ -103,39 +157,106 @@ def sizes_in(folder: str, storage_options: Options = None) -> dict[str, int]:
     return {info["name"].rpartition("/")[2]: info["size"] for info in listing if info["type"] == "file"}
 
 
-def _find(
-    pattern: str, extensions: tuple[str, ...], beside: tuple[str, ...], storage_options: Options
-) -> dict[str, Entry]:
-    if "::" in pattern:  # a chain such as simplecache::s3://...; fsspec opens it, but cannot list through it in general
-        return {pattern: stat(pattern, storage_options)}
-    fs, path = open_filesystem(pattern, storage_options)
-    if any(sign in path for sign in "*?["):
-        found = retrying()(fs.glob, path, detail=True)
-        listing = {name: info for name, info in found.items() if info["type"] == "file"}
-        if not listing:
-            raise FileNotFoundError(f"no file matches {pattern!r}")
-        return {as_url(fs, name): entry_of(fs, name, info) for name, info in sorted(listing.items())}
+def problem_of(path: str, folder: str | None = None) -> str | None:
+    """Say why a file of this machine cannot be read for what it is.
+
+    Parameters
+    ----------
+    path : str
+    folder : str, optional
+        That links may not lead out of.
+
+    Returns
+    -------
+    str or None
+        None also of what is not there, which who reads it will say.
+    """
     try:
-        info = {"type": "directory"} if pattern.endswith("/") else retrying()(fs.info, path)
-        if info["type"] != "directory":
-            return {as_url(fs, path): entry_of(fs, path, info)}
+        path.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8; rename it"
+    try:
+        found = os.lstat(path)
+        is_link = modes.S_ISLNK(found.st_mode)
+        if is_link:
+            found = os.stat(path)
+    except OSError:
+        return None
+    if not modes.S_ISREG(found.st_mode):
+        return "not a regular file"
+    if is_link and folder is not None:
+        inside = os.path.realpath(folder).rstrip("/") + "/"
+        if not os.path.realpath(path).startswith(inside):
+            return f"a link out of the folder {folder}; copy what it leads to"
+    return None
+
+
+def _find(
+    name: _Name, extensions: tuple[str, ...], beside: tuple[str, ...], contained: bool, storage_options: Options
+) -> dict[str, Entry]:
+    fs, path = open_filesystem(name.text, storage_options)
+    if name.is_pattern and any(sign in path for sign in _WILDCARDS):
+        found = retrying()(fs.glob, path, detail=True)
+        listing = {name: info for name, info in found.items() if info["type"] != "directory"}
+        if not listing:
+            raise FileNotFoundError(f"no file matches {name.text!r}")
+        folder = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
+        return _entries(fs, listing, folder if contained else None)
+    try:
+        info = {"type": "directory"} if name.text.endswith("/") else retrying()(fs.info, path)
+        if info["type"] == "file" or not (info["type"] == "directory" or fs.isdir(path)):
+            return _entries(fs, {path: info}, None)
         found = retrying()(fs.find, path, detail=True)
     except FileNotFoundError:
         found = {}
     if not found and not fs.exists(path):
-        raise FileNotFoundError(f"{pattern!r} does not exist")
+        raise FileNotFoundError(f"{name.text!r} does not exist")
     listing = {
-        name: entry_of(fs, name, info)._replace(amid=True)
-        for name, info in sorted(found.items())
+        name: info
+        for name, info in found.items()
         if name.lower().endswith(extensions + beside) and not _is_hidden(name)
     }
     if not any(name.lower().endswith(extensions) for name in listing):
-        raise FileNotFoundError(f"the folder {pattern!r} holds no {' or '.join(extensions)} file")
-    return {as_url(fs, name): entry for name, entry in listing.items()}
+        raise FileNotFoundError(f"the folder {name.text!r} holds no {' or '.join(extensions)} file")
+    entries = _entries(fs, listing, path if contained else None)
+    return {url: entry._replace(amid=True) for url, entry in entries.items()}
+
+
+def _entries(fs: Any, listing: dict[str, Any], folder: str | None) -> dict[str, Entry]:
+    entries = {}
+    for name, info in sorted(listing.items()):
+        problem = problem_of(name, folder) if isinstance(fs, LocalFileSystem) else None
+        entry = entry_of(fs, name, info)._replace(problem=problem)
+        # Where it is not UTF-8 the name is only shown.
+        url = as_url(fs, name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        entries[url] = entry
+    return entries
 
 
 def _patterns(urls: Paths) -> list[str]:
     return [os.fspath(url) for url in ([urls] if isinstance(urls, str | os.PathLike) else urls)]
+
+
+def _names(pattern: str) -> Iterable[_Name]:
+    """Expand the braces of a pattern, unless it is the path of something that is there."""
+    if _is_there(pattern):
+        return [_Name(pattern, is_pattern=False)]
+    too_many = ValueError(f"{printable(pattern)!r}: the braces make more than {_MOST_NAMES:,} names; give fewer")
+    for first, last, step in _RANGE.findall(pattern):
+        if len(first + last) > 30 or abs(int(last) - int(first)) // max(abs(int(step[:30] or 1)), 1) >= _MOST_NAMES:
+            raise too_many
+    try:
+        texts = list(itertools.islice(braceexpand(pattern), _MOST_NAMES + 1))
+    except UnbalancedBracesError:
+        raise ValueError(f"{pattern!r}: the braces are not balanced") from None
+    if len(texts) > _MOST_NAMES:
+        raise too_many
+    return [_Name(text, is_pattern=not _is_there(text)) for text in texts]
+
+
+def _is_there(pattern: str) -> bool:
+    """Tell whether a pattern is the path of something on this machine."""
+    return is_local(pattern) and os.path.lexists(open_filesystem(pattern, None)[1])
 
 
 def _is_hidden(path: str) -> bool:

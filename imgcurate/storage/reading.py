@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import stat
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, BinaryIO, cast
+
+from fsspec.implementations.local import LocalFileSystem
 
 from imgcurate.storage import ranges
 from imgcurate.storage.stores import Options, is_local, open_filesystem, retrying
 
 
 def open_input(url: str, storage_options: Options = None, **kwargs: Any) -> contextlib.AbstractContextManager[BinaryIO]:
-    """Open a file for reading bytes; `kwargs` are those of a filesystem's ``open``, for files that are not local."""
+    """Open a file for reading bytes; `kwargs` are those of a filesystem's ``open``, for files that are not local.
+
+    Raises
+    ------
+    OSError
+        Where it cannot be opened, or is a pipe or a device, which may have no end.
+    ValueError
+        As `open_filesystem`.
+    """
     if is_local(url):
-        return open(url, "rb")  # fsspec's own wrapper costs a fifth of the time of listing a shard
+        return _open_regular(url)  # fsspec's own wrapper costs a fifth of the time of listing a shard
     fs, path = open_filesystem(url, storage_options)
+    if isinstance(fs, LocalFileSystem):
+        return _open_regular(path)
     opened: contextlib.AbstractContextManager[BinaryIO] = fs.open(path, "rb", **kwargs)
     return opened
 
 
 def open_ranges(url: str, storage_options: Options = None) -> contextlib.AbstractContextManager[BinaryIO]:
     """Open a file of which pieces are read that are as large as they should be: nothing is read ahead."""
-    # In a chain the file may be one of this machine, which takes no such option.
-    return open_input(url, storage_options, **({} if "::" in url else {"cache_type": "none"}))
+    return open_input(url, storage_options, cache_type="none")
 
 
 @contextlib.contextmanager
@@ -35,7 +49,7 @@ def open_sequential(url: str, storage_options: Options = None) -> Iterator[Binar
     OSError
         Where a store does not answer, after some attempts, or gives fewer bytes than there should be.
     """
-    if is_local(url) or "::" in url:
+    if is_local(url):
         with open_input(url, storage_options) as file:
             yield file
         return
@@ -66,3 +80,13 @@ def read_if_there(url: str, storage_options: Options = None) -> bytes | None:
         return retrying()(read)
     except FileNotFoundError:
         return None
+
+
+def _open_regular(path: str) -> BinaryIO:
+    """Open a file of this machine, and nothing that waits for a writer or never ends."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 (for who asks)
+    kind = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(kind):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return file

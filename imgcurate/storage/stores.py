@@ -13,8 +13,35 @@ import fsspec
 import tenacity
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import known_implementations, registry
+
+from imgcurate.printable import printable
 
 Options = Mapping[str, Any] | None
+
+# What the URL of a row may name by itself. fsspec knows many more protocols: some run what they read, or make of one URL many.
+# "dir" leads only where the storage options say.
+_PROTOCOLS = (
+    *(
+        "file",
+        "local",
+        "memory",
+        "dir",
+        "s3",
+        "s3a",
+        "gs",
+        "gcs",
+        "az",
+        "abfs",
+        "abfss",
+        "adl",
+        "oci",
+        "hdfs",
+        "hf",
+        "http",
+        "https",
+    ),
+)
 
 # Errors that say what is so, not that something went wrong on the way.
 _STAYING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -37,29 +64,75 @@ class Entry(NamedTuple):
     etag : str or None
     amid : bool
         Whether all files of its folder that were asked for were listed with it.
+    problem : str or None
+        Why it cannot be read.
     """
 
     size: int | None
     etag: str | None
     amid: bool = False
+    problem: str | None = None
 
 
 def open_filesystem(url: str, storage_options: Options) -> tuple[Any, str]:
-    """Return the filesystem of a URL and the path in it. What it remembers of listings is forgotten: files may have changed since."""
+    """Return the filesystem of a URL and the path in it. What it remembers of listings is forgotten: files may have changed since.
+
+    A path of this machine is taken as it is, whatever is in it.
+
+    Raises
+    ------
+    ValueError
+        Where the URL is a chain of several, or of a protocol that may not be in a row.
+
+    Examples
+    --------
+    >>> open_filesystem("/photos/cat::dog.jpg", None)[1]
+    '/photos/cat::dog.jpg'
+    >>> open_filesystem("reference://a::file:///b.json", None)
+    Traceback (most recent call last):
+    ValueError: 'reference://a::file:///b.json' is a chain of several URLs, which is not opened; copy the file and give its own URL
+    """
+    if is_local(url):
+        path = LocalFileSystem._strip_protocol(url) if url[:1] != "/" else url.rstrip("/") or "/"
+        return fsspec.filesystem("file"), path
+    check_protocol(url)
     fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
     fs.invalidate_cache()
     return fs, path
 
 
+def check_protocol(url: str) -> None:
+    """Raise a ValueError where a URL is one that a row may not have: `open_filesystem` says which.
+
+    A program may add protocols with ``fsspec.register_implementation``, on each worker.
+    """
+    if is_local(url):
+        return
+    if "::" in url:
+        raise ValueError(
+            f"{printable(url)!r} is a chain of several URLs, which is not opened; copy the file and give its own URL"
+        )
+    protocol = url.partition("://")[0]
+    if protocol not in _PROTOCOLS and (protocol not in registry or protocol in known_implementations):
+        raise ValueError(
+            f"{printable(url)!r} has the protocol {printable(protocol)!r}, which is not opened; those that are: {', '.join(_PROTOCOLS)}"
+        )
+
+
 def is_local(url: str) -> bool:
-    """Tell whether a URL of a row is a path on this machine, as `expand` writes them."""
-    return "://" not in url and "::" not in url
+    """Tell whether a URL of a row is a path on this machine, as `expand` writes them.
+
+    Examples
+    --------
+    >>> is_local("/a::b://c.jpg"), is_local("a.jpg"), is_local("s3://bucket/a.jpg"), is_local("zip://a::b.zip")
+    (True, True, False, False)
+    """
+    return url.startswith("/") or ("://" not in url and "::" not in url)
 
 
 def absolute(url: str | os.PathLike[str], storage_options: Options = None) -> str:
     """Return a URL that means the same on every worker: local paths are made absolute."""
-    fs, path = fsspec.core.url_to_fs(os.fspath(url), **(storage_options or {}))
-    return as_url(fs, path)
+    return as_url(*open_filesystem(os.fspath(url), storage_options))
 
 
 def as_url(fs: Any, path: str) -> str:

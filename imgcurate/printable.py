@@ -1,0 +1,40 @@
+"""Text of strangers, such as names, captions and messages of decoders, made safe to print."""
+
+from __future__ import annotations
+
+import unicodedata
+
+# Control characters, which terminals obey, halves of surrogate pairs, and what ends a line ...
+_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
+# ... and what turns the direction of writing, so that a name reads as another.
+_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: str, most: int = 300) -> str:
+    """Return a text on one line, with its control characters escaped and no more than `most` characters of it.
+
+    Parameters
+    ----------
+    text : str
+    most : int, default 300
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> printable("café \\x1b[31m\\n"), printable("a" * 9, most=4)
+    ('café \\\\x1b[31m\\\\n', 'aaa…')
+    """
+    if len(text) > most:
+        text = text[: most - 1] + "…"
+    if text.isprintable():
+        return text
+    return "".join(_escaped(sign) for sign in text)
+
+
+def _escaped(sign: str) -> str:
+    if sign in _DIRECTIONS or unicodedata.category(sign) in _CATEGORIES:
+        return sign.encode("unicode_escape", "surrogatepass").decode("ascii")
+    return sign

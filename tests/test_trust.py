@@ -1,0 +1,271 @@
+"""What the names and rows of strangers lead to: themselves, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import dask
+import fsspec
+import pandas as pd
+import pyarrow as pa
+import pytest
+from conftest import image_bytes, write_tar
+from fsspec.implementations.memory import MemoryFileSystem
+
+import imgcurate as ic
+from imgcurate import pixels, storage
+from imgcurate.printable import printable
+
+
+@pytest.fixture(autouse=True)
+def in_process():
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+def rows_of(folder: Path, *urls: str, size: int = 3) -> str:
+    """A Parquet file as a stranger may write it."""
+    count = len(urls)
+    table = pa.table(
+        {
+            "image_id": [f"{number}" for number in range(count)],
+            "url": list(urls),
+            "member": pa.nulls(count, pa.string()),
+            "offset": [0] * count,
+            "bytes": [size] * count,
+            "sample_offset": pa.nulls(count, pa.int64()),
+            "sample_size": pa.nulls(count, pa.int64()),
+        }
+    )
+    path = folder / "rows.parquet"
+    pa.parquet.write_table(table, path)
+    return str(path)
+
+
+def errors_of(path: str, **options: object) -> list[str]:
+    return ic.measure(ic.read_parquet(path, **options), ["width"]).compute()["error"].fillna("").tolist()
+
+
+CHAINS = (
+    "simplecache::file://{}",
+    "filecache::{}",
+    "reference://a::file://{}",
+    "zip://a::{}",
+    "blockcache::memory://a",
+)
+OTHERS = (
+    "reference://a",
+    "github://a:b@c/d",
+    "ftp://127.0.0.1/a",
+    "git://a",
+    "jupyter://a",
+    "data:,abc",
+    "dbfs://a",
+    "smb://a/b",
+)
+
+
+@pytest.mark.parametrize("url", [*CHAINS, *OTHERS])
+def test_a_row_may_not_name_a_chain_or_a_protocol_that_is_not_listed(tmp_path: Path, url: str) -> None:
+    (tmp_path / "secret").write_text("abc")
+    path = rows_of(tmp_path, url.format(tmp_path / "secret"))
+    (error,) = errors_of(path)
+    assert error.startswith("read: ") and (
+        "chain of several URLs" in error or "protocol" in error or "No such file" in error
+    )
+    with pytest.raises((ValueError, OSError)):
+        ic.write_webdataset(ic.read_parquet(path), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_a_row_runs_no_code(tmp_path: Path) -> None:
+    template = "{{ cycler.__init__.__globals__.os.system('touch " + str(tmp_path) + "/ran') }}"
+    refs = {"version": 1, "refs": {"a": ["{{u}}", 0, 3]}, "templates": {"u": template}}
+    (tmp_path / "refs.json").write_text(json.dumps(refs))
+    errors_of(rows_of(tmp_path, f"reference://a::file://{tmp_path}/refs.json"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_device_or_a_pipe_of_a_row_is_an_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    path = rows_of(tmp_path, "/dev/zero", str(tmp_path / "pipe"), f"file://{tmp_path}/pipe", str(tmp_path))
+    *odd, folder = errors_of(path)
+    assert odd == ["read: not a regular file"] * 3 and folder == "read: Is a directory"
+
+
+def test_rows_are_kept_to_roots_where_a_service_gives_them(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    inside, secret = tmp_path / "images" / "a.jpg", tmp_path / "secret"
+    inside.write_bytes(image_bytes())
+    secret.write_bytes(image_bytes())
+    (tmp_path / "images" / "link.jpg").symlink_to(secret)
+    (tmp_path / "images-of-others").mkdir()
+    size = inside.stat().st_size
+    outside = [
+        f"{tmp_path}/images/../secret",
+        f"{tmp_path}/images/link.jpg",
+        f"{tmp_path}/images-of-others/a.jpg",
+        "s3://bucket/a",
+        str(secret),
+    ]
+    path = rows_of(tmp_path, str(inside), *outside, size=size)
+    first, *others = errors_of(path, roots=tmp_path / "images")
+    assert first == "" and all(f"is not below {tmp_path}/images" in error for error in others), others
+    frame = ic.read_parquet(path, roots=[tmp_path / "images"])
+    assert frame.compute().dtypes.to_dict() == frame._meta.dtypes.to_dict()
+    assert ic.write_webdataset(frame, tmp_path / "out").compute()["samples"].sum() == 1
+    with pytest.raises(KeyError, match="'url'"):
+        ic.read_parquet(path, columns=["image_id"], roots=tmp_path)
+
+
+def test_a_protocol_that_the_program_has_registered_is_opened() -> None:
+    class Own(MemoryFileSystem):
+        protocol = "own-of-this-test"
+
+    with pytest.raises(ValueError, match="'own-of-this-test', which is not opened"):
+        storage.open_filesystem("own-of-this-test://a", None)
+    fsspec.register_implementation("own-of-this-test", Own)
+    assert isinstance(storage.open_filesystem("own-of-this-test://a", None)[0], Own)
+
+
+def test_links_pipes_and_devices_in_a_folder_are_rows_with_an_error(tmp_path: Path) -> None:
+    photos, secret = tmp_path / "photos", tmp_path / "id_rsa"
+    (photos / "more").mkdir(parents=True)
+    secret.write_text("KEY")
+    for name in ("a", "b", "c", "d", "more/e"):
+        (photos / f"{name}.jpg").write_bytes(image_bytes())
+    (photos / "a.txt").symlink_to(secret)
+    os.mkfifo(photos / "b.json")
+    (photos / "c.txt").write_text("caption")
+    (photos / "d.txt").symlink_to(photos / "c.txt")
+    (photos / "out.jpg").symlink_to(secret)
+    (photos / "in.jpg").symlink_to("more/e.jpg")
+    (photos / "zero.jpg").symlink_to("/dev/zero")
+    (photos / "folder.jpg").symlink_to(tmp_path)
+    os.mkfifo(photos / "pipe.jpg")
+    for urls in (photos, f"{photos}/", f"{photos}/*.jpg"):
+        frame = ic.read_files(urls)
+        rows = frame.compute().set_index("image_id")
+        errors = rows["error"].fillna("").to_dict()
+        assert errors["a.jpg"].startswith("read: the .txt beside it: a link out of the folder")
+        assert errors["b.jpg"] == "read: the .json beside it: not a regular file"
+        assert errors["out.jpg"].startswith("read: a link out of the folder") and errors["zero.jpg"].startswith(
+            "read: "
+        )
+        assert errors["pipe.jpg"] == errors["folder.jpg"] == "read: not a regular file"
+        assert errors["c.jpg"] == errors["d.jpg"] == errors["in.jpg"] == ""
+        assert (
+            rows["caption"].fillna("").to_dict()["d.jpg"] == "caption"
+            and "KEY" not in rows["caption"].dropna().to_list()
+        )
+    out = tmp_path / "out"
+    ic.write_webdataset(ic.read_files(photos), out)
+    with tarfile.open(out / "00000.tar") as tar:
+        assert b"KEY" not in [tar.extractfile(member).read() for member in tar]  # type: ignore[union-attr]
+
+
+def test_a_link_that_is_named_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.jpg").write_bytes(image_bytes())
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "real" / "a.jpg")
+    (tmp_path / "folder").symlink_to(tmp_path / "real")
+    for urls in (tmp_path / "a.jpg", tmp_path / "folder", f"{tmp_path}/folder/*.jpg"):
+        (row,) = ic.measure(ic.read_files(urls), ["width"]).compute().itertuples()
+        assert row.error is pd.NA and row.width == 40, urls
+
+
+def test_shards_may_be_links_wherever_they_lead(tmp_path: Path) -> None:
+    write_tar(tmp_path / "blobs" / "x", [("a.jpg", image_bytes())])
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "0.tar").symlink_to(tmp_path / "blobs" / "x")
+    for urls in (tmp_path / "shards", f"{tmp_path}/shards/*.tar", tmp_path / "shards" / "0.tar"):
+        assert ic.read_webdataset(urls).compute()["image_id"].tolist() == ["0/a"]
+    os.mkfifo(tmp_path / "shards" / "1.tar")
+    with pytest.raises(ValueError, match=r"1\.tar: not a regular file"):
+        ic.read_webdataset(tmp_path / "shards")
+
+
+ODD = ["cat::dog.jpg", "[x].jpg", "{x,..}.jpg", "a*b?.jpg", "file:x.jpg", "s3:x.jpg", "~.jpg", " .jpg", "a\nb.jpg", "{0..99999999}.jpg", "%41.jpg", "#?.jpg"]  # fmt: skip
+
+
+def test_names_are_opened_as_they_are_in_a_folder_and_where_they_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "p::[q]{1,2}"
+    folder.mkdir()
+    for number, name in enumerate(ODD):
+        (folder / name).write_bytes(image_bytes(size=(20 + number, 9)))
+    expected = {name: 20 + number for number, name in enumerate(ODD)}
+    frame = ic.measure(ic.read_files(folder), ["width"])
+    assert dict(zip(*(frame.compute()[name] for name in ("image_id", "width")), strict=True)) == expected
+    for name, width in expected.items():
+        (row,) = ic.measure(ic.read_files(folder / name), ["width"]).compute().itertuples()
+        assert (row.image_id, row.width) == (name, width)
+    out = tmp_path / "o::[u]{t}"
+    assert ic.write_webdataset(frame, out).compute()["samples"].sum() == len(ODD)
+    assert os.listdir(tmp_path / "o::[u]{t}") == ["00000.tar"]
+    assert len(ic.read_webdataset(out).compute()) == len(ic.read_webdataset(out / "00000.tar").compute()) == len(ODD)
+
+
+def test_a_shard_named_like_a_chain_is_read(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a::b.tar", [("a.jpg", image_bytes())])
+    assert ic.measure(ic.read_webdataset(path), ["width"]).compute()["width"].tolist() == [40]
+
+
+def test_a_pattern_is_one_where_nothing_of_its_name_is_there(tmp_path: Path) -> None:
+    for name in ("[x].jpg", "x.jpg", "y.jpg"):
+        (tmp_path / name).write_bytes(image_bytes())
+
+    def found(pattern: str) -> list[str]:
+        return sorted(ic.read_files(f"{tmp_path}/{pattern}").compute()["image_id"])
+
+    assert found("[x].jpg") == ["[x].jpg"] and found("[xy].jpg") == ["x.jpg", "y.jpg"]
+    assert found("{x,[x]}.jpg") == ["[x].jpg", "x.jpg"]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{0..99999999}.tar",
+        "{0..9}" * 12 + ".tar",
+        "{00..99999999999999999999999999999999}.tar",
+        "{a,b}" * 30 + "{0..9..-1}",
+    ],
+)
+def test_braces_make_no_more_names_than_anybody_has_files(pattern: str) -> None:
+    with pytest.raises(ValueError, match="make more than 1,000,000 names"):
+        ic.read_webdataset(pattern)
+
+
+def test_a_name_that_is_not_utf8_is_a_row_with_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(image_bytes())
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as file:
+        file.write(image_bytes())
+    rows = ic.read_files(tmp_path).compute().set_index("image_id")
+    assert rows["error"].fillna("").to_dict() == {"a.jpg": "", "caf\\xe9.jpg": "read: its name is not UTF-8; rename it"}
+    os.rename(os.fsencode(tmp_path) + b"/caf\xe9.jpg", os.fsencode(tmp_path) + b"/caf\xe9.tar")
+    with pytest.raises(ValueError, match=r"caf\\xe9.tar: its name is not UTF-8"):
+        ic.read_webdataset(tmp_path)
+
+
+def test_what_is_printed_moves_no_cursor_and_fits_a_line() -> None:
+    assert printable("a\x1b]0;title\x07\r\n\x9b2J\u202egpj.exe\ud800") == (
+        "a\\x1b]0;title\\x07\\r\\n\\x9b2J\\u202egpj.exe\\ud800"
+    )
+    assert printable("日本 café 👩‍🚀") == "日本 café 👩‍🚀"
+    assert len(printable("x" * 10_000)) == 300
+
+
+def test_errors_of_the_command_line_move_no_cursor(tmp_path: Path) -> None:
+    name = f"{tmp_path}/no\x1b[2Jwhere.tar"
+    command = [sys.executable, "-m", "imgcurate", "run", name, str(tmp_path / "out"), "--workers", "1"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and "no\\x1b[2Jwhere.tar" in ended.stderr and "\x1b" not in ended.stderr
+
+
+def test_errors_of_rows_move_no_cursor(tmp_path: Path) -> None:
+    error = pixels.PixelError("decode", "x\x1b[2J" + "y" * 10_000)
+    assert "\x1b" not in str(error) and len(str(error)) < 320
