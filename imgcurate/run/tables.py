@@ -129,7 +129,7 @@ def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Se
         written = job.steps.run(tasks[1:], len(tasks) - 1) + job.steps.run(tasks[:1], 1)
         there |= {part.key: part for part in written}
         first = there[_numbered(key, 0)]
-        if (work := _work(job)) is not None:  # of which nothing more is needed
+        if (work := _work(job, stage)) is not None:  # of which nothing more is needed
             shutil.rmtree(work, ignore_errors=True)
     else:
         job.steps.say(f"{stage} duplicates are found already")
@@ -142,9 +142,9 @@ def _numbered(key: str, number: int) -> str:
     return fingerprint.of(key, number)
 
 
-def _work(job: Job) -> str | None:
-    """Return the folder for vectors that are too many for the workers' memory, where the run's folder is on a disk."""
-    return f"{job.place.url}/{WORK}/semantic" if storage.is_local(job.place.url) else None
+def _work(job: Job, stage: str) -> str | None:
+    """Return the folder for vectors or fingerprints that are too many for the workers' memory, where the run's folder is on a disk."""
+    return f"{job.place.url}/{WORK}/{stage}" if storage.is_local(job.place.url) else None
 
 
 def _search(job: Job, stage: str, sources: Sequence[Sources], before: Sequence[Pairs]) -> Duplicates:
@@ -152,9 +152,9 @@ def _search(job: Job, stage: str, sources: Sequence[Sources], before: Sequence[P
     for pairs in before:
         removed = parts.from_parts(pairs.urls, schema.empty(_PAIR_COLUMNS), job.storage_options)
         left = remove(left, removed, missing="ignore")
-    options = job.options.of_stage(stage)
+    options = {**job.options.of_stage(stage), "work": _work(job, stage)}
     if stage == "semantic":
-        return semantic_duplicates(left, work=_work(job), **options)
+        return semantic_duplicates(left, **options)
     verb = exact_duplicates if stage == "exact" else perceptual_duplicates
     return verb(left, storage_options=job.storage_options, **options)
 

@@ -101,14 +101,11 @@ def pairs_within(hashes: np.ndarray, max_distance: int) -> HashPairs:
     >>> [column.tolist() for column in found]
     [[0], [2], [1], [3], [0]]
     """
-    if not 0 <= max_distance < _BITS:
-        raise ValueError(f"max_distance={max_distance}: two 64-bit hashes are compared within 0 to 63 bits")
-    if hashes.ndim != 1 or hashes.dtype != np.uint64:
-        raise TypeError(f"hashes must be one row of uint64, not {hashes.dtype} of shape {hashes.shape}")
+    _check(hashes, max_distance)
     distinct, first, which = np.unique(hashes, return_index=True, return_inverse=True)
     original = first[which]
     copies = np.flatnonzero(original != np.arange(len(hashes)))
-    found = [_positions(first, *pairs) for pairs in _near(distinct, int(max_distance))]
+    found = [_positions(first, *pairs) for pairs in _near(distinct, None, int(max_distance))]
     left, right, distance = _concatenate(found)
     order = np.lexsort((right, left))
     return HashPairs(
@@ -116,27 +113,77 @@ def pairs_within(hashes: np.ndarray, max_distance: int) -> HashPairs:
     )
 
 
+def pairs_between(hashes: np.ndarray, others: np.ndarray, max_distance: int) -> HashPairs:
+    """Find the pairs of a hash of one set and a hash of another that differ in at most `max_distance` bits.
+
+    Parameters
+    ----------
+    hashes, others : numpy.ndarray of shape (n,) and (m,), uint64
+        No hash of one is in the other; n and m are below 2**31.
+    max_distance : int
+        0 to 63.
+
+    Returns
+    -------
+    HashPairs
+        ``left`` are positions in `hashes`, ``right`` in `others`; there are no copies.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `pairs_within`.
+
+    Examples
+    --------
+    >>> found = pairs_between(np.array([0b1111, 0b0000], dtype=np.uint64), np.array([0b0011], dtype=np.uint64), 2)
+    >>> [column.tolist() for column in found]
+    [[0, 1], [0, 0], [2, 2], [], []]
+    """
+    _check(hashes, max_distance)
+    _check(others, max_distance)
+    left, right, distance = _concatenate(list(_near(hashes, others, int(max_distance))))
+    order = np.lexsort((right, left))
+    columns = left[order].astype(np.int32), right[order].astype(np.int32), distance[order]
+    return HashPairs(*columns, np.zeros(0, np.int32), np.zeros(0, np.int32))
+
+
+def _check(hashes: np.ndarray, max_distance: int) -> None:
+    if not 0 <= max_distance < _BITS:
+        raise ValueError(f"max_distance={max_distance}: two 64-bit hashes are compared within 0 to 63 bits")
+    if hashes.ndim != 1 or hashes.dtype != np.uint64:
+        raise TypeError(f"hashes must be one row of uint64, not {hashes.dtype} of shape {hashes.shape}")
+
+
 _Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _near(distinct: np.ndarray, reach: int) -> Iterator[_Found]:
-    """Yield (i, j, distance) of distinct hashes, each unordered pair once."""
-    if reach == 0 or len(distinct) < 2:
+def _near(hashes: np.ndarray, others: np.ndarray | None, reach: int) -> Iterator[_Found]:
+    """Yield (i, j, distance) of hashes that differ, each pair once: of one set where `others` is None, else of one with one of the others."""
+    if reach == 0 or not _n_pairs(hashes, others):
         return iter(())
-    bands = _plan(distinct, reach)
-    return _everything(distinct, reach) if bands is None else _banded(distinct, reach, bands)
+    bands = _plan(hashes, others, reach)
+    return _everything(hashes, others, reach) if bands is None else _banded(hashes, others, reach, bands)
 
 
-def _plan(distinct: np.ndarray, reach: int) -> list[_Band] | None:
+def _n_pairs(hashes: np.ndarray, others: np.ndarray | None) -> float:
+    return len(hashes) * (len(hashes) - 1) / 2 if others is None else float(len(hashes) * len(others))
+
+
+def _plan(hashes: np.ndarray, others: np.ndarray | None, reach: int) -> list[_Band] | None:
     """Choose the bands, or None to compare everything."""
-    n = len(distinct)
-    pairs = n * (n - 1) / 2
+    pairs = _n_pairs(hashes, others)
     if pairs < _COST_MASK:
         return None
+    # Inside one set half of the hashes are looked up under each mask, because a flipped key is looked for where it is the higher one.
+    looked_up = len(hashes) if others is None else 2 * len(hashes)
     # Seeded, so that one input takes one way; the answer is the same on any.
-    sample = np.random.default_rng(0).choice(distinct, min(n, _SAMPLE), replace=False)
-    rows, columns = np.triu_indices(len(sample), 1)
-    differing = sample[rows] ^ sample[columns]
+    draw = np.random.default_rng(0)
+    sample = draw.choice(hashes, min(len(hashes), _SAMPLE), replace=False)
+    if others is None:
+        rows, columns = np.triu_indices(len(sample), 1)
+        differing = sample[rows] ^ sample[columns]
+    else:
+        differing = (sample[:, None] ^ draw.choice(others, min(len(others), _SAMPLE), replace=False)).ravel()
     best, least = None, pairs
     for count in range(1, reach + 2):
         bands = _bands(reach, count)
@@ -144,7 +191,7 @@ def _plan(distinct: np.ndarray, reach: int) -> list[_Band] | None:
         if lookups > _MOST_MASKS:
             continue
         share = sum(float((_inside(differing, band) <= band.radius).mean()) for band in bands)
-        cost = lookups * (_COST_MASK + _COST_LOOKUP * n) + _COST_CANDIDATE * share * pairs
+        cost = lookups * (_COST_MASK + _COST_LOOKUP * looked_up) + _COST_CANDIDATE * share * pairs
         if cost < least:
             best, least = bands, cost
     return best
@@ -160,13 +207,14 @@ def _bands(reach: int, count: int) -> list[_Band]:
     return [band for band in bands if band.radius >= 0]
 
 
-def _banded(distinct: np.ndarray, reach: int, bands: list[_Band]) -> Iterator[_Found]:
+def _banded(hashes: np.ndarray, others: np.ndarray | None, reach: int, bands: list[_Band]) -> Iterator[_Found]:
     for k, band in enumerate(bands):
-        order = np.argsort(_key(distinct, band), kind="stable")
-        ordered = distinct[order]
-        for rows, low, length in _candidates(_key(ordered, band), band):
+        order, ordered = _in_order(hashes, band)
+        other_order, other_ordered = (order, ordered) if others is None else _in_order(others, band)
+        other_keys = None if others is None else _key(other_ordered, band)
+        for rows, low, length in _candidates(_key(ordered, band), other_keys, band):
             for i, j in _expand(rows, low, length):
-                differing = ordered[i] ^ ordered[j]
+                differing = ordered[i] ^ other_ordered[j]
                 distance = np.bitwise_count(differing)
                 near = np.flatnonzero(distance <= reach)
                 differing = differing[near]
@@ -174,32 +222,43 @@ def _banded(distinct: np.ndarray, reach: int, bands: list[_Band]) -> Iterator[_F
                     is_new = _inside(differing, earlier) > earlier.radius
                     near, differing = near[is_new], differing[is_new]
                 if len(near):
-                    yield order[i[near]], order[j[near]], distance[near]
+                    yield order[i[near]], other_order[j[near]], distance[near]
 
 
-def _candidates(keys: np.ndarray, band: _Band) -> Iterator[_Found]:
-    """Yield (rows, low, length): each row with the run of rows that it is to be compared with, each unordered pair once.
+def _in_order(hashes: np.ndarray, band: _Band) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(_key(hashes, band), kind="stable")
+    return order, hashes[order]
 
-    `keys` are sorted; a run is of the rows whose key is the row's own with some of its bits flipped.
+
+def _candidates(keys: np.ndarray, others: np.ndarray | None, band: _Band) -> Iterator[_Found]:
+    """Yield (rows, low, length): each row with the run of rows that it is to be compared with, each pair once.
+
+    `keys` are sorted, and so are `others`, which are `keys` themselves where they are None; a run is of the rows whose key is the row's own
+    with some of its bits flipped.
     """
     groups, starts, counts = np.unique(keys, return_index=True, return_counts=True)
-    # Equal keys: each row with the rest of its group.
-    row = np.arange(len(keys))
-    after = np.repeat(starts + counts, counts) - row - 1
-    yield row, row + 1, after
-    for flips in range(1, band.radius + 1):
+    met, low, length = groups, starts, counts
+    if others is None:
+        # Equal keys: each row with the rest of its group.
+        row = np.arange(len(keys))
+        yield row, row + 1, np.repeat(starts + counts, counts) - row - 1
+    else:
+        met, low, length = np.unique(others, return_index=True, return_counts=True)
+    for flips in range(1 if others is None else 0, band.radius + 1):
         for bits in itertools.combinations(range(band.width), flips):
             mask = np.uint64(sum(1 << bit for bit in bits))
-            # The flipped key is the higher one, so that two groups meet once.
-            lower = np.flatnonzero((groups >> np.uint64(bits[-1])) & np.uint64(1) == 0)
-            wanted = groups[lower] ^ mask
-            at = np.minimum(np.searchsorted(groups, wanted), len(groups) - 1)
-            met = groups[at] == wanted
-            lower, upper = lower[met], at[met]
+            here = np.arange(len(groups))
+            if others is None:
+                # The flipped key is the higher one, so that two groups meet once.
+                here = np.flatnonzero((groups >> np.uint64(bits[-1])) & np.uint64(1) == 0)
+            wanted = groups[here] ^ mask
+            there = np.minimum(np.searchsorted(met, wanted), len(met) - 1)
+            is_met = met[there] == wanted
+            here, there = here[is_met], there[is_met]
             yield (
-                runs(starts[lower], starts[lower] + counts[lower]),
-                np.repeat(starts[upper], counts[lower]),
-                np.repeat(counts[upper], counts[lower]),
+                runs(starts[here], starts[here] + counts[here]),
+                np.repeat(low[there], counts[here]),
+                np.repeat(length[there], counts[here]),
             )
 
 
@@ -217,21 +276,24 @@ def _expand(rows: np.ndarray, low: np.ndarray, length: np.ndarray) -> Iterator[t
         start = stop
 
 
-def _everything(distinct: np.ndarray, reach: int) -> Iterator[_Found]:
+def _everything(hashes: np.ndarray, others: np.ndarray | None, reach: int) -> Iterator[_Found]:
     height, width = _TILE
+    within = others is None
+    others = hashes if others is None else others
     differing = np.empty((height, width), dtype=np.uint64)
     counts = np.empty((height, width), dtype=np.uint8)
-    for top in range(0, len(distinct), height):
-        rows = distinct[top : top + height, None]
-        for start in range(top, len(distinct), width):
-            columns = distinct[start : start + width]
+    for top in range(0, len(hashes), height):
+        rows = hashes[top : top + height, None]
+        for start in range(top if within else 0, len(others), width):
+            columns = others[start : start + width]
             shape = (slice(len(rows)), slice(len(columns)))
             np.bitwise_xor(rows, columns, out=differing[shape])
             distance = np.bitwise_count(differing[shape], out=counts[shape])
             i, j = np.divmod(np.flatnonzero(distance <= reach), len(columns))
-            # The first tile of a row of tiles holds some pairs twice, and hashes with themselves.
-            above = i + top < j + start
-            i, j = i[above], j[above]
+            if within:
+                # The first tile of a row of tiles holds some pairs twice, and hashes with themselves.
+                above = i + top < j + start
+                i, j = i[above], j[above]
             if len(i):
                 yield i + top, j + start, distance[i, j]
 

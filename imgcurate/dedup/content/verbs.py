@@ -1,34 +1,28 @@
 """exact_duplicates() and perceptual_duplicates(): images whose stored bytes are equal, and images that look alike, without a model.
 
-Each image is read once, for a digest of its bytes or the perceptual hash of its pixels; fingerprints, not images, come together in a task.
+Each image is read once, for a digest of its bytes or the perceptual hash of its pixels. Fingerprints, not images, come together, by ranges: no
+task holds those of all images.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from itertools import accumulate
 from numbers import Integral
 from typing import Any
 
-import dask
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
+from dask.delayed import Delayed
 
-from imgcurate import phash, schema, storage, vectors
-from imgcurate.dedup.content import digest, hamming
-from imgcurate.dedup.graph import build, rank, rules
-from imgcurate.dedup.graph.found import Found, copies_found
+from imgcurate import schema, storage
+from imgcurate.dedup.content import exact, perceptual
+from imgcurate.dedup.content.blocks import Kind
+from imgcurate.dedup.content.prints import Prints, prepare
+from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result import Duplicates, id_dtype
-from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic import normalise
+from imgcurate.dedup.semantic.frame import work_folder
 
-_PLACE = ["url", "offset", "bytes"]
-# What else reading an image takes, where a frame has it.
+# What else than their place reading images takes, where a frame has it.
 _READ = ["error", "etag", "digest"]
-_VERIFIED_AT_ONCE = 2000
-_BITS = 64
 
 
 def exact_duplicates(
@@ -38,6 +32,7 @@ def exact_duplicates(
     seed: int = 42,
     id_field: str = "image_id",
     storage_options: storage.Options = None,
+    work: str | os.PathLike[str] | None = None,
 ) -> Duplicates:
     """Find images whose stored bytes are equal.
 
@@ -52,6 +47,9 @@ def exact_duplicates(
     id_field : str
     storage_options : dict, optional
         For the fsspec filesystem.
+    work : str or path, optional
+        A folder on a disk that every worker sees, for the fingerprints of a frame that is large against the workers' memory: some 100 to 200 bytes an
+        image; a call that was stopped goes on from it. As for `semantic_duplicates` otherwise.
 
     Returns
     -------
@@ -70,19 +68,17 @@ def exact_duplicates(
     Notes
     -----
     Eager. Bytes are hashed by XXH3-128, and every image that shares a hash is read again and compared byte by byte with the one that it
-    would be a copy of.
+    would be a copy of. Whether fingerprints stay in the workers' memory or go through files is decided as in `semantic_duplicates`, and both ways
+    find the same.
 
     Examples
     --------
     >>> found = exact_duplicates(read_webdataset("shards/*.tar"))  # doctest: +SKIP
     """
     check_stored(frame, "exact", keep=keep)
-    tables, summaries, meta = _prints(frame, "exact_duplicates", keep, seed, id_field, storage_options, _PLACE)
-    groups = dask.delayed(_equal)(tables)
-    rows = groups.compute()
-    verify = dask.delayed(_verified)
-    found = [verify(tables, part, storage_options) for part in _chunks(rows)]
-    return _duplicates(tables, summaries, found, meta, id_field, keep, "cover", 1e-6)
+    prints = _prints(frame, exact.DIGESTS, exact.PLACE, keep, seed, id_field, storage_options, work)
+    found = exact.find(prints, storage_options)
+    return _duplicates(prints, found, frame._meta, id_field, keep, "cover", 1e-6)
 
 
 def perceptual_duplicates(
@@ -94,6 +90,7 @@ def perceptual_duplicates(
     seed: int = 42,
     id_field: str = "image_id",
     storage_options: storage.Options = None,
+    work: str | os.PathLike[str] | None = None,
 ) -> Duplicates:
     """Find images that look alike: whose 64-bit perceptual hashes differ in at most `max_distance` bits.
 
@@ -112,6 +109,9 @@ def perceptual_duplicates(
     id_field : str
     storage_options : dict, optional
         For the fsspec filesystem.
+    work : str or path, optional
+        A folder on a disk that every worker sees, for the fingerprints of a frame that is large against the workers' memory: some 100 to 200 bytes an
+        image; a call that was stopped goes on from it. As for `semantic_duplicates` otherwise.
 
     Returns
     -------
@@ -129,7 +129,8 @@ def perceptual_duplicates(
 
     Notes
     -----
-    Eager. No pair is missed: hashes are compared where they agree in a part, by the pigeonhole principle (see `hamming.pairs_within`). The hash
+    Eager. No pair is missed: hashes are compared where they agree in a part, by the pigeonhole principle (see `hamming.pairs_within`), two ranges of
+    two million in a task; in memory or through files, as in `exact_duplicates`. The hash
     is that of the package `imagehash`, after the EXIF orientation was applied and alpha put over white. Pictures of one colour share one hash
     whatever the colour, black apart.
 
@@ -138,15 +139,19 @@ def perceptual_duplicates(
     >>> found = perceptual_duplicates(read_files("photos/"), max_distance=6)  # doctest: +SKIP
     """
     check_stored(frame, "perceptual", keep=keep, rule=rule, max_distance=max_distance)
-    needed = ["phash"] if "phash" in getattr(frame, "columns", ()) else _PLACE
-    tables, summaries, meta = _prints(frame, "perceptual_duplicates", keep, seed, id_field, storage_options, needed)
-    found = [dask.delayed(_alike)(tables, int(max_distance))]
-    return _duplicates(tables, summaries, found, meta, id_field, keep, rule, max(max_distance / _BITS, 1e-6))
+    needed = ["phash"] if "phash" in getattr(frame, "columns", ()) else exact.PLACE
+    prints = _prints(frame, perceptual.HASHES, needed, keep, seed, id_field, storage_options, work)
+    found = perceptual.find(prints, int(max_distance))
+    return _duplicates(prints, found, frame._meta, id_field, keep, rule, max(max_distance / perceptual.BITS, 1e-6))
 
 
 def check_stored(frame: Any, stage: str, *, keep: rank.Keep, rule: rules.Rule = "cover", max_distance: int = 0) -> None:
     """Raise what ``exact_duplicates`` or ``perceptual_duplicates`` would raise of these arguments, before anything is read."""
-    if not isinstance(max_distance, Integral) or isinstance(max_distance, bool) or not 0 <= max_distance < _BITS:
+    if (
+        not isinstance(max_distance, Integral)
+        or isinstance(max_distance, bool)
+        or not 0 <= max_distance < perceptual.BITS
+    ):
         raise ValueError(f"max_distance={max_distance!r} must be a whole number of bits, 0 to 63")
     if rule not in rules.RULES:
         raise ValueError(f"rule={rule!r} is unknown: give 'cover', 'pointwise' or 'component'")
@@ -159,159 +164,35 @@ def check_stored(frame: Any, stage: str, *, keep: rank.Keep, rule: rules.Rule = 
 
 def _prints(
     frame: Any,
-    verb: str,
+    kind: Kind,
+    needed: Sequence[str],
     keep: rank.Keep,
     seed: int,
     id_field: str,
     storage_options: storage.Options,
-    needed: list[str],
-) -> tuple[list[Any], list[normalise.Summary], Any]:
-    """Read and fingerprint the frame, once: the tables stay on the cluster, the summaries come to the client."""
+    work: str | os.PathLike[str] | None,
+) -> Prints:
     keys = rank.keep_columns(keep)
-    schema.require(frame, [id_field, *needed, *keys], verb)
-    useful = _READ if "url" in needed else ["error"]
-    columns = [id_field, *needed, *keys, *(name for name in useful if name in frame.columns)]
-    task = dask.delayed(_print_part, nout=4)
-    parts = frame[list(dict.fromkeys(columns))].to_delayed()
-    outputs = dask.persist(
-        *[output for part in parts for output in task(part, verb, id_field, keys, seed, storage_options)]
-    )
-    summaries = list(dask.compute(*outputs[1::4]))
-    n_rows = sum(summary.n_rows for summary in summaries)
-    frames.refuse_repeated_ids(outputs[2::4], outputs[3::4], n_rows, id_field)
-    starts = accumulate((summary.n_compared for summary in summaries[:-1]), initial=0)
-    number = dask.delayed(_numbered)
-    return [number(table, start) for table, start in zip(outputs[0::4], starts, strict=True)], summaries, frame._meta
-
-
-def _print_part(
-    part: Any, verb: str, id_field: str, keys: Sequence[str], seed: int, storage_options: storage.Options
-) -> tuple[pa.Table, normalise.Summary, np.ndarray, tuple[pa.Array, np.ndarray]]:
-    place = [name for name in _PLACE if name in part.columns]
-    host = vectors.to_arrow(part[list(dict.fromkeys([id_field, *keys, *place]))])
-    ids = normalise.plain_ids(host[id_field], id_field)
-    hashes = rank.hash_ids(ids, seed)
-    if verb == "exact_duplicates":
-        read = vectors.to_arrow(digest.digest_part(part, storage_options))
-        known = read["digest"]
-        prints = dict(zip(("digest_high", "digest_low"), digest.halves(known), strict=True))
-    else:
-        read = vectors.to_arrow(_hashed(part, storage_options))
-        known = read["phash"]
-        prints = {"phash": known}
-    usable = pc.is_valid(known).to_numpy()
-    if "error" in read.column_names:
-        usable = usable & pc.is_null(read["error"]).to_numpy()
-    table = pa.table(
-        {
-            "id": ids,
-            "hash": hashes,
-            **prints,
-            **{f"key{number}": host[name] for number, name in enumerate(keys)},
-            **{name: host[name] for name in place},
-        }
-    )
-    summary = normalise.Summary(len(ids), int(usable.sum()), 0)
-    return table.filter(pa.array(usable)), summary, hashes, (ids, hashes)
-
-
-def _hashed(part: Any, storage_options: storage.Options) -> Any:
-    """Return the perceptual hashes of a partition, and its errors, with those of reading where it has no hashes yet."""
-    if "phash" not in part.columns:
-        return phash.phash_part(part, storage_options)
-    (kind,) = vectors.to_arrow(part[["phash"]]).schema.types
-    if not pa.types.is_integer(kind) and len(part):
-        raise TypeError(f"column 'phash' holds {kind}; hashes are unsigned 64-bit integers")
-    return part[["phash", *(["error"] if "error" in part.columns else [])]]
-
-
-def _numbered(table: pa.Table, start: int) -> pa.Table:
-    """Give rows their numbers; all are in one cluster."""
-    n = len(table)
-    return (
-        table.append_column("row", pa.array(np.arange(start, start + n)))
-        .append_column("cluster", pa.array(np.zeros(n, np.int32)))
-        .append_column("distance", pa.array(np.zeros(n, np.float32)))
-    )
-
-
-def _equal(tables: Sequence[pa.Table]) -> np.ndarray:
-    """Return the numbers of the rows that share a digest with another, group by group: an array of (group, row)."""
-    high, low, row = (
-        np.concatenate([table[name].to_numpy() for table in tables]) for name in ("digest_high", "digest_low", "row")
-    )
-    order = np.lexsort((row, low, high))
-    new = np.ones(len(order), dtype=bool)
-    new[1:] = (np.diff(high[order]) != 0) | (np.diff(low[order]) != 0)
-    group = np.cumsum(new) - 1
-    shared = np.bincount(group, minlength=1)[group] > 1 if len(group) else np.zeros(0, dtype=bool)
-    return np.stack([group[shared], row[order][shared]], axis=1)
-
-
-def _chunks(groups: np.ndarray) -> list[np.ndarray]:
-    """Cut groups into tasks, each group whole."""
-    if not len(groups):
-        return []
-    first = np.flatnonzero(np.diff(groups[:, 0], prepend=-1))
-    number = np.repeat(first // _VERIFIED_AT_ONCE, np.diff(first, append=len(groups)))
-    return np.split(groups, np.flatnonzero(np.diff(number)) + 1)
-
-
-def _verified(tables: Sequence[pa.Table], groups: np.ndarray, storage_options: storage.Options) -> Found:
-    """Return the copies among rows that share a digest, by comparing their bytes with the first of their group."""
-    wanted = np.sort(groups[:, 1])
-    places = pa.concat_tables(
-        [_rows_of(table, wanted).select(["row", *_PLACE]) for table in tables], promote_options="permissive"
-    ).to_pandas(types_mapper=pd.ArrowDtype)
-    places = places.set_index("row")
-    copies: list[np.ndarray] = []
-    originals: list[np.ndarray] = []
-    while len(groups):
-        first = np.flatnonzero(np.diff(groups[:, 0], prepend=-1))
-        original = np.repeat(groups[first, 1], np.diff(first, append=len(groups)))
-        rest = groups[:, 1] != original
-        groups, original = groups[rest], original[rest]
-        same = digest.same_bytes(places.loc[groups[:, 1]], places.loc[original], storage_options)
-        copies.append(groups[same, 1])
-        originals.append(original[same])
-        # What shares a digest by chance or by design may still have copies of its own.
-        groups = groups[~same]
-    return copies_found(np.concatenate(copies), np.concatenate(originals))
-
-
-def _rows_of(table: pa.Table, wanted: np.ndarray) -> pa.Table:
-    return table.filter(pa.array(np.isin(table["row"].to_numpy(), wanted)))
-
-
-def _alike(tables: Sequence[pa.Table], max_distance: int) -> Found:
-    hashes, row = (np.concatenate([table[name].to_numpy() for table in tables]) for name in ("phash", "row"))
-    pairs = hamming.pairs_within(hashes.astype(np.uint64), max_distance)
-    similarity = (1 - pairs.distance / _BITS).astype(np.float32)
-    copies = copies_found(row[pairs.copies], row[pairs.originals])
-    return copies._replace(left=row[pairs.left], right=row[pairs.right], similarity=similarity)
+    schema.require(frame, [id_field, *needed, *keys], kind.verb)
+    columns = [*needed, *(name for name in (_READ if "url" in needed else _READ[:1]) if name in frame.columns)]
+    folder = None if work is None else work_folder(work)
+    return prepare(frame, kind, columns, id_field, keys, seed, storage_options, folder)
 
 
 def _duplicates(
-    tables: list[Any],
-    summaries: list[normalise.Summary],
-    found: list[Any],
-    meta: Any,
-    id_field: str,
-    keep: rank.Keep,
-    rule: rules.Rule,
-    eps: float,
+    prints: Prints, found: list[Delayed], meta: Any, id_field: str, keep: rank.Keep, rule: rules.Rule, eps: float
 ) -> Duplicates:
-    n_compared = sum(summary.n_compared for summary in summaries)
     return Duplicates(
-        build.build(tables, found, keep),
+        prints.graph(found, keep),
         like=meta,
         id_dtype=id_dtype(meta[id_field]),
         id_field=id_field,
-        n_rows=sum(summary.n_rows for summary in summaries),
-        n_compared=n_compared,
-        n_clusters=min(1, n_compared),
+        n_rows=prints.n_rows,
+        n_compared=prints.n_compared,
+        n_clusters=min(1, prints.n_compared),
         eps=eps,
         min_similarity=1 - eps,
         rule=rule,
         keep=keep,
+        folder=prints.folder,
     )

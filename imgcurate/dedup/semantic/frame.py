@@ -114,8 +114,9 @@ def prepare(
         rows = sum(summary.n_compared for summary in summaries) / len(summaries)
         known = [rows, max((summary.dimension for summary in summaries), default=0)]
     size = known[0] * known[1] * 4
-    in_memory, folder = _choose(size * len(delayed), folder, vectors.on_gpu(frame._meta))
-    groups = _groups(len(delayed), looked_at, size)
+    in_memory, folder = choose(size * len(delayed), folder, gpu=vectors.on_gpu(frame._meta))
+    together = max(1, min(int(_GROUP_BYTES / size) if size else 1, _MOST_PARTITIONS))
+    groups = cut_into_groups(len(delayed), looked_at, together)
 
     def prepared(at: range) -> list[Delayed]:
         return first.get(at.start) or list(task(delayed[at.start : at.stop], *arguments))
@@ -242,7 +243,7 @@ def _held(
         outputs = _in_fours(dask.persist(*[output for four in outputs for output in four]))
         summaries = dask.compute(*[summary for _, summary, _, _ in outputs])
     n_rows = sum(summary.n_rows for summary in summaries)
-    pair = dask.delayed(_pair)
+    pair = dask.delayed(named)
     names = [pair(names, hashes) for _, _, hashes, names in outputs]
     refuse_repeated_ids([hashes for _, _, hashes, _ in outputs], names, n_rows, id_field, suspects)
     used = [number for number, summary in enumerate(summaries) if summary.n_compared]
@@ -281,8 +282,8 @@ def _in_files(records: list[Stored], folder: Folder, id_field: str, embedding_fi
     )
 
 
-def _choose(size: float, folder: Folder | None, gpu: bool) -> tuple[bool, Folder | None]:
-    """Decide between memory and files for so many bytes of vectors."""
+def choose(size: float, folder: Folder | None, *, gpu: bool, of: str = "vectors") -> tuple[bool, Folder | None]:
+    """Decide between memory and files for so many bytes."""
     memory = _memory_of_workers()
     if size <= memory * _SHARE_IN_MEMORY or (gpu and folder is None):
         return True, None
@@ -293,7 +294,7 @@ def _choose(size: float, folder: Folder | None, gpu: bool) -> tuple[bool, Folder
     if size <= memory * _SHARE_AT_MOST:
         return True, None
     raise ValueError(
-        f"about {size / 2**30:.1f} GiB of vectors are too many for workers with {memory / 2**30:.1f} GiB of memory: name a folder for them that every "
+        f"about {size / 2**30:.1f} GiB of {of} are too many for workers with {memory / 2**30:.1f} GiB of memory: name a folder for them that every "
         "worker sees (work=)"
     )
 
@@ -315,23 +316,23 @@ def _on_this_machine() -> bool:
     return isinstance(cluster, distributed.LocalCluster)
 
 
-def _pair(names: normalise.Names, hashes: np.ndarray) -> tuple[pa.Array, np.ndarray]:
+def named(names: normalise.Names, hashes: np.ndarray) -> tuple[pa.Array, np.ndarray]:
+    """Return what `refuse_repeated_ids` asks for."""
     return names.ids, hashes
 
 
-def _groups(n: int, alone: list[int], size: float) -> list[range]:
-    """Put small partitions together, in order, but for those that were looked at alone.
+def cut_into_groups(n: int, alone: list[int], together: int) -> list[range]:
+    """Put up to so many partitions together, in order, but for those that were looked at alone.
 
     Examples
     --------
-    >>> _groups(7, [0, 4], 20 << 20)
+    >>> cut_into_groups(7, [0, 4], 3)
     [range(0, 1), range(1, 4), range(4, 5), range(5, 7)]
     """
-    step = max(1, min(int(_GROUP_BYTES / size) if size else 1, _MOST_PARTITIONS))
     groups = []
     for number, end in zip(alone, [*alone[1:], n], strict=True):
         groups.append(range(number, number + 1))
-        groups += [range(start, min(start + step, end)) for start in range(number + 1, end, step)]
+        groups += [range(start, min(start + together, end)) for start in range(number + 1, end, together)]
     return groups
 
 

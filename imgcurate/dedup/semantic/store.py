@@ -79,7 +79,7 @@ def write_rows(
 ) -> Stored:
     """Write prepared partitions as one part; memory beside them: their hashes."""
     content = xxhash.xxh3_64()
-    tables, hashes, others, summaries = [], [], [], []
+    tables, hashes, named, summaries = [], [], [], []
     with storage.open_atomic(f"{path}.f32", durable=durable) as file:
         for rows, summary, hashed, names in parts:
             for start in range(0, len(rows.vectors), _ROWS_AT_ONCE):
@@ -88,15 +88,10 @@ def write_rows(
                 content.update(block.data)
             if len(rows.table):
                 tables.append(rows.table)
-            others.append(pa.table({"id": names.ids, "hash": hashed}).filter(pa.array(~names.compared)))
+            named.append(names)
             hashes.append(hashed)
             summaries.append(summary)
-    every = np.sort(np.concatenate(hashes))
-    with storage.open_atomic(f"{path}.hashes", durable=durable) as file:
-        file.write(every.data)
-    left_out = pa.concat_tables(others, promote_options="permissive")
-    if len(left_out):
-        write_table(left_out, f"{path}.other", durable)
+    write_names(named, hashes, path, durable)
     table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({"id": pa.nulls(0)})
     for column in table.columns:
         for chunk in column.chunks:
@@ -104,7 +99,7 @@ def write_rows(
                 content.update(memoryview(buffer))
     encoders = frozenset(encoder for summary in summaries for encoder in summary.encoders)
     known = {
-        "n_rows": len(every),
+        "n_rows": sum(summary.n_rows for summary in summaries),
         "n_compared": len(table),
         "dimension": one_dimension([summary for summary in summaries if summary.n_compared], embedding_field),
         "encoders": [asdict(encoder) for encoder in sorted(encoders)],
@@ -112,6 +107,19 @@ def write_rows(
     }
     write_table(table.replace_schema_metadata({_KNOWN: json.dumps(known)}), f"{path}.arrow", durable)
     return _record(path, known)
+
+
+def write_names(named: Sequence[Names], hashes: Sequence[np.ndarray], path: str, durable: bool) -> None:
+    """Write the hashes of all ids of a part, and the rows that are not compared."""
+    with storage.open_atomic(f"{path}.hashes", durable=durable) as file:
+        file.write(np.sort(np.concatenate(hashes)).data)
+    others = [
+        pa.table({"id": names.ids, "hash": hashed}).filter(pa.array(~names.compared))
+        for names, hashed in zip(named, hashes, strict=True)
+    ]
+    left_out = pa.concat_tables(others, promote_options="permissive")
+    if len(left_out):
+        write_table(left_out, f"{path}.other", durable)
 
 
 def read_record(path: str) -> Stored:
