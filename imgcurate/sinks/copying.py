@@ -133,6 +133,22 @@ class _Comparison:
             raise self.rows[0].changed(f"the image at byte {self.rows[0].offset} lies outside its sample")
 
 
+def copy(rows: Sequence[Row], start: int, stop: int, sources: Sources, write: Callable[[bytes], Any]) -> None:
+    """Copy bytes of the source of `rows`, and compare the images of `rows`, which lie in them."""
+    for row in {row.etag: row for row in rows}.values():
+        file = sources.open(row)
+    comparison = _Comparison(rows)
+    file.seek(start)
+    while start < stop:
+        block = file.read(min(_BLOCK, stop - start))
+        if not block:
+            raise rows[0].changed(f"it is shorter and ends at byte {start}")
+        comparison.take(start, block)
+        write(block)
+        start += len(block)
+    comparison.finish()
+
+
 class Writer:
     """Appends samples to a shard, joining runs that follow one another in their source into one copy."""
 
@@ -209,19 +225,7 @@ class Writer:
             self.pending = []
 
     def _copy(self, rows: Sequence[Row], start: int, stop: int, write: Callable[[bytes], Any]) -> None:
-        """Copy bytes of the source of `rows`, and compare the images of `rows`, which lie in them."""
-        for row in {row.etag: row for row in rows}.values():
-            file = self.sources.open(row)
-        comparison = _Comparison(rows)
-        file.seek(start)
-        while start < stop:
-            block = file.read(min(_BLOCK, stop - start))
-            if not block:
-                raise rows[0].changed(f"it is shorter and ends at byte {start}")
-            comparison.take(start, block)
-            write(block)
-            start += len(block)
-        comparison.finish()
+        copy(rows, start, stop, self.sources, write)
 
     def _add_member(self, row: Row, run: BinaryIO, member: tar.Member, key: str, new_key: str) -> None:
         info = tar.parse_header(run, member.start, member.offset, row.url)

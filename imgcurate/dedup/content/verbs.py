@@ -20,9 +20,10 @@ from imgcurate import phash, schema, storage, vectors
 from imgcurate.dedup.content import digest, hamming
 from imgcurate.dedup.graph import build, rank, rules
 from imgcurate.dedup.graph.found import Found, copies_found
-from imgcurate.dedup.result import Duplicates, id_dtype
+from imgcurate.dedup.result import Duplicates, Kind, id_dtype
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic import normalise
+from imgcurate.measures import measure
 
 _PLACE = ["url", "offset", "size"]
 # What else reading an image takes, where a frame has it.
@@ -34,7 +35,7 @@ _BITS = 64
 def exact_duplicates(
     frame: Any,
     *,
-    keep: rank.Keep = "id",
+    keep: rank.Keep = "largest",
     seed: int = 42,
     id_field: str = "image_id",
     storage_options: storage.Options = None,
@@ -46,8 +47,8 @@ def exact_duplicates(
     frame : Dask DataFrame
         With `id_field`, ``url``, ``offset`` and ``size``. Rows with an ``error``, and those whose bytes cannot be read, are never compared and
         never removed. Images that have a ``digest`` already, of `embed` or `measure`, are not read to make one.
-    keep : {"id", "random"} or list of (column, "min" | "max")
-        Which of equal images stays: the one with the lowest id, one drawn by `seed`, or the best by columns.
+    keep : {"largest", "id", "random"} or list of (column, "min" | "max")
+        Which of equal images stays: the one with the lowest id (equal bytes are equally large), one drawn by `seed`, or the best by columns.
     seed : int
     id_field : str
     storage_options : dict, optional
@@ -76,20 +77,21 @@ def exact_duplicates(
     --------
     >>> found = exact_duplicates(read_webdataset("shards/*.tar"))  # doctest: +SKIP
     """
+    keep = "id" if keep == "largest" else keep
     check_stored(frame, "exact", keep=keep)
     tables, summaries, meta = _prints(frame, "exact_duplicates", keep, seed, id_field, storage_options, _PLACE)
     groups = dask.delayed(_equal)(tables)
     rows = groups.compute()
     verify = dask.delayed(_verified)
     found = [verify(tables, part, storage_options) for part in _chunks(rows)]
-    return _duplicates(tables, summaries, found, meta, id_field, keep, "cover", 1e-6)
+    return _duplicates(tables, summaries, found, meta, id_field, keep, "cover", 1e-6, "exact")
 
 
 def perceptual_duplicates(
     frame: Any,
     *,
     max_distance: int = 4,
-    keep: rank.Keep = "id",
+    keep: rank.Keep = "largest",
     rule: rules.Rule = "cover",
     seed: int = 42,
     id_field: str = "image_id",
@@ -104,8 +106,10 @@ def perceptual_duplicates(
         an ``error``, and those that cannot be decoded, are never compared and never removed.
     max_distance : int
         0 to 63. Copies in another size or quality mostly differ in 0 to 4 bits; from about 10 on different images do, too.
-    keep : {"id", "random"} or list of (column, "min" | "max")
-        Which image of a group stays: the one with the lowest id, one drawn by `seed`, or the best by columns.
+    keep : {"largest", "id", "random"} or list of (column, "min" | "max")
+        Which image of a group stays: the one with the most pixels, of as many that with the most bytes, of as many that with the lowest id (images
+        that are decoded are measured too; with a ``phash`` but no ``width``, ``height`` and ``size``, the lowest id, and the result says so); the one
+        with the lowest id; one drawn by `seed`; or the best by columns.
     rule : {"cover", "pointwise", "component"}
         As for `semantic_duplicates`.
     seed : int
@@ -137,11 +141,16 @@ def perceptual_duplicates(
     --------
     >>> found = perceptual_duplicates(read_files("photos/"), max_distance=6)  # doctest: +SKIP
     """
+    columns = set(getattr(frame, "columns", ()))
+    if keep == "largest" and columns.issuperset(_PLACE) and not columns & {"phash", "width", "height"}:
+        frame = measure(frame, ["width", "height", "phash"], storage_options=storage_options)
+    keep, why = rank.in_force(keep, getattr(frame, "columns", ()), "id")
     check_stored(frame, "perceptual", keep=keep, rule=rule, max_distance=max_distance)
     needed = ["phash"] if "phash" in getattr(frame, "columns", ()) else _PLACE
     tables, summaries, meta = _prints(frame, "perceptual_duplicates", keep, seed, id_field, storage_options, needed)
     found = [dask.delayed(_alike)(tables, int(max_distance))]
-    return _duplicates(tables, summaries, found, meta, id_field, keep, rule, max(max_distance / _BITS, 1e-6))
+    eps = max(max_distance / _BITS, 1e-6)
+    return _duplicates(tables, summaries, found, meta, id_field, keep, rule, eps, "perceptual", why)
 
 
 def check_stored(frame: Any, stage: str, *, keep: rank.Keep, rule: rules.Rule = "cover", max_distance: int = 0) -> None:
@@ -152,7 +161,7 @@ def check_stored(frame: Any, stage: str, *, keep: rank.Keep, rule: rules.Rule = 
         raise ValueError(f"rule={rule!r} is unknown: give 'cover', 'pointwise' or 'component'")
     if keep in ("hard", "easy"):
         raise ValueError(
-            f"keep={keep!r} ranks by distance from a centroid, and {stage}_duplicates has none: give 'id', 'random' or columns"
+            f"keep={keep!r} ranks by distance from a centroid, and {stage}_duplicates has none: give 'largest', 'id', 'random' or columns"
         )
     schema.require(frame, rank.keep_columns(keep), f"{stage}_duplicates")
 
@@ -300,6 +309,8 @@ def _duplicates(
     keep: rank.Keep,
     rule: rules.Rule,
     eps: float,
+    kind: Kind,
+    why_keep: str = "",
 ) -> Duplicates:
     n_compared = sum(summary.n_compared for summary in summaries)
     return Duplicates(
@@ -314,4 +325,6 @@ def _duplicates(
         min_similarity=1 - eps,
         rule=rule,
         keep=keep,
+        kind=kind,
+        chosen={"keep": why_keep},
     )

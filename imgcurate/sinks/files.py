@@ -1,0 +1,294 @@
+"""Rows as image files in a folder: the bytes of the sources, copied and compared on the way, or linked."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import dask
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import xxhash
+
+from imgcurate import images, schema, storage, tar, vectors
+from imgcurate.sinks.copying import Row, Sources, copy, rows_of
+
+_COLUMNS = ["image_id", "url", "member", "offset", "size", "sample_offset", "sample_size"]
+# What is compared while it is copied, where the frame has it.
+_COMPARED = ["etag", "digest"]
+_SIDECARS = (".txt", ".json")
+
+
+def write_files(
+    frame: Any,
+    path: str | os.PathLike[str],
+    *,
+    link: bool = False,
+    overwrite: bool = False,
+    storage_options: storage.Options = None,
+) -> Any:
+    """Write the images of a frame's rows as files into a folder: what `read_files` reads.
+
+    Parameters
+    ----------
+    frame : dask.dataframe.DataFrame
+        With the columns that `read_files` or `read_webdataset` gave it. Rows with an ``error`` are not written; a warning counts them.
+    path : str or path
+        The folder. An image lies in it under its ``image_id``, to which the extension of its source is added where it has none; what stands beside
+        it (.txt and .json, all members of a tar's sample) under the same name.
+    link : bool, default False
+        Make hard links to the image files instead of copies: nothing is copied and no room is taken, and who changes the one changes the other.
+    overwrite : bool, default False
+        Replace files that are there under these names.
+    storage_options : dict, optional
+        For the fsspec filesystem, of sources and output.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        One row a file that was written, in the order of `frame`: ``image_id``, ``url`` (where it lies), ``bytes``, and ``digest`` (xxh3_128 of its
+        bytes; of a link that of the row).
+
+    Raises
+    ------
+    FileExistsError
+        Where a file of one of these names is there and `overwrite` is false, or it is the source itself, or two images would be one file.
+    ValueError
+        Where `link` is true, and images lie in tars or on another disk.
+    KeyError
+        Where the frame lacks a column.
+    imgcurate.tar.ShardChanged
+        Where a source has another ``etag`` than when it was listed, or an image another ``digest`` than when it was embedded or measured.
+
+    Notes
+    -----
+    Eager. Each file is there under its name when it is whole. What is wrong with names is raised before anything is written; a call that fails
+    later leaves the files that it has written.
+
+    Examples
+    --------
+    >>> write_files(remove(frame, duplicates), "curated", link=True).compute()  # doctest: +SKIP
+    """
+    schema.require(frame, _COLUMNS, "write_files")
+    fs, place = storage.open_filesystem(os.fspath(path), storage_options)
+    if fs.isfile(place):
+        raise FileExistsError(f"{os.fspath(path)} is a file; name a folder for the images")
+    folder = storage.absolute(path, storage_options).rstrip("/")
+    if link and not storage.is_local(folder):
+        raise ValueError(f"link=True needs a folder on a disk, and {folder} is none; leave it out to copy the images")
+    columns = [*_COLUMNS, *(name for name in ("error", *_COMPARED) if name in frame.columns)]
+    # A store is asked about each name, which takes long and is in vain where there is nothing.
+    occupied = fs.exists(place) and bool(fs.ls(place, detail=False))
+    plan = dask.delayed(_plan, nout=2)
+    # Rows are small without their vectors: kept in memory, so that what made them (a model, perhaps) runs once.
+    planned = dask.persist(
+        *[output for part in frame[columns].to_delayed() for output in plan(part, folder, occupied, storage_options)]
+    )
+    parts, plans = planned[0::2], dask.compute(*planned[1::2])
+    _refuse(plans, parts, link, overwrite)
+    bad = sum(one.bad for one in plans)
+    if bad:
+        warnings.warn(f"{bad:,} rows have an error and are not written", stacklevel=2)
+    write = dask.delayed(_write_part, pure=False)
+    written = dask.persist(*[write(part, link, overwrite, storage_options) for part in parts])
+    dask.compute(*[dask.delayed(len)(part) for part in written])
+    meta = _written([], [], [], [])
+    return dd.from_delayed(list(written) or [dask.delayed(meta)], meta=meta, verify_meta=False)
+
+
+class _Plan(NamedTuple):
+    """What the client has to know of a partition before anything is written: hashes of the names, and what is in their way."""
+
+    hashes: np.ndarray
+    there: list[str]
+    own: list[str]
+    in_tars: int
+    bad: int
+
+
+def _plan(part: Any, folder: str, occupied: bool, storage_options: storage.Options) -> tuple[pd.DataFrame, _Plan]:
+    rows = vectors.to_pandas(part)
+    usable = rows[rows["error"].isna()] if "error" in rows else rows
+    kept = usable[[*_COLUMNS, *(name for name in _COMPARED if name in rows)]].reset_index(drop=True)
+    known = images.host_columns(kept, ["image_id", "url", "member"])
+    names = list(zip(known["image_id"], known["url"], known["member"], strict=True))
+    parted = [_name(*name) for name in names]
+    targets = [f"{folder}/{base}{extension}" for base, extension in parted]
+    hashes = pd.util.hash_array(np.array(targets, dtype=object), categorize=False)
+    fs, _ = storage.open_filesystem(folder, storage_options)
+    there = [target for target in targets if occupied and fs.exists(target)]
+    # Under another name, or by way of a link.
+    sources = {os.path.realpath(url) for url in known["url"] if storage.is_local(url)}
+    own = [target for target in there if storage.is_local(folder) and os.path.realpath(target) in sources]
+    in_tars = sum(member is not None for member in known["member"])
+    kept = kept.assign(target=targets, extension=[extension for _, extension in parted])
+    return kept, _Plan(hashes, there, own, in_tars, len(rows) - len(usable))
+
+
+def _refuse(plans: Sequence[_Plan], parts: Sequence[Any], link: bool, overwrite: bool) -> None:
+    """Raise where an image would take the place of another, of what is there, or of its own source."""
+    in_tars = sum(plan.in_tars for plan in plans)
+    if link and in_tars:
+        raise ValueError(
+            f"link=True makes links to image files, and {in_tars:,} images lie in tars; leave it out to copy them"
+        )
+    own = [target for plan in plans for target in plan.own]
+    if own:
+        raise FileExistsError(
+            f"{own[0]} is itself an image of the frame, and sources are never replaced; name another folder"
+        )
+    there = [target for plan in plans for target in plan.there]
+    if there and not overwrite:
+        more = f" and {len(there) - 1:,} more" if len(there) > 1 else ""
+        raise FileExistsError(f"{there[0]}{more} would be replaced; name another folder, or pass overwrite=True")
+    hashes = np.sort(np.concatenate([np.zeros(0, np.uint64), *(plan.hashes for plan in plans)]))
+    suspects = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    if len(suspects):
+        # Two names may share a hash by chance, so the names themselves are looked at.
+        named = dask.compute(*[dask.delayed(_targets_of)(part, suspects) for part in parts])
+        taken = pd.concat(named)
+        if taken["target"].duplicated().any():
+            first = taken[taken["target"].duplicated(keep=False)].sort_values("target").iloc[:2]
+            one, other = first["image_id"]
+            raise FileExistsError(f"{one!r} and {other!r} would both be {first['target'].iloc[0]}; give them other ids")
+
+
+def _targets_of(part: pd.DataFrame, suspects: np.ndarray) -> pd.DataFrame:
+    hashes = pd.util.hash_array(part["target"].to_numpy(dtype=object), categorize=False)
+    return part.loc[np.isin(hashes, suspects), ["image_id", "target"]]
+
+
+def _write_part(part: pd.DataFrame, link: bool, overwrite: bool, storage_options: storage.Options) -> pd.DataFrame:
+    """Write the images of a partition."""
+    sizes, digests = [], []
+    known = images.host_columns(part, ["image_id", "target", "extension"])
+    put = _linked if link else _copied
+    with Sources(storage_options) as sources:
+        try:
+            for row, target, extension in zip(rows_of(part), known["target"], known["extension"], strict=True):
+                size, digest = put(row, target.removesuffix(extension), extension, sources, overwrite)
+                sizes.append(size)
+                digests.append(digest)
+        finally:  # where it failed as well, for that may be why
+            sources.refuse_changed()
+    return _written(known["image_id"], known["target"], sizes, digests)
+
+
+def _written(
+    image_ids: Sequence[Any], urls: Sequence[str], sizes: Sequence[int], digests: Sequence[Any]
+) -> pd.DataFrame:
+    made = schema.table({"image_id": image_ids, "url": urls, "digest": digests})
+    made.insert(2, "bytes", pd.array(sizes, dtype="int64[pyarrow]"))
+    return made
+
+
+def _name(image_id: Any, url: str, member: str | None) -> tuple[str, str]:
+    """Return the name of an image's file in its folder, and its extension, apart.
+
+    Examples
+    --------
+    >>> _name("00000/cat", "00000.tar", "cat.left.JPG"), _name("a/b.png", "/photos/a/b.png", None), _name("../7", "7.png", None)
+    (('00000/cat', '.left.JPG'), ('a/b', '.png'), ('7', '.png'))
+    """
+    key = tar.split_name(member) if member is not None else None
+    extension = member[len(key[0]) :] if member is not None and key else os.path.splitext(url)[1]
+    parts = [part for part in str(image_id).split("/") if part not in ("", ".", "..")]
+    return "/".join(parts).removesuffix(extension) or "image", extension
+
+
+def _copied(row: Row, base: str, extension: str, sources: Sources, overwrite: bool) -> tuple[int, str]:
+    """Write an image and what stands beside it; return its size and digest."""
+    found = None
+    for suffix, content in _contents(row, extension, sources):
+        if suffix == extension:
+            found = len(content), xxhash.xxh3_128_hexdigest(content)
+        elif not overwrite:
+            there = storage.read_if_there(base + suffix, sources.storage_options)
+            if there is not None and there != content:
+                raise FileExistsError(
+                    f"{base}{suffix} is there and says something else; name another folder, or pass overwrite=True"
+                )
+        with storage.open_atomic(base + suffix, sources.storage_options) as file:
+            file.write(content)
+    if found is None:
+        raise row.changed("the image is not among the members of its sample")
+    return found
+
+
+def _contents(row: Row, extension: str, sources: Sources) -> Iterator[tuple[str, bytes]]:
+    """Yield an image and what stands beside it: what each name ends in, and the bytes."""
+    run = io.BytesIO()
+    if row.member is None:
+        copy([row], row.offset, row.offset + row.size, sources, run.write)
+        yield extension, run.getvalue()
+        for suffix in _SIDECARS:
+            content = storage.read_if_there(storage.replace_extension(row.url, suffix), sources.storage_options)
+            if content is not None:
+                yield suffix, content
+        return
+    key = row.member.removesuffix(extension)
+    if row.sample_offset is None or row.sample_size is None:
+        for member in sources.members(row, key):
+            run = io.BytesIO()
+            is_image = (member.offset, member.size) == (row.offset, row.size)
+            copy(
+                [row if is_image else row._replace(digest=None)],
+                member.offset,
+                member.offset + member.size,
+                sources,
+                run.write,
+            )
+            yield member.name.removeprefix(key), run.getvalue()
+        return
+    copy([row], row.sample_offset, row.sample_offset + row.sample_size, sources, run.write)
+    content = run.getvalue()
+    run.write(tar.END)
+    try:
+        samples = tar.scan(run, len(content) + len(tar.END), row.url)
+    except tar.ShardError:
+        samples = []
+    if [(sample.key, sample.problem) for sample in samples] != [(key, None)]:
+        raise row.changed(f"the bytes from {row.sample_offset} on are no longer the sample {key}")
+    for member in samples[0].members:
+        yield member.name.removeprefix(key), content[member.offset : member.offset + member.size]
+
+
+def _linked(row: Row, base: str, extension: str, sources: Sources, overwrite: bool) -> tuple[int, str | None]:
+    """Link an image and the files beside it; return its size and the digest of its row."""
+    if row.etag is not None:
+        tar.refuse_changed(row.url, [row.etag], sources.storage_options)
+    elif row.digest is not None:
+        copy([row], row.offset, row.offset + row.size, sources, lambda content: None)
+    beside = ((suffix, storage.replace_extension(row.url, suffix)) for suffix in _SIDECARS)
+    for suffix, source in [(extension, row.url), *((suffix, url) for suffix, url in beside if os.path.exists(url))]:
+        target = base + suffix
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if suffix != extension and os.path.exists(target) and os.path.samefile(source, target):
+            continue
+        try:
+            _link(source, target, overwrite)
+        except OSError as problem:
+            if problem.errno != errno.EXDEV:
+                raise
+            raise ValueError(
+                f"link=True: {source} lies on another disk than {target}, and a hard link cannot lead there; leave it out to copy"
+            ) from None
+    return row.size, row.digest
+
+
+def _link(source: str, target: str, overwrite: bool) -> None:
+    if not overwrite:
+        os.link(source, target)
+        return
+    unfinished = f"{target}.unfinished-{uuid.uuid4().hex[:12]}"
+    os.link(source, unfinished)
+    os.replace(unfinished, target)
+    with contextlib.suppress(FileNotFoundError):  # of two links to one file, replacing the one leaves the other
+        os.unlink(unfinished)
