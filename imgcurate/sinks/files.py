@@ -9,6 +9,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import dask
@@ -24,6 +25,7 @@ _COLUMNS = ["image_id", "url", "member", "offset", "size", "sample_offset", "sam
 # What is compared while it is copied, where the frame has it.
 _COMPARED = ["etag", "digest"]
 _SIDECARS = (".txt", ".json")
+_THREADS = 16
 
 
 def write_files(
@@ -167,18 +169,17 @@ def _targets_of(part: pd.DataFrame, suspects: np.ndarray) -> pd.DataFrame:
 
 def _write_part(part: pd.DataFrame, link: bool, overwrite: bool, storage_options: storage.Options) -> pd.DataFrame:
     """Write the images of a partition."""
-    sizes, digests = [], []
     known = images.host_columns(part, ["image_id", "target", "extension"])
-    put = _linked if link else _copied
+    rows = list(zip(rows_of(part), known["target"], known["extension"], strict=True))
     with Sources(storage_options) as sources:
         try:
-            for row, target, extension in zip(rows_of(part), known["target"], known["extension"], strict=True):
-                size, digest = put(row, target.removesuffix(extension), extension, sources, overwrite)
-                sizes.append(size)
-                digests.append(digest)
+            put = _link_images if link else _copy_images
+            found = put(rows, sources, overwrite)
         finally:  # where it failed as well, for that may be why
             sources.refuse_changed()
-    return _written(known["image_id"], known["target"], sizes, digests)
+    return (
+        _written(known["image_id"], known["target"], *zip(*found, strict=True)) if found else _written([], [], [], [])
+    )
 
 
 def _written(
@@ -203,23 +204,48 @@ def _name(image_id: Any, url: str, member: str | None) -> tuple[str, str]:
     return "/".join(parts).removesuffix(extension) or "image", extension
 
 
-def _copied(row: Row, base: str, extension: str, sources: Sources, overwrite: bool) -> tuple[int, str]:
-    """Write an image and what stands beside it; return its size and digest."""
-    found = None
-    for suffix, content in _contents(row, extension, sources):
-        if suffix == extension:
-            found = len(content), xxhash.xxh3_128_hexdigest(content)
-        elif not overwrite:
-            there = storage.read_if_there(base + suffix, sources.storage_options)
-            if there is not None and there != content:
-                raise FileExistsError(
-                    f"{base}{suffix} is there and says something else; name another folder, or pass overwrite=True"
-                )
-        with storage.open_atomic(base + suffix, sources.storage_options) as file:
-            file.write(content)
-    if found is None:
-        raise row.changed("the image is not among the members of its sample")
-    return found
+class _File(NamedTuple):
+    """A file to be written: for the row of which number, where, whether it is the image, and its bytes."""
+
+    number: int
+    target: str
+    is_image: bool
+    content: bytes
+
+
+def _copy_images(
+    rows: Sequence[tuple[Row, str, str]], sources: Sources, overwrite: bool
+) -> list[tuple[int, str | None]]:
+    """Write images and what stands beside them; return the size and digest of each image."""
+    found: dict[int, tuple[int, str | None]] = {}
+    write = partial(_write_file, overwrite=overwrite, storage_options=sources.storage_options)
+    # One after the other is read, and some are written at a time, because each waits for the disk or the store.
+    for file in images.ahead(_files_of(rows, sources), write, _THREADS, _THREADS):
+        if file.is_image:
+            found[file.number] = len(file.content), xxhash.xxh3_128_hexdigest(file.content)
+    return [found[number] for number in range(len(rows))]
+
+
+def _files_of(rows: Sequence[tuple[Row, str, str]], sources: Sources) -> Iterator[_File]:
+    for number, (row, target, extension) in enumerate(rows):
+        base, is_there = target.removesuffix(extension), False
+        for suffix, content in _contents(row, extension, sources):
+            is_there |= suffix == extension
+            yield _File(number, base + suffix, suffix == extension, content)
+        if not is_there:
+            raise row.changed("the image is not among the members of its sample")
+
+
+def _write_file(file: _File, overwrite: bool, storage_options: storage.Options) -> _File:
+    if not file.is_image and not overwrite:
+        there = storage.read_if_there(file.target, storage_options)
+        if there is not None and there != file.content:
+            raise FileExistsError(
+                f"{file.target} is there and says something else; name another folder, or pass overwrite=True"
+            )
+    with storage.open_atomic(file.target, storage_options) as opened:
+        opened.write(file.content)
+    return file
 
 
 def _contents(row: Row, extension: str, sources: Sources) -> Iterator[tuple[str, bytes]]:
@@ -260,35 +286,36 @@ def _contents(row: Row, extension: str, sources: Sources) -> Iterator[tuple[str,
         yield member.name.removeprefix(key), content[member.offset : member.offset + member.size]
 
 
-def _linked(row: Row, base: str, extension: str, sources: Sources, overwrite: bool) -> tuple[int, str | None]:
-    """Link an image and the files beside it; return its size and the digest of its row."""
-    if row.etag is not None:
-        tar.refuse_changed(row.url, [row.etag], sources.storage_options)
-    elif row.digest is not None:
-        copy([row], row.offset, row.offset + row.size, sources, lambda content: None)
-    beside = ((suffix, storage.replace_extension(row.url, suffix)) for suffix in _SIDECARS)
-    for suffix, source in [(extension, row.url), *((suffix, url) for suffix, url in beside if os.path.exists(url))]:
-        target = base + suffix
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        if suffix != extension and os.path.exists(target) and os.path.samefile(source, target):
-            continue
-        try:
-            _link(source, target, overwrite)
-        except OSError as problem:
-            if problem.errno != errno.EXDEV:
-                raise
-            raise ValueError(
-                f"link=True: {source} lies on another disk than {target}, and a hard link cannot lead there; leave it out to copy"
-            ) from None
-    return row.size, row.digest
+def _link_images(
+    rows: Sequence[tuple[Row, str, str]], sources: Sources, overwrite: bool
+) -> list[tuple[int, str | None]]:
+    """Link images and the files beside them; return the size of each image and the digest of its row."""
+    for row, target, extension in rows:
+        if row.etag is not None:
+            tar.refuse_changed(row.url, [row.etag], sources.storage_options)
+        elif row.digest is not None:
+            copy([row], row.offset, row.offset + row.size, sources, lambda content: None)
+        base = target.removesuffix(extension)
+        beside = {base + suffix: storage.replace_extension(row.url, suffix) for suffix in _SIDECARS}
+        _link(row.url, target, overwrite)
+        for name, source in beside.items():
+            if os.path.exists(source) and not (os.path.exists(name) and os.path.samefile(source, name)):
+                _link(source, name, overwrite)
+    return [(row.size, row.digest) for row, _, _ in rows]
 
 
 def _link(source: str, target: str, overwrite: bool) -> None:
-    if not overwrite:
-        os.link(source, target)
-        return
-    unfinished = f"{target}.unfinished-{uuid.uuid4().hex[:12]}"
-    os.link(source, unfinished)
-    os.replace(unfinished, target)
-    with contextlib.suppress(FileNotFoundError):  # of two links to one file, replacing the one leaves the other
-        os.unlink(unfinished)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    name = f"{target}.unfinished-{uuid.uuid4().hex[:12]}" if overwrite else target
+    try:
+        os.link(source, name)
+    except OSError as problem:
+        if problem.errno != errno.EXDEV:
+            raise
+        raise ValueError(
+            f"link=True: {source} lies on another disk than {target}, and a hard link cannot lead there; leave it out to copy"
+        ) from None
+    if overwrite:
+        os.replace(name, target)
+        with contextlib.suppress(FileNotFoundError):  # of two links to one file, replacing the one leaves the other
+            os.unlink(name)
