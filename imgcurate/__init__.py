@@ -25,8 +25,10 @@ from imgcurate.scores.fraction import top_fraction
 from imgcurate.scores.nsfw import score_nsfw
 from imgcurate.scores.text import score_prompts, score_text
 from imgcurate.sinks.convert import convert_shards
+from imgcurate.sinks.files import write_files
 from imgcurate.sinks.parquet import write_parquet
 from imgcurate.sinks.webdataset import write_webdataset
+from imgcurate.sources.embeddings import read_embeddings
 from imgcurate.sources.files import read_files
 from imgcurate.sources.parquet import read_parquet
 from imgcurate.sources.webdataset import read_webdataset
@@ -42,6 +44,7 @@ __all__ = [
     "exact_duplicates",
     "measure",
     "perceptual_duplicates",
+    "read_embeddings",
     "read_files",
     "read_parquet",
     "read_webdataset",
@@ -53,6 +56,7 @@ __all__ = [
     "score_text",
     "semantic_duplicates",
     "top_fraction",
+    "write_files",
     "write_parquet",
     "write_webdataset",
 ]

@@ -189,7 +189,7 @@ def test_an_image_that_is_stored_a_thousand_times_is_compared_where_it_lies_and_
     (tmp_path / "same.bin").write_bytes(b"same" * 1000)
     part = pd.DataFrame(
         {"image_id": [f"{n:04}" for n in range(1000)], "url": str(tmp_path / "same.bin"), "offset": 4 * np.arange(1000)}
-    ).assign(size=4)
+    ).assign(bytes=4)
     frame = dd.from_pandas(part, npartitions=4)
     with setting(RANGES):
         printed = prints.prepare(frame, exact.DIGESTS, exact.PLACE, "image_id", [], 0, None)

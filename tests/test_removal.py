@@ -45,6 +45,12 @@ LEFT = [name for name in IDS if name not in GONE]
         pd.Series(GONE, dtype="category"),
         dd.from_pandas(pd.DataFrame({"image_id": GONE, "x": 1}), npartitions=3),
         dd.from_pandas(pd.Series(GONE), npartitions=2),
+        GONE,
+        tuple(GONE),
+        set(GONE),
+        np.array([name for name in GONE if name]),
+        pd.Index(GONE),
+        pd.DataFrame({"x": 1}, index=pd.Index(GONE, name="image_id")),
     ],
 )
 def test_listed_rows_go_whatever_the_list_comes_as(client: Client, removals: Any) -> None:
@@ -70,6 +76,21 @@ def test_a_parquet_directory_of_ids(tmp_path: Path) -> None:
             remove(a_frame(), nowhere)
 
 
+def test_the_ids_of_a_list_may_have_another_name(tmp_path: Path) -> None:
+    listed = pd.DataFrame({"id": GONE, "image_id": "x"})
+    listed.to_parquet(tmp_path / "ids.parquet")
+    for removals in (listed, dd.from_pandas(listed, npartitions=2), listed.set_index("id"), tmp_path / "ids.parquet"):
+        assert ids_of(remove(a_frame(), removals, removals_on="id")) == LEFT
+    other = a_frame().rename(columns={"image_id": "key"})
+    assert remove(other, listed, on="key", removals_on="id")["key"].compute().tolist() == LEFT
+    with pytest.raises(KeyError, match=r"removal list; removals_on= names another\) needs column 'key'"):
+        remove(other, listed, on="key")
+    with pytest.raises(KeyError, match=r"removal list\) needs column 'other'"):
+        remove(other, listed, on="key", removals_on="other")
+    with pytest.raises(ValueError, match="removals_on='id' names a column, and the removal list has none"):
+        remove(a_frame(), GONE, removals_on="id")
+
+
 def test_ids_the_frame_does_not_have_are_named() -> None:
     removals = pd.Series([*IDS[:9], "c", "a", "b", "a"])
     sentence = "3 of 12 ids to remove are not in the frame: 'c', 'a', 'b'"
@@ -86,7 +107,14 @@ def test_ids_the_frame_does_not_have_are_named() -> None:
 
 
 def test_an_empty_list_removes_nothing() -> None:
-    for nothing in (pd.Series([]), pd.DataFrame({"image_id": []}), pd.Series([None]), a_frame()[a_frame().width < 0]):
+    for nothing in (
+        [],
+        np.array([]),
+        pd.Series([]),
+        pd.DataFrame({"image_id": []}),
+        pd.Series([None]),
+        a_frame()[a_frame().width < 0],
+    ):
         assert ids_of(remove(a_frame(), nothing)) == IDS
 
 
@@ -107,8 +135,11 @@ def test_numbers_and_text_are_not_compared() -> None:
 
 
 def test_what_is_neither_a_frame_nor_a_path_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"not list; pandas.Series\(ids\) makes a series"):
-        remove(a_frame(), IDS)
+    for ids, kind in ((3, "int"), (b"s/000", "bytes"), ({"s/000": 1}, "dict"), (iter(IDS), "list_iterator")):
+        with pytest.raises(TypeError, match=f"remove takes ids as a frame, a series, a list, .* not {kind}"):
+            remove(a_frame(), ids)
+    with pytest.raises(TypeError, match=r"one id an image, and the removal list is an array of shape \(20, 1\)"):
+        remove(a_frame(), np.array(IDS)[:, None])
     with pytest.raises(KeyError, match="remove needs column 'key'"):
         remove(a_frame(), pd.Series(IDS), on="key")
     with pytest.raises(ValueError, match="missing='drop' is unknown"):

@@ -117,7 +117,7 @@ def test_files_of_a_finished_run_that_are_gone_are_made_again(client: Client, sh
     [
         ({"eps": 0.5}, r"eps=1e-05 there, eps=0.5 now"),
         ({"rule": "component"}, "rule=cover there, rule=component now"),
-        ({"keep": "id"}, "keep=hard there, keep=id now"),
+        ({"keep": "id"}, "keep=largest there, keep=id now"),
         ({"samples_per_shard": 7}, "samples_per_shard=40 there, samples_per_shard=7 now"),
         ({"dedup": "exact"}, r'dedup=\["semantic"\] there, dedup=\["exact"\] now'),
     ],

@@ -119,7 +119,7 @@ def test_the_removed_image_farthest_from_its_twin_is_shown_first() -> None:
     found = semantic_duplicates(frame_of(planted()), eps=0.05)
     pairs = found.pairs.compute()
     shown = found.least_similar(5)
-    assert shown.compute()["similarity"].tolist() == sorted(pairs["similarity"])[:5]
+    assert shown["similarity"].tolist() == sorted(pairs["similarity"])[:5]
     groups = found.groups.compute()
     assert groups["removed"].sum() == len(pairs) == sum(map(len, groups["duplicates"]))
     by_twin = pairs.groupby("duplicate_of")["image_id"].agg(list)
@@ -241,6 +241,7 @@ def test_nothing_to_compare_gives_empty_frames_with_the_right_types() -> None:
         assert len(computed) == 0 and dict(computed.dtypes) == dict(answer._meta.dtypes)
         assert computed["image_id"].dtype == pd.ArrowDtype(pa.string())
     assert np.isnan(found.recall().recall)
+    assert repr(found.recall()).startswith("Recall(no pairs: none of 0 sampled images")
     assert len(remove(dd.from_pandas(part, npartitions=2), found)) == 2
     assert found.sweep([0.01, 0.02])["removed"].tolist() == [0, 0]
 
@@ -363,7 +364,7 @@ def test_what_is_saved_answers_as_before(client: Client, rule: Any, tmp_path: Pa
     )
     found.save(tmp_path / "found")
     again = Duplicates.load(tmp_path / "found")
-    assert repr(again) == repr(found)
+    assert repr(again) == repr(found).replace(", .recall()", "")  # which needs the vectors
     for name in ("pairs", "edges", "assignments", "groups", "selected"):
         pd.testing.assert_frame_equal(getattr(again, name).compute(), getattr(found, name).compute())
     assert removed(again, 0.1) == removed(found, 0.1)
@@ -449,10 +450,10 @@ def test_missing_and_unfit_columns_are_refused() -> None:
     text = dd.from_pandas(
         pd.DataFrame({"image_id": ["a"], "embedding": [np.ones(3)]}).astype({"embedding": str}), npartitions=1
     )
-    with pytest.raises(TypeError, match=r"holds text, not vectors; .*dataframe\.convert-string"):
+    with pytest.raises(TypeError, match=r"holds text, not vectors; .* give the pandas frame itself"):
         semantic_duplicates(text)
-    with pytest.raises(TypeError, match="takes a Dask dataframe"):
-        semantic_duplicates(frame.compute())
+    with pytest.raises(TypeError, match="takes a Dask, pandas or cuDF dataframe"):
+        semantic_duplicates([frame])
     with pytest.raises(ValueError, match="vectors of several lengths"):
         semantic_duplicates(dd.concat([frame_of(np.ones((2, 4))), frame_of(np.ones((2, 5)), ids=["x", "y"])]))
 

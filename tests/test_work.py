@@ -77,7 +77,7 @@ def answers(found: Duplicates, recall: bool = True) -> dict[str, Any]:
     """All that a person can ask of a result, in an order that does not depend on its parts."""
 
     def rows(frame: Any, *sort: str) -> list[tuple[Any, ...]]:
-        part = frame.compute()
+        (part,) = dask.compute(frame)
         for name in ("similarity", "centroid_distance"):
             if name in part:
                 part[name] = part[name].astype("float64").round(5).astype(object).where(part[name].notna(), None)

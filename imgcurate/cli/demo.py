@@ -51,15 +51,7 @@ def run(options: argparse.Namespace) -> None:
     packages = ", ".join(sorted({photo.package for photo in photos}))
     print(f"{len(photos)} photos from {packages}, {len(planted)} planted copies: {source}", flush=True)
     with clusters.connected(options):
-        # This encoder's cosines of copies are lower than CLIP's: 0.2 is what separates copies from different photos.
-        manifest = curate(
-            os.fspath(source),
-            curated,
-            model="efficientnet-lite0",
-            eps=0.2,
-            keep=[("width", "max"), ("bytes", "max")],
-            progress=True,
-        )
+        manifest = curate(os.fspath(source), curated, model="efficientnet-lite0", progress=True)
         images = read_parquet(curated / "images.parquet").compute()
     print(f"\n{table(manifest)}\n")
     removed = images[~images["kept"]]

@@ -44,7 +44,11 @@ def add_to(commands: Any) -> None:
         metavar="BITS",
         help="perceptual: hashes differ in at most BITS (default 4)",
     )
-    run.add_argument("--eps", type=float, default=0.01, help="duplicates have cosine >= 1 - EPS (default %(default)s)")
+    run.add_argument(
+        "--eps",
+        type=float,
+        help="duplicates have cosine >= 1 - EPS; default: what is known of the model (0.01 for CLIP, 0.2 for efficientnet-lite0), else 0.01",
+    )
     run.add_argument(
         "--n-clusters", type=int, metavar="K", help="k-means clusters to look for duplicates in; default: by cost"
     )
@@ -59,8 +63,9 @@ def add_to(commands: Any) -> None:
     run.add_argument(
         "--keep",
         type=_keep,
-        default="hard",
-        help="which of several duplicates stays: hard, easy, random, id, or columns such as aesthetic_score:max,bytes:max (default hard)",
+        default="largest",
+        help="which of several duplicates stays: largest (most pixels, then most bytes), hard, easy, random, id, or columns such as "
+        "aesthetic_score:max,bytes:max (default %(default)s)",
     )
     run.add_argument(
         "--rule",
@@ -109,13 +114,15 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _keep(text: str) -> Any:
-    if text in ("hard", "easy", "random", "id"):
+    if text in ("largest", "hard", "easy", "random", "id"):
         return text
     columns = []
     for item in text.split(","):
         column, colon, order = item.rpartition(":")
         if not colon or order not in ("min", "max"):
-            raise argparse.ArgumentTypeError(f"{item!r} is not hard, easy, random, id or COLUMN:min or COLUMN:max")
+            raise argparse.ArgumentTypeError(
+                f"{item!r} is not largest, hard, easy, random, id or COLUMN:min or COLUMN:max"
+            )
         columns.append((column, order))
     return columns
 

@@ -17,7 +17,8 @@ import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate import identity, schema, storage, vectors
+from imgcurate import identity, storage, vectors
+from imgcurate.dedup import inputs
 from imgcurate.dedup.graph import build
 from imgcurate.dedup.graph.found import Found
 from imgcurate.dedup.semantic import compare, normalise
@@ -55,7 +56,7 @@ def save_embeddings(
 
     Parameters
     ----------
-    frame : Dask DataFrame
+    frame : Dask, pandas or cuDF DataFrame, or pair of ids and a matrix of shape (n, d)
         With `id_field` and `embedding_field`. Rows with an ``error`` or without a usable vector are left out.
     path : str or path
         A folder.
@@ -90,7 +91,7 @@ def save_embeddings(
     >>> save_embeddings(kept, "corpus")  # doctest: +SKIP
     >>> found = semantic_duplicates(new, against="corpus")  # doctest: +SKIP
     """
-    schema.require(frame, [id_field, embedding_field], "save_embeddings")
+    frame, _ = inputs.as_frame(frame, "save_embeddings", id_field, embedding_field)
     if n_clusters is not None and append:
         raise ValueError("append=True places images by the centroids that are there; leave n_clusters out")
     fs, root = fsspec.core.url_to_fs(os.fspath(path), **(storage_options or {}))
@@ -145,7 +146,8 @@ def open_corpus(against: Any, id_field: str, embedding_field: str) -> FrameCorpu
     """Return what `semantic_duplicates` compares new images with."""
     if isinstance(against, str | os.PathLike):
         return _saved(against, id_field, None)
-    schema.require(against, [id_field, embedding_field], "semantic_duplicates (in the frame given as against)")
+    of = " (in the frame given as against)"
+    against, _ = inputs.as_frame(against, "semantic_duplicates", id_field, embedding_field, where=of)
     return FrameCorpus(against, id_field, embedding_field)
 
 

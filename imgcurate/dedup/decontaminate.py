@@ -18,6 +18,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import identity, schema, vectors
+from imgcurate.dedup import inputs
 from imgcurate.dedup.result import check_eps, id_dtype
 from imgcurate.dedup.semantic import join, normalise
 
@@ -39,19 +40,19 @@ def decontaminate(
 
     Parameters
     ----------
-    train : Dask DataFrame
+    train : Dask, pandas or cuDF DataFrame, or pair of ids and a matrix of shape (n, d)
         With `id_field` and `embedding_field`.
-    evaluation : Dask DataFrame
-        With the same. It is computed at once, and its vectors stay in the cluster's memory while the result is there; it need not fit a worker's.
+    evaluation : as `train`
+        It is computed at once, and its vectors stay in the cluster's memory while the result is there; it need not fit a worker's.
     eps : float
         Too close is a cosine of at least ``1 - eps``.
     id_field, embedding_field : str
 
     Returns
     -------
-    Dask DataFrame
-        Lazy: nothing of `train` is computed. One row a training image that is too close: its id, ``duplicate_of`` (the nearest evaluation
-        image, of equally near ones the first) and ``similarity``. `remove` takes it.
+    Dask DataFrame, or pandas or cuDF DataFrame where `train` lies in memory
+        Lazy with a Dask DataFrame: nothing of `train` is computed. One row a training image that is too close: its id, ``duplicate_of`` (the
+        nearest evaluation image, of equally near ones the first) and ``similarity``. `remove` takes it.
 
     Raises
     ------
@@ -65,11 +66,14 @@ def decontaminate(
 
     Examples
     --------
-    >>> clean = remove(train, decontaminate(train, evaluation))  # doctest: +SKIP
+    >>> train = (["a", "b"], np.array([[1, 0], [0.6, 0.8]], dtype=np.float32))
+    >>> decontaminate(train, (["e"], np.array([[0.6, 0.79]], dtype=np.float32)))[["image_id", "duplicate_of"]]
+      image_id duplicate_of
+    0        b            e
     """
     check_eps(eps)
-    for frame in (train, evaluation):
-        schema.require(frame, [id_field, embedding_field], "decontaminate")
+    train, at_once = inputs.as_frame(train, "decontaminate", id_field, embedding_field)
+    evaluation, _ = inputs.as_frame(evaluation, "decontaminate", id_field, embedding_field, where=" (evaluation)")
     whole = _evaluation(evaluation, id_field, embedding_field)
     meta = pd.DataFrame(
         {
@@ -90,7 +94,8 @@ def decontaminate(
         ]
         # Not in lists: of what lies in one, Dask forgets that it is on the cluster, and the blocks would go with this function.
         chosen.append(choose(meta, like, *[compare(block, 1 - eps, *rows) for block in whole.blocks]))
-    return dd.from_delayed(chosen, meta=like, verify_meta=False)
+    found = dd.from_delayed(chosen, meta=like, verify_meta=False)
+    return found.compute().reset_index(drop=True) if at_once else found
 
 
 class _Evaluation(NamedTuple):

@@ -19,7 +19,7 @@ class Recall(NamedTuple):
     Attributes
     ----------
     recall, low, high : float
-        The share in the sample, and the ends of its 95 % interval; NaN, 0 and 1 where the sample has no pair.
+        The share in the sample, and the ends of its 95 % interval; NaN, 0 and 1 where no image of the sample has a true partner.
     true_pairs, found_pairs, images : int
         Pairs of the sampled images that an exact search finds, those that had been found, and the sampled images.
     """
@@ -30,6 +30,14 @@ class Recall(NamedTuple):
     true_pairs: int
     found_pairs: int
     images: int
+
+    def __repr__(self) -> str:
+        if not self.true_pairs:
+            return f"Recall(no pairs: none of {self.images:,} sampled images has a true partner, so there was nothing to find)"
+        return (
+            f"Recall(recall={self.recall:.4g}, low={self.low:.4g}, high={self.high:.4g}, true_pairs={self.true_pairs}, "
+            f"found_pairs={self.found_pairs}, images={self.images})"
+        )
 
 
 def sample(table: Any, rows: Rows, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, Any]:

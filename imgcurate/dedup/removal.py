@@ -19,39 +19,45 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema, vectors
-from imgcurate.dedup import lookup
+from imgcurate.dedup import inputs, lookup
 from imgcurate.dedup.result import Duplicates
 from imgcurate.dedup.waves import wait
 
 _NAMED = 5
 
 
-def remove(frame: Any, removals: Any, on: str = "image_id", *, missing: str = "warn") -> Any:
+def remove(
+    frame: Any, removals: Any, on: str = "image_id", *, removals_on: str | None = None, missing: str = "warn"
+) -> Any:
     """Drop the rows whose id is on a removal list.
 
     Parameters
     ----------
-    frame : Dask DataFrame
+    frame : Dask, pandas or cuDF DataFrame, or pair of ids and a matrix of shape (n, d)
         With column `on`.
-    removals : Duplicates, Dask or pandas DataFrame or Series, or path
-        The ids: the result of `semantic_duplicates`, column `on` of a frame, a series, or column `on` of a Parquet file or
+    removals : Duplicates, DataFrame or Series of any kind, index, array, list or set of ids, or path
+        The ids: the result of `semantic_duplicates`, column `on` of a frame, a series, ids themselves, or column `on` of a Parquet file or
         directory. Repeated and null ids count for nothing.
     on : str
+        The column of ids; of a frame in memory, it may be the index.
+    removals_on : str, optional
+        What that column is called in `removals`, where it is another name than `on`.
     missing : {"warn", "raise", "ignore"}
         What to do where `frame` lacks some of the ids: warn and say which, raise, or not look. Looking reads column `on` of
         `frame` once, eagerly.
 
     Returns
     -------
-    Dask DataFrame
-        The other rows of `frame`, lazily; a consumer of some columns has only those and `on` computed.
+    Dask DataFrame, or what `frame` is
+        The other rows of `frame`, lazily; a consumer of some columns has only those and `on` computed. Of a frame in memory, its other rows at
+        once, with their index and types; of a pair, ids and matrix of the other rows.
 
     Raises
     ------
     KeyError
-        Where `frame` or `removals` has no column `on`.
+        Where `frame` or `removals` has no column of that name.
     TypeError
-        Where one holds numbers and the other text, one holds a mixture, or `removals` is of no kind named above.
+        Where one holds numbers and the other text, one holds a mixture, or `frame` or `removals` is of no kind named above.
     ValueError
         Where ids are missing and ``missing="raise"``.
 
@@ -62,15 +68,21 @@ def remove(frame: Any, removals: Any, on: str = "image_id", *, missing: str = "w
 
     Examples
     --------
-    >>> frame = dd.from_pandas(pd.DataFrame({"image_id": ["a", "b", "c"]}), npartitions=2)
-    >>> remove(frame, pd.Series(["b"]))["image_id"].compute().tolist()
-    ['a', 'c']
+    >>> frame = pd.DataFrame({"image_id": ["a", "b", "c"]})
+    >>> remove(frame, ["b"])
+      image_id
+    0        a
+    2        c
+    >>> lazy = dd.from_pandas(frame, npartitions=2)
+    >>> remove(lazy, pd.DataFrame({"id": ["a", "c"]}), removals_on="id")["image_id"].compute().tolist()
+    ['b']
     """
     if missing not in ("warn", "raise", "ignore"):
         raise ValueError(f"missing={missing!r} is unknown: give 'warn', 'raise' or 'ignore'")
-    schema.require(frame, [on], "remove")
-    column = _id_column(removals, on)
-    _check_kinds(frame, column, on)
+    ids_of_frame = _ids_of(frame, on)
+    name = removals.id_field if isinstance(removals, Duplicates) else on if removals_on is None else removals_on
+    column = _id_column(removals, name, removals_on)
+    _check_kinds(ids_of_frame, column, on, name)
     pieces = column.to_delayed() if hasattr(column, "to_delayed") else [column]
     # A task holds the list and every partition's depends on it: it stands in the graph once, and in a worker's memory once.
     # Started at once: a lazy list may be a view of a Duplicates that only this function's caller holds, and not for long.
@@ -78,29 +90,64 @@ def remove(frame: Any, removals: Any, on: str = "image_id", *, missing: str = "w
     hashed = [dask.delayed(_hashed, pure=True)(piece) for piece in pieces]
     ids = dask.delayed(lookup.build, pure=True)(hashed).persist()
     wait([ids])
+    lazy = hasattr(ids_of_frame, "to_delayed")
     if missing != "ignore":
-        _report_missing(frame, ids, on, missing)
+        parts = ids_of_frame.to_delayed() if lazy else [ids_of_frame]
+        _report_missing([dask.delayed(_found)(part, ids) for part in parts], ids, missing)
+    if not lazy:
+        return _without(frame, dask.delayed(_is_listed)(ids_of_frame, ids).compute())
     meta = pd.Series([], dtype=bool) if not vectors.on_gpu(frame._meta) else frame._meta[on].isnull()
-    listed = frame[on].map_partitions(_is_listed, ids, meta=meta)
-    return frame[~listed]
+    return frame[~ids_of_frame.map_partitions(_is_listed, ids, meta=meta)]
 
 
-def _id_column(removals: Any, on: str) -> Any:
-    """Return the ids as a Dask or host Series."""
-    if isinstance(removals, Duplicates):
-        return removals.removals()[removals.id_field]
+def _ids_of(frame: Any, on: str) -> Any:
+    """Return the ids of what rows are removed from, as a Dask series or one in memory."""
+    if isinstance(frame, tuple) and len(frame) == 2:
+        return inputs.rows_of_pair(*frame, "remove", on)[0][on]
+    if inputs.in_memory(frame):
+        frame = inputs.with_ids(frame, on)
+    elif not hasattr(frame, "to_delayed") or not hasattr(frame, "columns"):
+        raise TypeError(inputs.refusal(frame, "remove"))
+    schema.require_columns(frame, [on], "remove")
+    return frame[on]
+
+
+def _without(given: Any, listed: Any) -> Any:
+    """Return what was given in memory without the listed rows."""
+    left = ~vectors.to_pandas(listed).to_numpy()
+    if isinstance(given, tuple):
+        ids, matrix = given
+        ids = ids if hasattr(ids, "dtype") else pd.Index(ids).to_numpy()
+        return ids[left], vectors.take(matrix if hasattr(matrix, "shape") else np.asarray(matrix), left)
+    return given[left]
+
+
+def _id_column(removals: Any, name: str, removals_on: str | None) -> Any:
+    """Return the ids as a Dask or host Series; in a frame they are column `name`."""
     if isinstance(removals, str | os.PathLike):
         removals = _read(os.fspath(removals))
-    removals = vectors.to_pandas(removals)
-    if not isinstance(removals, pd.DataFrame | pd.Series) and not hasattr(removals, "to_delayed"):
-        raise TypeError(
-            f"remove takes ids as a frame, a series, a Duplicates or the path of a Parquet directory, not "
-            f"{type(removals).__name__}; pandas.Series(ids) makes a series"
-        )
-    if removals.ndim == 1:
+    if hasattr(removals, "columns") and removals.ndim == 2:
+        removals = inputs.with_ids(removals, name) if inputs.in_memory(removals) else removals
+        other = "" if removals_on is not None else "; removals_on= names another"
+        schema.require_columns(removals, [name], f"remove (in the removal list{other})")
+        return vectors.to_pandas(removals[name])
+    if removals_on is not None:
+        raise ValueError(f"removals_on={removals_on!r} names a column, and the removal list has none; leave it out")
+    if isinstance(removals, Duplicates):
+        return removals.removals()[name]
+    if hasattr(removals, "to_delayed"):
         return removals
-    schema.require_columns(removals, [on], "remove (in the removal list)")
-    return removals[on]
+    if isinstance(removals, list | tuple | set | frozenset):
+        removals = list(removals)
+    elif not isinstance(removals, pd.Series | pd.Index | np.ndarray) and not vectors.on_gpu(removals):
+        raise TypeError(
+            f"remove takes ids as a frame, a series, a list, an array, a Duplicates or the path of a Parquet directory, not "
+            f"{type(removals).__name__}"
+        )
+    removals = vectors.to_pandas(removals)
+    if getattr(removals, "ndim", 1) != 1:
+        raise TypeError(f"remove takes one id an image, and the removal list is an array of shape {removals.shape}")
+    return pd.Series(removals, dtype=None if len(removals) else object)
 
 
 def _read(path: str) -> Any:
@@ -110,16 +157,17 @@ def _read(path: str) -> Any:
         raise FileNotFoundError(f"no Parquet files of ids to remove at {path!r}: {problem}") from problem
 
 
-def _check_kinds(frame: Any, column: Any, on: str) -> None:
+def _check_kinds(ids_of_frame: Any, column: Any, on: str, name: str) -> None:
     lazy = hasattr(column, "to_delayed")
     listed = column._meta if lazy else column.dropna()
     if not lazy and listed.empty:
         return
-    ours, theirs = _kind(frame._meta[on]), _kind(listed)
+    known = ids_of_frame._meta if hasattr(ids_of_frame, "to_delayed") else ids_of_frame
+    ours, theirs = _kind(known), _kind(listed)
     if {ours, theirs} == {"numbers", "text"}:
         raise TypeError(
             f"column {on!r} of the frame holds {ours}, the removal list holds {theirs}: nothing would be removed; convert one of "
-            f"them, for example removals.astype({{{on!r}: {frame._meta[on].dtype.name!r}}})"
+            f"them, for example removals.astype({{{name!r}: {known.dtype.name!r}}})"
         )
 
 
@@ -149,8 +197,8 @@ def _is_listed(column: Any, ids: lookup.Lookup) -> Any:
     return column.isin(vectors.from_pandas(host[listed].to_frame(name="id"), column)["id"])
 
 
-def _found(part: Any, ids: lookup.Lookup, on: str) -> np.ndarray:
-    found = np.unique(ids.find(lookup.plain(vectors.to_pandas(part)[on])))
+def _found(column: Any, ids: lookup.Lookup) -> np.ndarray:
+    found = np.unique(ids.find(lookup.plain(vectors.to_pandas(column))))
     return found[found >= 0]
 
 
@@ -162,9 +210,8 @@ def _missing(ids: lookup.Lookup, found: Sequence[np.ndarray]) -> tuple[int, int,
     return int(absent.sum()), len(absent), ids.ids.take(pa.array(named)).to_pylist()
 
 
-def _report_missing(frame: Any, ids: Delayed, on: str, missing: str) -> None:
-    found = [dask.delayed(_found)(part, ids, on) for part in frame[[on]].to_delayed()]
-    n_missing, n_ids, named = dask.delayed(_missing)(ids, found).compute()
+def _report_missing(found: Sequence[Delayed], ids: Delayed, missing: str) -> None:
+    n_missing, n_ids, named = dask.delayed(_missing)(ids, list(found)).compute()
     if not n_missing:
         return
     dots = ", ..." if n_missing > len(named) else ""

@@ -2,57 +2,55 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from dask.delayed import Delayed
 
 from imgcurate import schema, storage, vectors
+from imgcurate.dedup import saved
 from imgcurate.dedup.graph import build, nodes, rank, rules
 from imgcurate.dedup.mapped import Folder
 from imgcurate.dedup.recall import Recall
 
-_FORMAT = "imgcurate duplicates 2"
-_SAVED = ("id_field", "n_rows", "n_compared", "n_clusters", "eps", "min_similarity", "rule", "keep")
+_SAVED = (
+    "id_field", "n_rows", "n_compared", "n_clusters", "eps", "min_similarity", "rule", "keep", "kind", "chosen",
+)  # fmt: skip
+
+#: What is compared: embeddings, stored bytes, or perceptual hashes.
+Kind = Literal["semantic", "exact", "perceptual"]
+#: Of a perceptual hash.
+BITS = 64
 
 
 class Duplicates:
-    """What deduplication found. Frames are lazy views of a graph of similar pairs that stays on the cluster.
+    """What deduplication found: a graph of similar pairs that stays on the cluster, and what a rule says of it.
+
+    Lazy, as Dask DataFrames: `pairs` (or `removed`), `selected`, `groups`, `edges`, `assignments` and `removals`. Where what was compared lay in
+    memory, as a pandas or cuDF frame or as ``(ids, matrix)``, these are pandas or cuDF frames, computed when they are asked for. At once:
+    `sweep`, `least_similar`, `duplicate_ratio`, `recall`.
 
     Attributes
     ----------
-    pairs, removed : Dask DataFrame
-        One row a removed image: its id, ``duplicate_of`` (``rule="cover"``: the nearest kept image that ranks higher; ``"pointwise"``: the
-        nearest that ranks higher, kept or not; ``"component"``: the best of the connected component), ``similarity`` (their cosine; null
-        where a component's best was not compared with it) and ``cluster``.
-    selected : Dask DataFrame
-        One row a compared image that stays: its id.
-    groups : Dask DataFrame
-        One row a kept image that has duplicates, the largest group of each partition first: its id, how many were ``removed``, ``duplicates`` (their ids) and
-        the lowest ``similarity`` among them.
-    edges : Dask DataFrame
-        Every stored pair, whatever the rule and eps: ``id``, ``other_id`` (the better-ranked of the two), ``similarity``. Of images whose
-        vectors are equal bit by bit, one has the pairs, and each other has one pair, with that one.
-    assignments : Dask DataFrame
-        One row a compared image: its id, ``cluster`` and ``centroid_distance`` (1 - cosine); by cluster, best-ranked first.
     n_rows, n_compared, n_excluded : int
-        Images in the frame; those compared; those not, because of an error or for lack of a usable vector.
+        Images in the frame; those compared; those not, because of an error or for lack of what is compared.
     n_clusters, n_pairs : int
     eps, min_similarity : float
-        The threshold in force, and down to which cosine pairs are stored.
+        The threshold in force, and down to which similarity pairs are stored. Of perceptual hashes, a similarity is ``1 - distance / 64``.
     rule, keep
-        As given.
+        The rule and the order in force.
+    chosen : dict of str to str
+        Of ``"eps"`` and ``"keep"``, why they are not what was asked for, or where they were taken from.
     id_field : str
         The name of the id column in all frames.
+    kind : {"semantic", "exact", "perceptual"}
     """
 
     def __init__(
@@ -69,46 +67,82 @@ class Duplicates:
         min_similarity: float,
         rule: rules.Rule,
         keep: rank.Keep,
+        kind: Kind = "semantic",
+        chosen: Mapping[str, str] | None = None,
+        at_once: bool = False,
         recall: Callable[[Duplicates, int, int], Recall] | None = None,
         folder: Folder | None = None,
     ) -> None:
         self.n_rows, self.n_compared, self.n_excluded = n_rows, n_compared, n_rows - n_compared
         self.n_clusters, self.n_pairs = n_clusters, found.n_pairs + found.n_copies
         self.eps, self.min_similarity, self.rule, self.keep = eps, min_similarity, rule, keep
+        self.kind, self.chosen = kind, {name: why for name, why in (chosen or {}).items() if why}
         self.id_field, self._folder = id_field, folder
         self._graph, self._like, self._id_dtype, self._recall = found, like, id_dtype, recall
+        self._at_once = at_once
         self._answers: dict[float, list[Delayed]] = {}
 
     def __repr__(self) -> str:
         excluded = f", {self.n_excluded:,} excluded" if self.n_excluded else ""
         through = f" through files in {self._folder.path}" if self._folder else ""
         clusters = "1 cluster" if self.n_clusters == 1 else f"{self.n_clusters:,} clusters"
+        clusters = f" in {clusters}" if self.kind == "semantic" else ""
+        said = {"rule": repr(self.rule), "keep": repr(self.keep)}
+        if self.kind == "semantic":
+            what = f"of similarity >= {self.min_similarity:g}"
+            said = {"eps": f"{self.eps:g}"} | said
+        elif self.kind == "perceptual":
+            what = f"whose hashes differ in at most {round((1 - self.min_similarity) * BITS)} of {BITS} bits"
+            said = {"max_distance": str(round(self.eps * BITS))} | said
+        else:
+            what = "of equal bytes"
+        options = [f"{name}={value}{self._why(name)}" for name, value in said.items()]
+        lazy = "at once" if self._at_once else "lazy"
         return (
-            f"Duplicates({self.n_compared:,} images compared in {clusters}{through}{excluded}; {self.n_pairs:,} pairs of similarity >= "
-            f"{self.min_similarity:g}; eps={self.eps:g}, rule={self.rule!r}, keep={self.keep!r}; "
-            "see .pairs, .groups, .removals(eps), .sweep([eps, ...]), .recall())"
+            f"Duplicates({self.n_compared:,} images compared{clusters}{through}{excluded}; {self.n_pairs:,} pairs {what}; {', '.join(options)}; "
+            f"see .pairs, .groups, .removals() ({lazy}), .sweep([eps, ...]), .least_similar(){', .recall()' * (self._recall is not None)} (at once))"
         )
+
+    def _why(self, name: str) -> str:
+        return f" ({self.chosen[name]})" if name in self.chosen else ""
 
     @property
     def pairs(self) -> Any:
+        """One row a removed image, lazily.
+
+        Its id, ``duplicate_of`` (``rule="cover"``: the nearest kept image that ranks higher; ``"pointwise"``: the nearest that ranks higher, kept or
+        not; ``"component"``: the best of the connected component), ``similarity`` (of the two; null where a component's best was not compared
+        with it) and ``cluster``.
+        """
         return self._frame(self._matches(self.eps), ["id", "duplicate_of", "similarity", "cluster"])
 
     @property
     def removed(self) -> Any:
+        """The same as `pairs`."""
         return self.pairs
 
     @property
     def selected(self) -> Any:
+        """One row a compared image that stays, lazily: its id."""
         removed = dask.delayed(nodes.rows_of)(self._matches(self.eps))
         return self._frame([dask.delayed(nodes.without)(table, removed) for table in self._graph.tables], ["id"])
 
     @property
     def groups(self) -> Any:
+        """One row a kept image that has duplicates, lazily, the largest group of each partition first.
+
+        Its id, how many were ``removed``, ``duplicates`` (their ids) and the lowest ``similarity`` among them.
+        """
         grouped = [dask.delayed(nodes.groups)(removed) for removed in self._matches(self.eps)]
         return self._frame(grouped, ["id", "removed", "duplicates", "similarity"])
 
     @property
     def edges(self) -> Any:
+        """Every stored pair, lazily, whatever the rule and eps.
+
+        ``id``, ``other_id`` (the better-ranked of the two) and ``similarity``. Of images that are equal bit by bit in what was compared, one has the
+        pairs, and each other has one pair, with that one.
+        """
         parts = self._graph.parts
         named = [dask.delayed(nodes.edge_table)(edges, part.nodes) for part in parts for edges in part.edges]
         copies = [dask.delayed(nodes.copy_table)(part.nodes) for part in parts]
@@ -116,6 +150,7 @@ class Duplicates:
 
     @property
     def assignments(self) -> Any:
+        """One row a compared image, lazily: its id, ``cluster`` and ``centroid_distance`` (1 - cosine); by cluster, best-ranked first."""
         n_parts = max(1, min(self.n_clusters, self.n_compared // 2**20))
         tables = self._graph.tables
         parts = [
@@ -125,11 +160,11 @@ class Duplicates:
 
     @property
     def duplicate_ratio(self) -> float:
-        """The share of the compared images that go. Eager."""
+        """The share of the compared images that go, at once."""
         return self._count([self.eps])[0] / max(self.n_compared, 1)
 
     def removals(self, eps: float | None = None) -> Any:
-        """Return the ids of the images to remove.
+        """Return the ids of the images to remove, lazily.
 
         Parameters
         ----------
@@ -139,7 +174,7 @@ class Duplicates:
         Returns
         -------
         Dask DataFrame
-            One column, `id_field`.
+            One column, `id_field`. As with the other frames, computed where what was compared lay in memory.
 
         Raises
         ------
@@ -166,7 +201,8 @@ class Duplicates:
         """
         self._check(eps)
         other = object.__new__(Duplicates)
-        other.__dict__.update(self.__dict__, eps=float(eps))
+        chosen = {name: why for name, why in self.chosen.items() if name != "eps"}
+        other.__dict__.update(self.__dict__, eps=float(eps), chosen=chosen)
         return other
 
     def sweep(self, eps: Sequence[float]) -> pd.DataFrame:
@@ -191,8 +227,8 @@ class Duplicates:
         removed = self._count(thresholds)
         return pd.DataFrame({"eps": thresholds, "removed": removed, "fraction": removed / max(self.n_rows, 1)})
 
-    def least_similar(self, n: int = 10, eps: float | None = None) -> Any:
-        """Return the removed images that are least like what they duplicate: the ones to look at before choosing a threshold.
+    def least_similar(self, n: int = 10, eps: float | None = None) -> pd.DataFrame:
+        """Return the removed images that are least like what they duplicate: the ones to look at before choosing a threshold. Eager.
 
         Parameters
         ----------
@@ -202,13 +238,12 @@ class Duplicates:
 
         Returns
         -------
-        Dask DataFrame
+        pandas.DataFrame
             Rows of `pairs`, least similar first.
         """
-        removed = self._matches(self.eps if eps is None else eps)
-        return self._frame(
-            [dask.delayed(nodes.least_similar)(removed, n)], ["id", "duplicate_of", "similarity", "cluster"]
-        )
+        removed = dask.delayed(nodes.least_similar)(self._matches(self.eps if eps is None else eps), n)
+        columns = ["id", "duplicate_of", "similarity", "cluster"]
+        return _on_host(removed.compute(), columns, self._empty(columns))
 
     def recall(self, sample: int = 1000, *, seed: int = 0) -> Recall:
         """Estimate which share of the true pairs was found, by an exact search for the pairs of some images. Eager.
@@ -261,26 +296,7 @@ class Duplicates:
             Where Parquet files are there and `overwrite` is false.
         """
         known = {name: getattr(self, name) for name in _SAVED}
-        if self.n_clusters and isinstance(self._id_dtype, pd.ArrowDtype):
-            known["id_type"] = str(self._id_dtype.pyarrow_dtype)
-        graph = self._graph
-        known.update(format=_FORMAT, n_pairs=graph.n_pairs, n_copies=graph.n_copies)
-        with storage.staged_folder(path, ".parquet", overwrite=overwrite, storage_options=storage_options) as folder:
-            write, table = dask.delayed(storage.write_parquet_table), dask.delayed(nodes.table_of)
-            tasks = [
-                write(table(t), f"{folder}/images.{n:05d}.parquet", storage_options) for n, t in enumerate(graph.tables)
-            ]
-            # The nodes last, because without them there is nothing to load: on a store, files are seen as they are written.
-            last = []
-            for number, part in enumerate(graph.parts):
-                ranked = dask.delayed(_node_table)(part.nodes, json.dumps(known))
-                last.append(write(ranked, f"{folder}/{_nodes_file(number)}", storage_options))
-                for at, edges in enumerate(part.edges):
-                    name = f"edges.{number:05d}.{at:05d}.parquet"
-                    tasks.append(write(dask.delayed(_plain_edges)(edges), f"{folder}/{name}", storage_options))
-            dask.compute(*tasks)
-            dask.compute(*last[1:])
-            dask.compute(*last[:1])
+        saved.write(self._graph, known, path, overwrite, storage_options)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, storage_options: storage.Options = None) -> Duplicates:
@@ -302,30 +318,11 @@ class Duplicates:
         ValueError
             Where it holds something else.
         """
-        files = storage.expand(path, (".parquet",), storage_options)
-        of = {
-            name: [file for file in files if file.rpartition("/")[2].startswith(name)]
-            for name in ("nodes", "edges", "images")
-        }
-        first = [file for file in of["nodes"] if file.rpartition("/")[2] == _nodes_file(0)]
-        if not first:
-            raise ValueError(f"{os.fspath(path)!r} holds no nodes.parquet: it was not written by Duplicates.save")
-        kinds = _read_schema(first[0], storage_options)
-        known = json.loads((kinds.metadata or {}).get(b"imgcurate", b"{}"))
-        if known.get("format") != _FORMAT:
-            raise ValueError(f"{os.fspath(path)!r} was not written by this version's Duplicates.save")
-        parts = []
-        for number in range(len(of["nodes"])):
-            folder = first[0].rpartition("/")[0]
-            ranked = dask.delayed(_read_nodes)(f"{folder}/{_nodes_file(number)}", storage_options)
-            mine = [file for file in of["edges"] if file.rpartition("/")[2].startswith(f"edges.{number:05d}.")]
-            edges = [dask.delayed(_read_edges)(file, storage_options) for file in mine]
-            parts.append(build.Part(ranked, edges, in_rounds=len(edges) > 1))
-        tables = [dask.delayed(storage.read_parquet_table)(file, None, storage_options) for file in of["images"]]
-        found = build.Graph(tables, parts, known["n_pairs"], known["n_copies"])
-        keep = known["keep"] if isinstance(known["keep"], str) else [(name, order) for name, order in known["keep"]]
-        known = {name: known[name] for name in _SAVED} | {"keep": keep}
-        return cls(found, like=pd.DataFrame(), id_dtype=_arrow_id_dtype(kinds.field("id").type), **known)
+        found, known, id_type = saved.read(path, storage_options)
+        known = {name: known[name] for name in _SAVED if name in known}
+        if not isinstance(known["keep"], str):
+            known["keep"] = [(name, order) for name, order in known["keep"]]
+        return cls(found, like=pd.DataFrame(), id_dtype=_arrow_id_dtype(id_type), **known)
 
     def _check(self, eps: Any) -> float:
         check_eps(eps)
@@ -350,13 +347,19 @@ class Duplicates:
         return self._answers[eps]
 
     def _frame(self, tables: list[Delayed], columns: list[str]) -> Any:
-        kinds = {"id": self._id_dtype, "duplicate_of": self._id_dtype, "other_id": self._id_dtype}
-        kinds["removed"], kinds["duplicates"] = (
-            pd.ArrowDtype(pa.int64()),
-            pd.ArrowDtype(pa.list_(_arrow_type(self._id_dtype))),
-        )
+        host = self._empty(columns)
+        meta = vectors.from_pandas(host, self._like)
+        parts = [dask.delayed(_part)(table, columns, host, meta) for table in tables] or [dask.delayed(meta)]
+        frame = dd.from_delayed(parts, meta=meta, verify_meta=False, prefix=_Prefix(self))
+        return frame.compute().reset_index(drop=True) if self._at_once else frame
+
+    def _empty(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Return a frame of no rows, on the host, of what a user sees of some columns of a table."""
+        ids = self._id_dtype
+        kinds = dict.fromkeys(("id", "duplicate_of", "other_id"), ids)
+        kinds |= {"removed": pd.ArrowDtype(pa.int64()), "duplicates": pd.ArrowDtype(pa.list_(_arrow_type(ids)))}
         names = {"id": self.id_field, "distance": "centroid_distance"}
-        meta = pd.DataFrame(
+        return pd.DataFrame(
             {
                 names.get(name, name): pd.Series(
                     [], dtype=kinds.get(name) or pd.ArrowDtype(schema.TYPES[names.get(name, name)])
@@ -364,10 +367,6 @@ class Duplicates:
                 for name in columns
             }
         )
-        meta = vectors.from_pandas(meta, self._like)
-        dtypes = [kinds.get(name) for name in columns]
-        parts = [dask.delayed(_view)(table, columns, dtypes, meta) for table in tables] or [dask.delayed(meta)]
-        return dd.from_delayed(parts, meta=meta, verify_meta=False, prefix=_Prefix(self))
 
 
 def check_eps(eps: Any) -> None:
@@ -406,13 +405,15 @@ class _Prefix(str):
         return str, (str(self),)
 
 
-def _view(table: pa.Table, columns: Sequence[str], dtypes: Sequence[Any], meta: Any) -> Any:
-    """Return columns of a table as a partition on the backend, with the names and types of `meta`."""
+def _part(table: pa.Table, columns: Sequence[str], like: pd.DataFrame, meta: Any) -> Any:
+    """Return columns of a table as a partition on the backend of `meta`, with the names and types of `like`."""
+    return vectors.from_pandas(_on_host(table, columns, like), meta)
+
+
+def _on_host(table: pa.Table, columns: Sequence[str], like: pd.DataFrame) -> pd.DataFrame:
     part = table.select(list(columns)).to_pandas(types_mapper=pd.ArrowDtype)
-    part.columns = pd.Index(list(meta.columns))
-    known = {name: kind for name, kind in zip(part.columns, dtypes, strict=True) if kind is not None}
-    part = part.astype({name: known.get(name) or pd.ArrowDtype(schema.TYPES[name]) for name in part.columns})
-    return vectors.from_pandas(part, meta)
+    part.columns = like.columns
+    return part.astype(dict(like.dtypes))
 
 
 def _arrow_type(dtype: Any) -> pa.DataType:
@@ -423,34 +424,3 @@ def _arrow_type(dtype: Any) -> pa.DataType:
 
 def _arrow_id_dtype(kind: pa.DataType) -> Any:
     return pd.ArrowDtype(pa.string() if pa.types.is_large_string(kind) else kind)
-
-
-def _node_table(ranked: nodes.Nodes, known: str) -> pa.Table:
-    known = json.dumps(json.loads(known) | {"n_fixed": ranked.n_fixed})
-    return ranked.table.replace_schema_metadata({"imgcurate": known})
-
-
-def _nodes_file(number: int) -> str:
-    return f"nodes.{number:05d}.parquet" if number else "nodes.parquet"
-
-
-def _read_schema(url: str, storage_options: storage.Options) -> pa.Schema:
-    with storage.open_input(url, storage_options) as file:
-        return pq.read_schema(file)
-
-
-def _read_nodes(url: str, storage_options: storage.Options) -> nodes.Nodes:
-    table = storage.read_parquet_table(url, None, storage_options)
-    leader = table["leader"].to_numpy()
-    copies = np.flatnonzero(leader != np.arange(len(leader)))
-    n_fixed = json.loads(table.schema.metadata[b"imgcurate"])["n_fixed"]
-    return nodes.Nodes(table, rules.group_copies(copies, leader[copies]), n_fixed)
-
-
-def _plain_edges(edges: rules.Edges) -> pa.Table:
-    return pa.table(edges._asdict())
-
-
-def _read_edges(url: str, storage_options: storage.Options) -> rules.Edges:
-    table = storage.read_parquet_table(url, None, storage_options)
-    return rules.Edges(*(table[name].to_numpy() for name in rules.Edges._fields))

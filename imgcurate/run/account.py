@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from imgcurate import encoders, weights
 from imgcurate.cluster import backend
+from imgcurate.dedup.semantic.thresholds import eps_of
 from imgcurate.identity import Identity
 from imgcurate.run.columns import HEADS, Rows
 from imgcurate.run.decide import OUTCOMES, Decided
@@ -32,6 +34,14 @@ def models_of(options: Options) -> dict[str, Any]:
         path = module.weights_path(options.model_dir)
         used[name] = {"path": str(path), "fingerprint": weights.fingerprint(path)}
     return used
+
+
+def with_eps(options: Options, encoder: Mapping[str, Any]) -> tuple[Options, str]:
+    """Return options with the threshold that is known of an encoder where none is asked for, and why it is that."""
+    if options.eps is not None:
+        return options, ""
+    eps, why = eps_of(Identity(**{key: encoder[key] for key in ("name", "kind", "dimension", "fingerprint")}))
+    return replace(options, eps=eps), why
 
 
 def check_rows(step: str, rows: Sequence[Rows], given: Sequence[int]) -> None:

@@ -29,11 +29,11 @@ def curate(
     max_nsfw: float | None = None,
     dedup: bool | str | Sequence[str] = ("semantic",),
     max_distance: int = 4,
-    eps: float = 0.01,
+    eps: float | None = None,
     n_clusters: int | None = None,
     probes: int = 2,
     exact: bool = False,
-    keep: Keep = "hard",
+    keep: Keep = "largest",
     rule: str = "cover",
     samples_per_shard: int = 10_000,
     batch_size: int | None = None,
@@ -72,7 +72,8 @@ def curate(
     max_distance : int, default 4
         As for `perceptual_duplicates`.
     eps, n_clusters, probes, exact, keep, rule
-        As for `semantic_duplicates`. Among equal bytes and look-alikes, which have no centroid, ``keep="hard"`` and ``"easy"`` keep the lowest id.
+        As for `semantic_duplicates`; the manifest has the eps that was taken. Among equal bytes and look-alikes, which have no centroid,
+        ``keep="hard"`` and ``"easy"`` keep the lowest id.
     samples_per_shard : int, default 10_000
     max_read_errors : float, optional
         The share of images whose bytes may be impossible to read. Where there are more, the store is taken to be at fault and the run stops.
@@ -120,10 +121,13 @@ def curate(
     folder.refuse_inside(out, [shards] if isinstance(shards, str | os.PathLike) else shards)
     found = find_shards(shards, storage_options)
     models = account.models_of(options)
+    options, why_eps = account.with_eps(options, models["encoder"])
     tables.check_stages(options)
     with folder.open_folder(out, found, overwrite, storage_options) as place:
         cluster.check_paths(client, [shard.url for shard in found], place.url)
         job = Job(options, found, models, place, Steps(client, progress))
+        if why_eps and "semantic" in options.dedup:
+            job.steps.say(f"eps={options.eps:g}, {why_eps}")
         finished = resume.begin(job, overwrite, retry_errors)
         if finished is not None:
             return finished

@@ -28,7 +28,7 @@ class Options:
     max_nsfw: float | None
     dedup: tuple[str, ...]
     max_distance: int
-    eps: float
+    eps: float | None
     n_clusters: int | None
     probes: int
     exact: bool

@@ -113,9 +113,22 @@ class Sources:
                 samples = tar.scan(file, file.seek(0, os.SEEK_END), row.url)
             self.listings = {row.url: {sample.key: sample for sample in samples}}
         sample = self.listings[row.url].get(key)
-        if sample is None or not any(_is_image(member, row) for member in sample.members):
+        if sample is None or not any(is_image(member, row) for member in sample.members):
             raise row.changed(f"the sample {tar.shown(key)} is not where it was")
         return sample.members
+
+
+def pieces_of(row: Row, key: str, sources: Sources) -> list[Piece]:
+    """Return where the members of a row's sample lie."""
+    if row.sample_offset is not None and row.sample_size is not None:
+        pieces = [Piece(row, key, row.sample_offset, row.sample_offset + row.sample_size, True)]
+    else:
+        members = sources.members(row, key)
+        pieces = [Piece(row, key, member.start, member.stop, is_image(member, row)) for member in members]
+    for piece in pieces:
+        if not 0 <= piece.start < piece.stop:
+            raise piece.changed()
+    return pieces
 
 
 @contextlib.contextmanager
@@ -126,11 +139,12 @@ def _gone_is_changed(url: str) -> Iterator[None]:
         raise tar.ShardChanged(url, "it is gone") from None
 
 
-def _is_image(member: tar.Member, row: Row) -> bool:
+def is_image(member: tar.Member, row: Row) -> bool:
+    """Tell whether a member is the image of a row."""
     return (member.name, member.offset, member.size) == (row.member, row.offset, row.bytes)
 
 
-def _checked(pieces: Sequence[Piece], file: BinaryIO) -> Iterator[tar.Member]:
+def checked(pieces: Sequence[Piece], file: BinaryIO) -> Iterator[tar.Member]:
     """Yield the members of pieces that follow one another in a file, and raise where they are not those that were listed."""
     members = tar.walk(file, pieces[0].start, pieces[-1].stop, whole=False)
     piece = pieces[0]
@@ -148,7 +162,7 @@ def _checked(pieces: Sequence[Piece], file: BinaryIO) -> Iterator[tar.Member]:
                 ):
                     raise piece.changed()
                 names.add(member.name)
-                found = found or _is_image(member, piece.row)
+                found = found or is_image(member, piece.row)
                 at = member.stop
                 yield member
             if at != piece.stop:
@@ -222,6 +236,20 @@ def _read_block(file: BinaryIO, row: Row, start: int, stop: int) -> bytes:
     return block
 
 
+def content_of(row: Row, offset: int, size: int, sources: Sources, *, compared: bool) -> Iterator[bytes]:
+    """Yield the bytes of a member or a file, block by block; `compared` where they are the row's image, which then must have its digest."""
+    file = sources.open(row)
+    comparison = _Comparison([row] if compared else [])
+    comparison.take(offset, b"")  # which is all that an empty image has
+    file.seek(offset)
+    place = offset
+    while place < offset + size:
+        block = _read_block(file, row, place, offset + size)
+        comparison.take(place, block)
+        yield block
+        place += len(block)
+
+
 class Writer:
     """Appends samples to a shard, joining runs that follow one another in their source into one copy."""
 
@@ -233,14 +261,7 @@ class Writer:
 
     def add_sample(self, row: Row, key: str, new_key: str | None = None) -> None:
         """Write a sample of a shard as it is, or under another key: new headers, the same content."""
-        if row.sample_offset is not None and row.sample_size is not None:
-            pieces = [Piece(row, key, row.sample_offset, row.sample_offset + row.sample_size, True)]
-        else:
-            members = self.sources.members(row, key)
-            pieces = [Piece(row, key, member.start, member.stop, _is_image(member, row)) for member in members]
-        for piece in pieces:
-            if not 0 <= piece.start < piece.stop:
-                raise piece.changed()
+        for piece in pieces_of(row, key, self.sources):
             if new_key is None:
                 self._add(piece)
             else:
@@ -285,30 +306,22 @@ class Writer:
             self._write(block)
 
         passing = _Passing(file, pieces[0].row, pieces[0].start, pieces[-1].stop, take)
-        for _ in _checked(pieces, cast(BinaryIO, passing)):
+        for _ in checked(pieces, cast(BinaryIO, passing)):
             pass
         passing.finish()
 
     def _copy_renamed(self, piece: Piece, new_key: str) -> None:
         file = self.sources.open(piece.row)
-        for member in _checked([piece], file):
+        for member in checked([piece], file):
             file.seek(member.start)
             like = file.read(member.offset - member.start)
             self._write(tar.header(new_key + member.name[len(piece.key) :], member.size, like))
-            self._copy_content(piece.row, member.offset, member.size, compared=_is_image(member, piece.row))
+            self._copy_content(piece.row, member.offset, member.size, compared=is_image(member, piece.row))
 
     def _copy_content(self, row: Row, offset: int, size: int, *, compared: bool) -> None:
         """Copy the content of a member, and fill its last block."""
-        file = self.sources.open(row)
-        comparison = _Comparison([row] if compared else [])
-        comparison.take(offset, b"")  # which is all that an empty image has
-        file.seek(offset)
-        place = offset
-        while place < offset + size:
-            block = _read_block(file, row, place, offset + size)
-            comparison.take(place, block)
+        for block in content_of(row, offset, size, self.sources, compared=compared):
             self._write(block)
-            place += len(block)
         self._write(tar.padding(size))
 
     def _write(self, content: bytes) -> None:

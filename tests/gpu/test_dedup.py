@@ -243,3 +243,22 @@ def test_equal_bytes_and_equal_looks_are_found_as_on_the_cpu(on: Backend, on_cpu
         found = removed(stage(on.frame(part, (3, 3, 8)), keep="id", **options))
         assert found == on_cpu(lambda stage=stage, options=options: removed(stage(PANDAS.frame(part, (3,)), keep="id", **options)))  # fmt: skip
         assert {"a/6", "a/8"} <= found
+
+
+def test_frames_and_matrices_in_a_devices_memory_are_taken_as_they_are(on: Backend) -> None:
+    unit = planted(200)
+    names = [f"img{row:04}" for row in range(200)]
+    part = embedded(unit)
+    expected = brute_force(unit, np.arange(200), "cover")
+    for given in (on.part(part), (names, on.array(unit))):
+        found = ic.semantic_duplicates(given, eps=EPS, keep="id")
+        pairs = found.pairs
+        assert type(pairs).__module__.startswith("pandas" if on is PANDAS else on.name)
+        assert set(host(pairs)["image_id"]) == expected
+        left = ic.remove(given, found)
+        ids = host(left)["image_id"].tolist() if not isinstance(left, tuple) else left[0].tolist()
+        assert ids == [name for name in names if name not in expected]
+        if isinstance(left, tuple):
+            assert vectors.on_gpu(left[1]) == (on is not PANDAS) and len(left[1]) == len(ids)
+    near = ic.decontaminate(on.part(part), (names, on.array(unit)), eps=EPS)
+    assert host(near)["image_id"].tolist() == names

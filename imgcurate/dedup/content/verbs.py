@@ -15,11 +15,12 @@ from dask.delayed import Delayed
 
 from imgcurate import schema, storage
 from imgcurate.dedup.content import exact, perceptual
-from imgcurate.dedup.content.blocks import Kind
+from imgcurate.dedup.content.blocks import Kind as Fingerprint
 from imgcurate.dedup.content.prints import Prints, prepare
 from imgcurate.dedup.graph import rank, rules
-from imgcurate.dedup.result import Duplicates, id_dtype
+from imgcurate.dedup.result import Duplicates, Kind, id_dtype
 from imgcurate.dedup.semantic.frame import work_folder
+from imgcurate.measures import measure
 
 # What else than their place reading images takes, where a frame has it.
 _READ = ["error", "etag", "digest"]
@@ -28,7 +29,7 @@ _READ = ["error", "etag", "digest"]
 def exact_duplicates(
     frame: Any,
     *,
-    keep: rank.Keep = "id",
+    keep: rank.Keep = "largest",
     seed: int = 42,
     id_field: str = "image_id",
     storage_options: storage.Options = None,
@@ -41,8 +42,8 @@ def exact_duplicates(
     frame : Dask DataFrame
         With `id_field`, ``url``, ``offset`` and ``bytes``. Rows with an ``error``, and those whose bytes cannot be read, are never compared and
         never removed. Images that have a ``digest`` already, of `embed` or `measure`, are not read to make one.
-    keep : {"id", "random"} or list of (column, "min" | "max")
-        Which of equal images stays: the one with the lowest id, one drawn by `seed`, or the best by columns.
+    keep : {"largest", "id", "random"} or list of (column, "min" | "max")
+        Which of equal images stays: the one with the lowest id (equal bytes are equally large), one drawn by `seed`, or the best by columns.
     seed : int
     id_field : str
     storage_options : dict, optional
@@ -75,17 +76,18 @@ def exact_duplicates(
     --------
     >>> found = exact_duplicates(read_webdataset("shards/*.tar"))  # doctest: +SKIP
     """
+    keep = "id" if keep == "largest" else keep
     check_stored(frame, "exact", keep=keep)
     prints = _prints(frame, exact.DIGESTS, exact.PLACE, keep, seed, id_field, storage_options, work)
     found = exact.find(prints, storage_options)
-    return _duplicates(prints, found, frame._meta, id_field, keep, "cover", 1e-6)
+    return _duplicates(prints, found, frame._meta, id_field, keep, "cover", 1e-6, "exact")
 
 
 def perceptual_duplicates(
     frame: Any,
     *,
     max_distance: int = 4,
-    keep: rank.Keep = "id",
+    keep: rank.Keep = "largest",
     rule: rules.Rule = "cover",
     seed: int = 42,
     id_field: str = "image_id",
@@ -101,8 +103,10 @@ def perceptual_duplicates(
         an ``error``, and those that cannot be decoded, are never compared and never removed.
     max_distance : int
         0 to 63. Copies in another size or quality mostly differ in 0 to 4 bits; from about 10 on different images do, too.
-    keep : {"id", "random"} or list of (column, "min" | "max")
-        Which image of a group stays: the one with the lowest id, one drawn by `seed`, or the best by columns.
+    keep : {"largest", "id", "random"} or list of (column, "min" | "max")
+        Which image of a group stays: the one with the most pixels, of as many that with the most bytes, of as many that with the lowest id (images
+        that are decoded are measured too; with a ``phash`` but no ``width``, ``height`` and ``size``, the lowest id, and the result says so); the one
+        with the lowest id; one drawn by `seed`; or the best by columns.
     rule : {"cover", "pointwise", "component"}
         As for `semantic_duplicates`.
     seed : int
@@ -138,11 +142,16 @@ def perceptual_duplicates(
     --------
     >>> found = perceptual_duplicates(read_files("photos/"), max_distance=6)  # doctest: +SKIP
     """
+    columns = set(getattr(frame, "columns", ()))
+    if keep == "largest" and columns.issuperset(exact.PLACE) and not columns & {"phash", "width", "height"}:
+        frame = measure(frame, ["width", "height", "phash"], storage_options=storage_options)
+    keep, why = rank.in_force(keep, getattr(frame, "columns", ()), "id")
     check_stored(frame, "perceptual", keep=keep, rule=rule, max_distance=max_distance)
     needed = ["phash"] if "phash" in getattr(frame, "columns", ()) else exact.PLACE
     prints = _prints(frame, perceptual.HASHES, needed, keep, seed, id_field, storage_options, work)
     found = perceptual.find(prints, int(max_distance))
-    return _duplicates(prints, found, frame._meta, id_field, keep, rule, max(max_distance / perceptual.BITS, 1e-6))
+    eps = max(max_distance / perceptual.BITS, 1e-6)
+    return _duplicates(prints, found, frame._meta, id_field, keep, rule, eps, "perceptual", why)
 
 
 def check_stored(frame: Any, stage: str, *, keep: rank.Keep, rule: rules.Rule = "cover", max_distance: int = 0) -> None:
@@ -157,14 +166,14 @@ def check_stored(frame: Any, stage: str, *, keep: rank.Keep, rule: rules.Rule = 
         raise ValueError(f"rule={rule!r} is unknown: give 'cover', 'pointwise' or 'component'")
     if keep in ("hard", "easy"):
         raise ValueError(
-            f"keep={keep!r} ranks by distance from a centroid, and {stage}_duplicates has none: give 'id', 'random' or columns"
+            f"keep={keep!r} ranks by distance from a centroid, and {stage}_duplicates has none: give 'largest', 'id', 'random' or columns"
         )
     schema.require(frame, rank.keep_columns(keep), f"{stage}_duplicates")
 
 
 def _prints(
     frame: Any,
-    kind: Kind,
+    kind: Fingerprint,
     needed: Sequence[str],
     keep: rank.Keep,
     seed: int,
@@ -180,7 +189,15 @@ def _prints(
 
 
 def _duplicates(
-    prints: Prints, found: list[Delayed], meta: Any, id_field: str, keep: rank.Keep, rule: rules.Rule, eps: float
+    prints: Prints,
+    found: list[Delayed],
+    meta: Any,
+    id_field: str,
+    keep: rank.Keep,
+    rule: rules.Rule,
+    eps: float,
+    kind: Kind,
+    why_keep: str = "",
 ) -> Duplicates:
     return Duplicates(
         prints.graph(found, keep),
@@ -195,4 +212,6 @@ def _duplicates(
         rule=rule,
         keep=keep,
         folder=prints.folder,
+        kind=kind,
+        chosen={"keep": why_keep},
     )

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from imgcurate import identity, schema, vectors
-from imgcurate.dedup import corpus, recall
+from imgcurate.dedup import corpus, inputs, recall
 from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result import Duplicates, check_eps, id_dtype
 from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic import kmeans, normalise, steps
+from imgcurate.dedup.semantic import kmeans, normalise, steps, thresholds
 
 #: Pairs are stored for other thresholds as long as there are not more than so many in all, or an image.
 _MOST_PAIRS, _MOST_PAIRS_PER_IMAGE = 20_000_000, 50
@@ -28,9 +28,9 @@ _SURVEYED_PAIRS, _FEWEST_SURVEYED, _MOST_SURVEYED = 10_000, 512, 2048
 def semantic_duplicates(
     frame: Any,
     *,
-    eps: float = 0.01,
+    eps: float | None = None,
     n_clusters: int | None = None,
-    keep: rank.Keep = "hard",
+    keep: rank.Keep = "largest",
     rule: rules.Rule = "cover",
     probes: int = 2,
     exact: bool = False,
@@ -50,17 +50,20 @@ def semantic_duplicates(
 
     Parameters
     ----------
-    frame : Dask DataFrame
-        With `id_field` (unique strings or integers) and `embedding_field` (vectors of one length). Rows with an ``error``, and
-        rows whose vector is null, not finite or zero, are never compared and never removed.
-    eps : float
-        Two images are duplicates where their cosine is at least ``1 - eps``; ``1e-6`` is equal up to rounding.
+    frame : Dask, pandas or cuDF DataFrame, or pair of ids and a matrix of shape (n, d)
+        With `id_field` (unique strings or integers; of a frame in memory it may be the index) and `embedding_field` (vectors of one length). Rows
+        with an ``error``, and rows whose vector is null, not finite or zero, are never compared and never removed.
+    eps : float, optional
+        Two images are duplicates where their cosine is at least ``1 - eps``; ``1e-6`` is equal up to rounding. Default: what is known of the
+        encoder that the type of the embedding column names (0.01 for CLIP, 0.2 for ``efficientnet-lite0``), else 0.01; the result says which.
     n_clusters : int, optional
         Default: 1, or where that costs less for so many vectors of their length about ``sqrt(n / 2)``, above half a million ``n / 1000``. At
         most one cluster an image is made.
-    keep : {"hard", "easy", "random", "id"} or list of (column, "min" | "max")
-        Which image of a group of duplicates stays: the farthest from its centroid, the nearest, one drawn by `seed`, the one with the lowest
-        id, or the best by columns such as ``[("aesthetic_score", "max"), ("width", "max")]`` (null values last).
+    keep : {"largest", "hard", "easy", "random", "id"} or list of (column, "min" | "max")
+        Which image of a group of duplicates stays: the one with the most pixels, of as many that with the most bytes, of as many that with the
+        lowest id (where the frame has ``width``, ``height`` and ``bytes``, as after `embed`; else ``"hard"``, and the result says so); the
+        farthest from its centroid; the nearest; one drawn by `seed`; the one with the lowest id; or the best by columns such as
+        ``[("aesthetic_score", "max"), ("width", "max")]`` (null values last).
     rule : {"cover", "pointwise", "component"}
         ``cover``: an image goes only where a better-ranked one that is *kept* is within eps. ``pointwise``: it goes where any better-ranked
         one is, kept or not, as SemDeDup and NeMo Curator do. ``component``: of images that are connected by pairs, the best-ranked stays.
@@ -72,7 +75,7 @@ def semantic_duplicates(
     min_similarity : float, optional
         Down to which cosine pairs are stored, for other thresholds to be tried. Default: ``1 - 2 * eps``, or as far down towards it as a
         sample says that the pairs are at most 20 million or 50 an image.
-    against : Dask DataFrame or path, optional
+    against : as `frame`, or path, optional
         A corpus that `frame` is compared with too, and that is kept whole: a frame with the same two columns, which is read once and compared
         in full, or a folder that `save_embeddings` wrote, of which only the clusters are read that images of `frame` go to.
     seed : int
@@ -89,7 +92,8 @@ def semantic_duplicates(
     Returns
     -------
     Duplicates
-        Its frames are lazy views of pairs that lie on the cluster.
+        Its frames are lazy views of pairs that lie on the cluster. Where `frame` lies in memory they are pandas (or cuDF) frames, computed when they
+        are asked for.
 
     Raises
     ------
@@ -105,7 +109,17 @@ def semantic_duplicates(
     Eager: `frame` is computed once and its pairs are found. Its unit vectors stay in the workers' memory or in files for as long as the result is
     held, for `recall`; which is decided by the sizes of some partitions and an eighth of the workers' memory, and both ways find the same
     pairs. The client receives some numbers a partition. What is removed does not depend on how the frame is partitioned.
+
+    Examples
+    --------
+    >>> matrix = np.array([[1, 0], [0, 1], [1, 0.01]], dtype=np.float32)
+    >>> semantic_duplicates((["a", "b", "c"], matrix), keep="id").pairs[["image_id", "duplicate_of"]]
+      image_id duplicate_of
+    0        c            a
     """
+    columns = ["error", *rank.keep_columns(keep)]
+    frame, at_once = inputs.as_frame(frame, "semantic_duplicates", id_field, embedding_field, columns)
+    keep, why_keep = rank.in_force(keep, frame.columns, "hard")
     check(
         frame, eps=eps, n_clusters=n_clusters, keep=keep, rule=rule, probes=probes, exact=exact,
         min_similarity=min_similarity, id_field=id_field, embedding_field=embedding_field,
@@ -125,7 +139,11 @@ def semantic_duplicates(
     rows = frames.prepare(frame, id_field, embedding_field, rank.keep_columns(keep), seed, work)
     if given is not None:
         rows.refuse_other_dimension(given.shape[1], "centroids", embedding_field)
-    identity.one(rows.encoders, "the frame")
+    encoder = identity.one(rows.encoders, "the frame")
+    why_eps = ""
+    if eps is None:
+        eps, why_eps = thresholds.eps_of(encoder)
+        _check_similarity(min_similarity, eps)
     n = rows.n_compared
     on_gpu = vectors.on_gpu(frame._meta)
     k = len(given) if given is not None else n_clusters or kmeans.choose_n_clusters(n, rows.dimension, probes, on_gpu)
@@ -152,6 +170,8 @@ def semantic_duplicates(
         min_similarity=float(least),
         rule=rule,
         keep=keep,
+        chosen={"eps": why_eps, "keep": why_keep},
+        at_once=at_once,
         recall=None if old is not None else _Recall(rows, pairs.tables),
         folder=rows.folder,
     )
@@ -160,7 +180,7 @@ def semantic_duplicates(
 def check(
     frame: Any,
     *,
-    eps: float,
+    eps: float | None,
     n_clusters: int | None,
     keep: rank.Keep,
     rule: rules.Rule,
@@ -171,7 +191,8 @@ def check(
     embedding_field: str = "embedding",
 ) -> None:
     """Raise what `semantic_duplicates` would raise of these arguments, as far as it is known before anything is computed."""
-    check_eps(eps)
+    if eps is not None:
+        check_eps(eps)
     for name, value in (("n_clusters", n_clusters), ("probes", probes)):
         if value is None and name == "n_clusters":
             continue
@@ -183,15 +204,20 @@ def check(
     if min_similarity is not None:
         if not isinstance(min_similarity, Real) or not -1 <= float(min_similarity) <= 1:
             raise ValueError(f"min_similarity={min_similarity!r} must be a cosine, -1 to 1")
-        if float(min_similarity) > 1 - eps + 1e-9:
-            raise ValueError(
-                f"min_similarity={min_similarity:g} is above 1 - eps = {1 - eps:g}: the pairs that eps asks for would not be stored"
-            )
+        if eps is not None:
+            _check_similarity(min_similarity, eps)
     if rule not in rules.RULES:
         raise ValueError(
             f"rule={rule!r} is unknown: give 'cover' (every removed image has a kept twin), 'pointwise' or 'component'"
         )
     _check_frame(frame, id_field, embedding_field, rank.keep_columns(keep))
+
+
+def _check_similarity(min_similarity: float | None, eps: float) -> None:
+    if min_similarity is not None and float(min_similarity) > 1 - eps + 1e-9:
+        raise ValueError(
+            f"min_similarity={min_similarity:g} is above 1 - eps = {1 - eps:g}: the pairs that eps asks for would not be stored"
+        )
 
 
 def _check_frame(frame: Any, id_field: str, embedding_field: str, key_fields: list[str]) -> None:
@@ -205,7 +231,7 @@ def _check_frame(frame: Any, id_field: str, embedding_field: str, key_fields: li
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         raise TypeError(
             f"column {embedding_field!r} holds text, not vectors; where it held arrays, Dask has turned them into text: store "
-            "them as lists (Arrow, Parquet) or set dask.config.set({'dataframe.convert-string': False}) before reading"
+            "them as lists (Arrow, Parquet), or give the pandas frame itself, before it becomes one of Dask"
         )
     for name in key_fields:
         if pa.types.is_nested(known.field(name).type):
