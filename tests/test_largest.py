@@ -23,13 +23,13 @@ import imgcurate as ic
 from imgcurate import cli, demo
 from imgcurate.dedup.graph import rank
 
-ORIGINALS = {f"photos/b{number:02}" for number in range(20)}
+ORIGINALS = {f"photos/b{number:02}" for number in range(len(demo.photos()))}
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shard of twenty photos, and of each a copy whose id comes first: at half its size, or saved at quality 60."""
-    originals = sorted(demo.photos(), key=lambda photo: photo.path.stat().st_size)[:20]
+    """A shard of photos, and of each a copy whose id comes first: at half its size, or saved at quality 60."""
+    originals = demo.photos()
     members = []
     for number, photo in enumerate(originals):
         with Image.open(photo.path) as image:
@@ -63,7 +63,7 @@ def test_no_photo_goes_where_a_copy_looks_like_it(embedded: Any, photos: Path, k
     frame = embedded if known else ic.read_webdataset(photos)
     found = ic.perceptual_duplicates(frame)
     gone = set(found.removals().compute()["image_id"])
-    assert not gone & ORIGINALS and len(gone) >= 18
+    assert not gone & ORIGINALS and len(gone) >= 15
     assert "pairs whose hashes differ in at most 4 of 64 bits; max_distance=4, rule='cover', keep='largest'; " in repr(
         found
     )
@@ -77,7 +77,7 @@ def test_no_photo_goes_in_a_run(
     out = tmp_path / "out"
     assert cli.main(["run", str(photos), str(out), "--model", "efficientnet-lite0", "--dedup", kinds]) == 0
     images = pd.read_parquet(out / "images.parquet").set_index("image_id")
-    assert images.loc[sorted(ORIGINALS), "kept"].all() and (~images["kept"]).sum() >= 18
+    assert images.loc[sorted(ORIGINALS), "kept"].all() and (~images["kept"]).sum() >= 15
     options = json.loads((out / "manifest.json").read_text())["options"]
     said = capsys.readouterr()
     if kinds == "semantic":
