@@ -13,11 +13,10 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from dask.delayed import Delayed
 
 from imgcurate import schema, storage, vectors
-from imgcurate.dedup.graph import build, nodes, rank, rules
+from imgcurate.dedup.graph import build, checked, nodes, rank, rules
 from imgcurate.dedup.mapped import Folder
 from imgcurate.dedup.recall import Recall
 
@@ -300,7 +299,7 @@ class Duplicates:
         FileNotFoundError
             Where there is no such folder.
         ValueError
-            Where it holds something else.
+            Where it holds something else, or a file is missing, damaged or says what cannot be; of what is read later when a frame is computed.
         """
         files = storage.expand(path, (".parquet",), storage_options)
         of = {
@@ -310,16 +309,17 @@ class Duplicates:
         first = [file for file in of["nodes"] if file.rpartition("/")[2] == _nodes_file(0)]
         if not first:
             raise ValueError(f"{os.fspath(path)!r} holds no nodes.parquet: it was not written by Duplicates.save")
-        kinds = _read_schema(first[0], storage_options)
-        known = json.loads((kinds.metadata or {}).get(b"imgcurate", b"{}"))
-        if known.get("format") != _FORMAT:
-            raise ValueError(f"{os.fspath(path)!r} was not written by this version's Duplicates.save")
+        kinds, _ = checked.footer(first[0], storage_options)
+        known = checked.known(kinds, first[0], _FORMAT, _SAVED)
+        checked.whole(os.fspath(path), of["edges"], known["n_pairs"], "pairs", storage_options)
+        checked.whole(os.fspath(path), of["images"], known["n_compared"], "images", storage_options)
         parts = []
         for number in range(len(of["nodes"])):
             folder = first[0].rpartition("/")[0]
-            ranked = dask.delayed(_read_nodes)(f"{folder}/{_nodes_file(number)}", storage_options)
+            url = f"{folder}/{_nodes_file(number)}"
+            ranked = dask.delayed(checked.read_nodes)(url, known["n_compared"], storage_options)
             mine = [file for file in of["edges"] if file.rpartition("/")[2].startswith(f"edges.{number:05d}.")]
-            edges = [dask.delayed(_read_edges)(file, storage_options) for file in mine]
+            edges = [dask.delayed(checked.read_edges)(file, ranked, storage_options) for file in mine]
             parts.append(build.Part(ranked, edges, in_rounds=len(edges) > 1))
         tables = [dask.delayed(storage.read_parquet_table)(file, None, storage_options) for file in of["images"]]
         found = build.Graph(tables, parts, known["n_pairs"], known["n_copies"])
@@ -434,23 +434,5 @@ def _nodes_file(number: int) -> str:
     return f"nodes.{number:05d}.parquet" if number else "nodes.parquet"
 
 
-def _read_schema(url: str, storage_options: storage.Options) -> pa.Schema:
-    with storage.open_input(url, storage_options) as file:
-        return pq.read_schema(file)
-
-
-def _read_nodes(url: str, storage_options: storage.Options) -> nodes.Nodes:
-    table = storage.read_parquet_table(url, None, storage_options)
-    leader = table["leader"].to_numpy()
-    copies = np.flatnonzero(leader != np.arange(len(leader)))
-    n_fixed = json.loads(table.schema.metadata[b"imgcurate"])["n_fixed"]
-    return nodes.Nodes(table, rules.group_copies(copies, leader[copies]), n_fixed)
-
-
 def _plain_edges(edges: rules.Edges) -> pa.Table:
     return pa.table(edges._asdict())
-
-
-def _read_edges(url: str, storage_options: storage.Options) -> rules.Edges:
-    table = storage.read_parquet_table(url, None, storage_options)
-    return rules.Edges(*(table[name].to_numpy() for name in rules.Edges._fields))
