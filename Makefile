@@ -11,7 +11,7 @@ EXTRAS ?= small,dev,bench$(if $(GPU),$(,)cu13)
 , := ,
 DEMO ?= demo-output
 
-.PHONY: demo test test-gpu lint bench notebooks clean
+.PHONY: demo test test-gpu fuzz lint bench notebooks clean
 
 $(VENV)/.ready: pyproject.toml
 	@test -x $(BIN)/python || { echo "Making the environment in $(VENV) (a few minutes, once) ..."; $(PYTHON) -m venv $(VENV); }
@@ -29,6 +29,12 @@ test: $(VENV)/.ready
 
 test-gpu: $(VENV)/.ready
 	$(BIN)/python -m pytest -q tests/gpu
+
+FUZZ ?= archives
+FUZZ_SECONDS ?= 600
+
+fuzz: $(VENV)/.ready
+	cd tests && PYTHONPATH=..:. ../$(BIN)/python -m fuzz.driver $(FUZZ) --seconds $(FUZZ_SECONDS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

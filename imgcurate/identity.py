@@ -107,7 +107,7 @@ def to_metadata(identity: Identity | None) -> dict[str, str]:
 
 
 def from_metadata(metadata: dict[bytes, bytes] | None) -> Identity | None:
-    """Return the encoder that a Parquet file's metadata names.
+    """Return the encoder that a Parquet file's metadata names; None where it names none, or what stands there is no encoder.
 
     Examples
     --------
@@ -115,7 +115,12 @@ def from_metadata(metadata: dict[bytes, bytes] | None) -> Identity | None:
     'clip'
     """
     content = (metadata or {}).get(_KEY)
-    return None if content is None else Identity(**json.loads(content))
+    try:
+        made = None if content is None else Identity(**json.loads(content))
+    except (ValueError, TypeError, RecursionError):  # what others write into files is not for a reader to stumble over
+        return None
+    kinds = {"name": str, "kind": str, "dimension": int, "fingerprint": str}
+    return made if made is not None and all(type(getattr(made, name)) is kind for name, kind in kinds.items()) else None
 
 
 def _of_type(kind: pa.DataType) -> Identity | None:

@@ -237,6 +237,9 @@ def read_part(
         if isinstance(problem, OSError) and problem.errno is not None:
             raise
         raise DamagedPart(url, problem) from None
+    named = _part_of(url.rpartition("/")[2])
+    if named is not None and named.rows != len(table):
+        raise DamagedPart(url, f"it has {len(table):,} rows and its name says {named.rows:,}")
     part = table.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
     return part if like is None else vectors.from_pandas(part, like)
 
@@ -246,11 +249,11 @@ def read_metadata(url: str, storage_options: storage.Options = None) -> dict[str
     try:
         with storage.open_input(url, storage_options) as file:
             known = pq.read_schema(file).metadata or {}
+        return {name.decode(): text.decode() for name, text in known.items()}
     except (pa.ArrowException, OSError, ValueError) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:
             raise
         raise DamagedPart(url, problem) from None
-    return {name.decode(): text.decode() for name, text in known.items()}
 
 
 def from_parts(urls: Sequence[str], meta: Any, storage_options: storage.Options = None) -> Any:
@@ -287,12 +290,21 @@ def _read_typed(
     url: str, like: Any, columns: Sequence[str] | None = None, storage_options: storage.Options = None
 ) -> Any:
     part = read_part(url, like, columns, storage_options)
+    for name in columns or like.columns:
+        kind = like.dtypes[name]
+        if name not in part.columns or (
+            isinstance(kind, pd.ArrowDtype) and _holds_lists(kind) != _holds_lists(part.dtypes[name])
+        ):
+            raise DamagedPart(url, f"it lacks the column {name!r}, or that is of another kind")
     other = {
         name: kind
         for name, kind in like.dtypes.items()
         if name in part.columns and part.dtypes[name] != kind and not _holds_lists(part.dtypes[name])
     }
-    return part.astype(other) if other else part
+    try:
+        return part.astype(other) if other else part
+    except (pa.ArrowException, ValueError, TypeError) as problem:
+        raise DamagedPart(url, problem) from None
 
 
 def _holds_lists(kind: Any) -> bool:

@@ -241,17 +241,50 @@ def _saved(path: str | os.PathLike[str], id_field: str, storage_options: storage
     parts, centroids, encoders = [], None, set()
     for folder in folders:
         name = folder.rpartition("/")[2]
-        summary = storage.read_parquet_table(f"{base}/{name}/centroids.parquet", None, storage_options)
+        summary = _read_table(f"{base}/{name}/centroids.parquet", None, storage_options)
         encoders.add(identity.from_metadata(summary.schema.metadata))
+        stored, sizes = _summary(summary, f"{base}/{name}/centroids.parquet")
         if centroids is None:
-            centroids = np.stack(summary["centroid"].to_numpy()).astype(np.float32)
+            centroids = stored
+        if stored.shape != centroids.shape:
+            raise _lies(f"{base}/{name}/centroids.parquet", "its clusters are not those of the other parts")
         parts += [
-            Part(f"{base}/{name}/cluster.{cluster:05d}.parquet", cluster, rows)
-            for cluster, rows in enumerate(summary["rows"].to_pylist())
+            Part(f"{base}/{name}/cluster.{cluster:05d}.parquet", cluster, rows) for cluster, rows in enumerate(sizes)
         ]
     assert centroids is not None
     known = frozenset(encoder for encoder in encoders if encoder is not None)
     return SavedCorpus(centroids, parts, known, id_field, storage_options)
+
+
+def _read_table(url: str, columns: list[str] | None, storage_options: storage.Options) -> pa.Table:
+    try:
+        table = storage.read_parquet_table(url, columns, storage_options)
+    except (pa.ArrowException, OSError, ValueError) as problem:
+        if isinstance(problem, OSError) and problem.errno is not None:
+            raise
+        raise ValueError(f"{url} is damaged ({problem}); save the embeddings again") from None
+    missing = [name for name in columns or () if name not in table.column_names]
+    if missing:
+        raise _lies(url, f"the column {missing[0]!r} is missing")
+    return table
+
+
+def _summary(summary: pa.Table, url: str) -> tuple[np.ndarray, list[int]]:
+    """Return the centroids of shape (k, d), float32, and how many images each cluster has."""
+    try:
+        centroids = np.stack(summary["centroid"].to_numpy()).astype(np.float32)
+        sizes = summary["rows"].to_pylist()
+    except (KeyError, ValueError, TypeError):
+        raise _lies(url, "it has no centroids") from None
+    if centroids.ndim != 2 or not np.isfinite(centroids).all():
+        raise _lies(url, "it has no centroids")
+    if not all(isinstance(rows, int) and rows >= 0 for rows in sizes):
+        raise _lies(url, "the sizes of the clusters are no numbers")
+    return centroids, sizes
+
+
+def _lies(url: str, what: str) -> ValueError:
+    return ValueError(f"{url} is not what save_embeddings wrote: {what}; save the embeddings again")
 
 
 def _grouped(rows: frames.Frame) -> list[tuple[Delayed, int]]:
@@ -269,11 +302,10 @@ def _grouped(rows: frames.Frame) -> list[tuple[Delayed, int]]:
 def _compare_with_part(
     bucket: Members | StoredBucket, part: Part, start: int, least: float, storage_options: storage.Options
 ) -> Found:
-    matrix = vectors.to_matrix(
-        storage.read_parquet_table(part.url, ["embedding"], storage_options).to_pandas(types_mapper=pd.ArrowDtype)[
-            "embedding"
-        ]
-    )
+    table = _read_table(part.url, ["embedding"], storage_options)
+    if len(table) != part.rows:
+        raise _lies(part.url, f"it has {len(table):,} images and {part.rows:,} were saved")
+    matrix = vectors.to_matrix(table.to_pandas(types_mapper=pd.ArrowDtype)["embedding"])
     # Of a bucket in files this cluster alone is read, and no ids.
     members = bucket if isinstance(bucket, Members) else bucket.only(part.cluster).members()
     others = vectors.namespace(members.vectors).asarray(matrix)
@@ -284,7 +316,7 @@ def _name_part(part: Part, start: int, wanted: np.ndarray, id_field: str, storag
     here = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + part.rows)]
     if not len(here):
         return _named(pa.nulls(0), here, part.cluster)
-    ids = storage.read_parquet_table(part.url, [id_field], storage_options)[id_field]
+    ids = _read_table(part.url, [id_field], storage_options)[id_field]
     return _named(normalise.plain_ids(ids, id_field).take(pa.array(here - start)), here, part.cluster)
 
 

@@ -316,10 +316,9 @@ class Duplicates:
         FileNotFoundError
             Where there is no such folder.
         ValueError
-            Where it holds something else.
+            Where it holds something else, or a file is missing, damaged or says what cannot be; of what is read later when a frame is computed.
         """
-        found, known, id_type = saved.read(path, storage_options)
-        known = {name: known[name] for name in _SAVED if name in known}
+        found, known, id_type = saved.read(path, _SAVED, storage_options)
         if not isinstance(known["keep"], str):
             known["keep"] = [(name, order) for name, order in known["keep"]]
         return cls(found, like=pd.DataFrame(), id_dtype=_arrow_id_dtype(id_type), **known)

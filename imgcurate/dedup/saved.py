@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dask
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from imgcurate import storage
+from imgcurate.dedup import checked
 from imgcurate.dedup.graph import build, nodes, rules
 
-_FORMAT = "imgcurate duplicates 2"
+_FORMAT = "imgcurate duplicates 3"
 
 
 def write(
@@ -46,9 +45,9 @@ def write(
 
 
 def read(
-    path: str | os.PathLike[str], storage_options: storage.Options
+    path: str | os.PathLike[str], names: Sequence[str], storage_options: storage.Options
 ) -> tuple[build.Graph, dict[str, Any], pa.DataType]:
-    """Return the graph that a folder holds, lazily, what is known of it, and the type of its ids; see `Duplicates.load`."""
+    """Return the graph that a folder holds, lazily, what is known of it by `names`, and the type of its ids; see `Duplicates.load`."""
     files = storage.expand(path, (".parquet",), storage_options)
     of = {
         name: [file for file in files if file.rpartition("/")[2].startswith(name)]
@@ -57,19 +56,21 @@ def read(
     first = [file for file in of["nodes"] if file.rpartition("/")[2] == _nodes_file(0)]
     if not first:
         raise ValueError(f"{os.fspath(path)!r} holds no nodes.parquet: it was not written by Duplicates.save")
-    kinds = _read_schema(first[0], storage_options)
-    known = json.loads((kinds.metadata or {}).get(b"imgcurate", b"{}"))
-    if known.get("format") != _FORMAT:
-        raise ValueError(f"{os.fspath(path)!r} was not written by this version's Duplicates.save")
+    kinds, _ = checked.footer(first[0], storage_options)
+    known = checked.known(kinds, first[0], _FORMAT, names)
+    checked.whole(os.fspath(path), of["edges"], known["n_pairs"], "pairs", storage_options)
+    checked.whole(os.fspath(path), of["images"], known["n_compared"], "images", storage_options)
     parts = []
     for number in range(len(of["nodes"])):
         folder = first[0].rpartition("/")[0]
-        ranked = dask.delayed(_read_nodes)(f"{folder}/{_nodes_file(number)}", storage_options)
+        url = f"{folder}/{_nodes_file(number)}"
+        ranked = dask.delayed(checked.read_nodes)(url, known["n_compared"], storage_options)
         mine = [file for file in of["edges"] if file.rpartition("/")[2].startswith(f"edges.{number:05d}.")]
-        edges = [dask.delayed(_read_edges)(file, storage_options) for file in mine]
+        edges = [dask.delayed(checked.read_edges)(file, ranked, storage_options) for file in mine]
         parts.append(build.Part(ranked, edges, in_rounds=len(edges) > 1))
     tables = [dask.delayed(storage.read_parquet_table)(file, None, storage_options) for file in of["images"]]
-    return build.Graph(tables, parts, known["n_pairs"], known["n_copies"]), known, kinds.field("id").type
+    graph = build.Graph(tables, parts, known["n_pairs"], known["n_copies"])
+    return graph, {name: known[name] for name in names}, kinds.field("id").type
 
 
 def _node_table(ranked: nodes.Nodes, known: str) -> pa.Table:
@@ -81,23 +82,5 @@ def _nodes_file(number: int) -> str:
     return f"nodes.{number:05d}.parquet" if number else "nodes.parquet"
 
 
-def _read_schema(url: str, storage_options: storage.Options) -> pa.Schema:
-    with storage.open_input(url, storage_options) as file:
-        return pq.read_schema(file)
-
-
-def _read_nodes(url: str, storage_options: storage.Options) -> nodes.Nodes:
-    table = storage.read_parquet_table(url, None, storage_options)
-    leader = table["leader"].to_numpy()
-    copies = np.flatnonzero(leader != np.arange(len(leader)))
-    n_fixed = json.loads(table.schema.metadata[b"imgcurate"])["n_fixed"]
-    return nodes.Nodes(table, rules.group_copies(copies, leader[copies]), n_fixed)
-
-
 def _plain_edges(edges: rules.Edges) -> pa.Table:
     return pa.table(edges._asdict())
-
-
-def _read_edges(url: str, storage_options: storage.Options) -> rules.Edges:
-    table = storage.read_parquet_table(url, None, storage_options)
-    return rules.Edges(*(table[name].to_numpy() for name in rules.Edges._fields))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import dask.dataframe as dd
@@ -140,19 +140,20 @@ def list_shards(
         shard = Shard(*known)
         if shard.etag is None:
             shard = shard._replace(etag=storage.etag(shard.url, storage_options))
-        rows: list[dict[str, Any]]
+        start = len(columns["error"])
         try:
             with storage.open_sequential(shard.url, storage_options) as file:
                 size = file.seek(0, os.SEEK_END)
                 samples = tar.scan(file, size, shard.url, sidecars.texts, sidecars.most)
-            rows = [_row(sample, shard, sidecars) for sample in samples]
+            rows: Iterable[dict[str, Any]] = (_row(sample, shard, sidecars) for sample in samples)
         except tar.ShardError as problem:
             rows = [_empty_row(shard, "", f"shard: {problem}")]
         finally:  # where it failed as well, for that may be why
             tar.refuse_changed(shard.url, [str(shard.etag)], storage_options)
-        _tell_encodings(rows, shard.url)
-        for name, values in columns.items():
-            values += [row[name] for row in rows]
+        for row in rows:
+            for name, values in columns.items():
+                values.append(row[name])
+        _tell_encodings(columns["text_encoding"][start:], shard.url)
     return schema.table(columns)
 
 
@@ -205,8 +206,8 @@ def _list(members: Sequence[tar.Member]) -> str:
     return named if len(members) <= _NAMED else f"{named} and {len(members) - _NAMED:,} more"
 
 
-def _tell_encodings(rows: Sequence[dict[str, Any]], url: str) -> None:
-    found = Counter(row["text_encoding"] for row in rows if row["text_encoding"])
+def _tell_encodings(encodings: Sequence[str | None], url: str) -> None:
+    found = Counter(encoding for encoding in encodings if encoding is not None)
     if found:
         counts = ", ".join(f"{encoding}: {count:,}" for encoding, count in found.most_common())
         logger.warning("%s: text that is not UTF-8 was read in another encoding (%s)", url, counts)
