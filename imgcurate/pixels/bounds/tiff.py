@@ -100,7 +100,9 @@ def _excess_of_strips(data: bytes, tags: dict[int, _Tag], order: str) -> str | N
             continue
         strips = tags[number]
         if strips.n_values > _SPARE * wanted[number] + _SPARE_STRIPS:
-            return f"broken TIFF: {strips.n_values:,} strips where its {width} x {height} pixels need {wanted[number]:,}"
+            return (
+                f"broken TIFF: {strips.n_values:,} strips where its {width} x {height} pixels need {wanted[number]:,}"
+            )
         if sizes in tags and strips.n_values > 1:
             starts, lengths = _values(data, strips, order), _values(data, tags[sizes], order)
             count = min(len(starts), len(lengths))
