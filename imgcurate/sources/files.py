@@ -14,23 +14,8 @@ from imgcurate import schema, storage, vectors
 from imgcurate.cluster import backend
 
 _EXTENSIONS = (
-    *(
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".bmp",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".jxl",
-        ".jp2",
-        ".j2k",
-    ),
-)
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k",
+)  # fmt: skip
 # Of formats that are taken by name: many folders hold some that are no photos.
 _NAMED_EXTENSIONS = (".psd", ".ico", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pcx", ".qoi")
 
