@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,13 @@ def phash(image: Image.Image | np.ndarray) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def phash_part(part: Any, storage_options: Mapping[str, Any] | None = None, threads: int | None = None) -> Any:
+def phash_part(
+    part: Any,
+    storage_options: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+    formats: Sequence[str] = (),
+    timeout: float | None = None,
+) -> Any:
     """Hash the images of one partition.
 
     Parameters
@@ -76,6 +83,8 @@ def phash_part(part: Any, storage_options: Mapping[str, Any] | None = None, thre
         Passed to fsspec.
     threads : int, optional
         As for `images.work`.
+    formats, timeout
+        As for `imgcurate.embed`.
 
     Returns
     -------
@@ -96,8 +105,12 @@ def phash_part(part: Any, storage_options: Mapping[str, Any] | None = None, thre
        phash                            error digest
     0   <NA>  read: No such file or directory   <NA>
     """
-    types = {"phash": pa.uint64()}
-    return images.map_images(part, lambda data: (phash(pixels.decode(data)),), types, storage_options, threads)
+    function = partial(pixels.within, timeout, _of_file, formats=tuple(formats))
+    return images.map_images(part, function, {"phash": pa.uint64()}, storage_options, threads)
+
+
+def _of_file(data: bytes, formats: Sequence[str]) -> tuple[int]:
+    return (phash(pixels.decode(data, formats=formats)),)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

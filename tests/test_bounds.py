@@ -17,12 +17,15 @@ import hostile
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_tar
+from distributed import Client
 from hostile import encoded, noise
 from PIL import Image, features
 from test_embed import jpegs, pack
 
 import imgcurate as ic
 from imgcurate import images, measures, pixels
+from imgcurate.curate import curate
 from imgcurate.pixels import PixelError, decode, formats, within
 from imgcurate.pixels.bounds import boxes, others
 from imgcurate.pixels.share import Room
@@ -283,6 +286,31 @@ def test_formats_are_asked_for_of_the_verbs(tmp_path: Path) -> None:
     done = measures.measure_part(part, ["format", "width"], formats=["PSD"])
     assert done["format"].fillna("").tolist() == ["PSD", "", "JPEG"]
     assert "format not taken: TGA" in done["error"].iloc[1]
+
+
+def _mean_colours(batch: np.ndarray) -> np.ndarray:
+    return batch.mean(axis=(1, 2)) + 1
+
+
+def test_a_run_over_pictures_that_ask_for_too_much_ends_and_says_what_it_lost(client: Client, tmp_path: Path) -> None:
+    pictures = {
+        "fine": jpegs(1)[0],
+        "strips": hostile.tiff_of_strips(4000, 4000, 2000, 2000),
+        "scans": hostile.jpeg_of_scans(1000),
+        "psd": PICTURES["PSD"],
+        "tga": PICTURES["TGA"],
+    }
+    write_tar(tmp_path / "in" / "0.tar", [(f"{name}.jpg", data) for name, data in pictures.items()])
+    manifest = curate(
+        tmp_path / "in", tmp_path / "out", model=_mean_colours, dedup="perceptual", formats=["PSD"], timeout=60
+    )
+    images = pd.read_parquet(tmp_path / "out" / "images.parquet").set_index("image_id")
+    errors = {name: str(images["error"][f"0/{name}"]) for name in pictures}
+    assert errors["strips"].startswith("decode: broken TIFF") and errors["scans"].startswith("decode: broken JPEG")
+    assert errors["tga"].startswith("decode: format not taken: TGA")
+    assert manifest["counts"]["read"] == 5 and images["kept"].sum() == 2
+    with pytest.raises(ValueError, match="'EPS' is not taken by name"):
+        curate(tmp_path / "in", tmp_path / "out", model=_mean_colours, formats=["EPS"])
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,13 @@ def test_shards_may_be_links_wherever_they_lead(tmp_path: Path) -> None:
         ic.read_webdataset(tmp_path / "shards")
 
 
+def test_formats_that_are_taken_by_name_are_listed_where_they_are_named(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.tga", "b.psd", "c.jxl"):
+        (tmp_path / name).write_bytes(image_bytes())
+    assert ic.read_files(tmp_path).compute()["image_id"].tolist() == ["a.jpg", "c.jxl"]
+    assert ic.read_files(f"{tmp_path}/*").compute()["image_id"].tolist() == ["a.jpg", "a.tga", "b.psd", "c.jxl"]
+
+
 ODD = ["cat::dog.jpg", "[x].jpg", "{x,..}.jpg", "a*b?.jpg", "file:x.jpg", "s3:x.jpg", "~.jpg", " .jpg", "a\nb.jpg", "{0..99999999}.jpg", "%41.jpg", "#?.jpg"]  # fmt: skip
 
 

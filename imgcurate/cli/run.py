@@ -77,6 +77,18 @@ def add_to(commands: Any) -> None:
         "--measure", action="store_true", help="add sharpness, brightness, pHash and so on to images.parquet"
     )
     run.add_argument("--truncated", action="store_true", help="keep images whose end is missing; else they are errors")
+    run.add_argument(
+        "--formats",
+        default="",
+        metavar="NAMES",
+        help="formats to take beside the usual ones: some of PSD,ICO,TGA,PPM,PCX,QOI",
+    )
+    run.add_argument(
+        "--timeout",
+        type=float,
+        metavar="S",
+        help="seconds that decoding an image may take; default: no limit but that of its size",
+    )
     run.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default %(default)s")
     run.add_argument(
         "--max-read-errors",
@@ -150,6 +162,8 @@ def _run(options: argparse.Namespace) -> None:
             batch_size=options.batch_size,
             measure=options.measure,
             truncated=options.truncated,
+            formats=[name for name in options.formats.split(",") if name],
+            timeout=options.timeout,
             max_read_errors=options.max_read_errors,
             retry_errors=options.retry_errors,
             overwrite=options.overwrite,

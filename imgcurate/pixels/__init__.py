@@ -17,7 +17,7 @@ from imgcurate.pixels.resizing import resize_and_crop, resized, shortened
 from imgcurate.pixels.share import worker_threads
 
 __all__ = [
-    "BY_NAME", "MAX_BYTES", "MAX_PIXELS", "Picture", "PixelError", "check_limits", "decode", "decode_picture", "open_picture",
+    "BY_NAME", "MAX_BYTES", "MAX_PIXELS", "Picture", "PixelError", "check_formats", "check_limits", "check_timeout", "decode", "decode_picture", "open_picture",
     "read_images", "resize_and_crop", "resized", "shortened", "within", "worker_threads",
 ]  # fmt: skip
 

@@ -166,8 +166,7 @@ def _decoded(
     format = image.format or ""
     width, height = image.size
     if isinstance(image, JpegImageFile):
-        progressive = bool(image.info.get("progressive"))
-        if not truncated and jpeg.cannot_hold_its_blocks(data, width, height, progressive):
+        if not truncated and jpeg.cannot_hold_its_blocks(data, width, height):
             raise PixelError("decode", f"truncated {format}")
         # In one piece: of what it is given in pieces of 64 KiB, Pillow's decoder reads the seams more slowly, and joins them.
         image.decodermaxblock = max(image.decodermaxblock, len(data))

@@ -21,6 +21,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _LENGTH = struct.Struct(">Q")
+_PIPE_BYTES = 1 << 20
 
 _idle: list[_Helper] = []
 _owner = os.getpid()
@@ -97,9 +98,13 @@ class _Helper:
 
     def __init__(self) -> None:
         program = f"import sys; sys.path[:] = {sys.path!r}; from imgcurate.pixels.isolated import serve; serve()"
-        # A session of its own: Ctrl-C is for those who ask.
+        # In a session of its own: Ctrl-C is for those who ask.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pipesize=_PIPE_BYTES,
+            start_new_session=True,
         )
 
     def ask(self, question: Any) -> Any:

@@ -108,6 +108,8 @@ class Columns:
             self.options["dtype"],
             draft=self.options["draft"],
             truncated=self.options["truncated"],
+            formats=self.options["formats"],
+            timeout=self.options["timeout"],
             measured=self.options["measure"],
             storage_options=self.storage_options,
             fingerprint=self.fingerprint,
@@ -119,18 +121,20 @@ class Columns:
 class Hashes:
     """The perceptual hash of each image, for runs that have it from no measure."""
 
+    formats: tuple[str, ...]
+    timeout: float | None
     storage_options: storage.Options = field(compare=False)
 
     def key(self, rows: Rows) -> str:
         """Return the key of the part that it makes of rows."""
-        return rows.key("phash")
+        return rows.key("phash", list(self.formats), self.timeout)
 
     def load(self, device: str) -> None:
         """Do nothing: there is no model."""
 
     def __call__(self, part: Any, threads: int | None = None) -> Any:
         """Return the column, without what went wrong, which the columns say too."""
-        return phash.phash_part(part, self.storage_options, threads=threads)[["phash"]]
+        return phash.phash_part(part, self.storage_options, threads, self.formats, self.timeout)[["phash"]]
 
 
 Make = Columns | Hashes

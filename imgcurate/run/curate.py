@@ -40,6 +40,8 @@ def curate(
     dtype: str = "auto",
     draft: bool = True,
     truncated: bool = False,
+    formats: Sequence[str] = (),
+    timeout: float | None = None,
     measure: bool | Sequence[str] = False,
     max_read_errors: float | None = None,
     retry_errors: bool = False,
@@ -60,7 +62,7 @@ def curate(
         A folder that is empty, not there yet, or that of an earlier run. Gets ``shards/*.tar``, ``images.parquet/``, ``shards.parquet`` (samples,
         bytes and xxh3_128 digest of each shard that was written) and, last, ``manifest.json``; and ``.run/``, which holds what was computed, to
         go on from, and may be removed.
-    model, model_dir, batch_size, dtype, draft, truncated, measure
+    model, model_dir, batch_size, dtype, draft, truncated, formats, timeout, measure
         As for `embed`. `model_dir` also holds the weights of the scores.
     min_aesthetic : float, optional
         Keep images whose aesthetic score (0 to 1) is at least this. Default: not scored, not filtered.
@@ -115,7 +117,7 @@ def curate(
         model=model, model_dir=model_dir, min_aesthetic=min_aesthetic, max_nsfw=max_nsfw, dedup=stages_of(dedup),
         max_distance=max_distance, eps=eps, n_clusters=n_clusters, probes=probes, exact=exact, keep=keep, rule=rule,
         samples_per_shard=samples_per_shard, batch_size=batch_size, dtype=dtype, draft=draft, truncated=truncated,
-        measure=measured(measure), max_read_errors=max_read_errors,
+        formats=tuple(formats), timeout=timeout, measure=measured(measure), max_read_errors=max_read_errors,
     )  # fmt: skip
     client = cluster.connect()
     folder.refuse_inside(out, [shards] if isinstance(shards, str | os.PathLike) else shards)

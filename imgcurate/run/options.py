@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from imgcurate import encoders, measures
+from imgcurate import encoders, measures, pixels
 from imgcurate.dedup.graph.rank import Keep
 from imgcurate.encoders import check_dtype
 from imgcurate.encoders.function import name_of
@@ -39,12 +39,16 @@ class Options:
     dtype: str
     draft: bool
     truncated: bool
+    formats: tuple[str, ...]
+    timeout: float | None
     measure: tuple[str, ...]
     max_read_errors: float | None
 
     def __post_init__(self) -> None:
         check_samples_per_shard(self.samples_per_shard)
         check_dtype(self.dtype)
+        pixels.check_formats(self.formats)
+        pixels.check_timeout(self.timeout)
         for name in ("min_aesthetic", "max_nsfw", "max_read_errors"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -65,7 +69,7 @@ class Options:
 
     def of_columns(self) -> dict[str, Any]:
         """Return what an image's columns depend on, beside the model."""
-        names = ("batch_size", "dtype", "draft", "truncated", "measure")
+        names = ("batch_size", "dtype", "draft", "truncated", "formats", "timeout", "measure")
         return {name: getattr(self, name) for name in names}
 
     def of_stage(self, stage: str) -> dict[str, Any]:

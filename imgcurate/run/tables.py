@@ -85,7 +85,7 @@ def embed(job: Job, rows: Sequence[Rows]) -> list[Part]:
 
 def hash_images(job: Job, rows: Sequence[Rows]) -> list[Part]:
     """Make the perceptual hashes."""
-    return _make(job, "hashes", Hashes(job.storage_options), rows, "hashed")
+    return _make(job, "hashes", Hashes(job.options.formats, job.options.timeout, job.storage_options), rows, "hashed")
 
 
 def score(job: Job, embedded: Sequence[Part]) -> list[Part]:

@@ -13,7 +13,11 @@ import pandas as pd
 from imgcurate import schema, storage, vectors
 from imgcurate.cluster import backend
 
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif")
+_EXTENSIONS = (
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k",
+)  # fmt: skip
+# Of formats that are taken by name: many folders hold some that are no photos.
+_NAMED_EXTENSIONS = (".psd", ".ico", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pcx", ".qoi")
 
 _TEXTS = {".txt": "caption", ".json": "metadata"}
 # Of a store, each answer is waited for.
@@ -44,7 +48,8 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
     Parameters
     ----------
     urls : str, path, or list of these
-        An image, a folder (read to the bottom), a glob, or braces: any fsspec URL.
+        An image, a folder (read to the bottom), a glob, or braces: any fsspec URL. Of a folder PSD, ICO, TGA, PNM, PCX and QOI are left out,
+        which `embed` takes where they are asked for; a glob such as ``"photos/*.psd"`` finds them.
     files_per_partition : int, default 1000
     storage_options : dict, optional
         For the fsspec filesystem.
@@ -71,7 +76,11 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
     if files_per_partition < 1:
         raise ValueError(f"files_per_partition={files_per_partition}: must be at least 1")
     found = storage.expand(urls, _EXTENSIONS, storage_options, beside=tuple(_TEXTS), contained=True)
-    images = {url: entry for url, entry in found.items() if url.lower().endswith(_EXTENSIONS)}
+    images = {
+        url: entry
+        for url, entry in found.items()
+        if url.lower().endswith(_EXTENSIONS if entry.amid else _EXTENSIONS + _NAMED_EXTENSIONS)
+    }
     if not images:
         raise FileNotFoundError(f"{urls!r} names no image; images end in {', '.join(_EXTENSIONS)}")
     root = storage.root_of(urls, storage_options)

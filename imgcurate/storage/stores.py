@@ -22,26 +22,8 @@ Options = Mapping[str, Any] | None
 # What the URL of a row may name by itself. fsspec knows many more protocols: some run what they read, or make of one URL many.
 # "dir" leads only where the storage options say.
 _PROTOCOLS = (
-    *(
-        "file",
-        "local",
-        "memory",
-        "dir",
-        "s3",
-        "s3a",
-        "gs",
-        "gcs",
-        "az",
-        "abfs",
-        "abfss",
-        "adl",
-        "oci",
-        "hdfs",
-        "hf",
-        "http",
-        "https",
-    ),
-)
+    "file", "local", "memory", "dir", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "hdfs", "hf", "http", "https",
+)  # fmt: skip
 
 # Errors that say what is so, not that something went wrong on the way.
 _STAYING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
