@@ -29,6 +29,7 @@ RANGES = {
     (exact, "_RANGE_ROWS"): 5,
     (perceptual, "_RANGE_ROWS"): 5,
     (exact, "_TASK_IMAGES"): 3,
+    (perceptual, "_MOST_TASKS"): 10,
     (prints, "_MOST_CUT"): 2,
 }
 FILES = {(frames, "_SHARE_IN_MEMORY"): -1, (prints, "_MEASURED"): 2}

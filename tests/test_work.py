@@ -29,6 +29,7 @@ from test_semantic import cosines_of, found_pairs, frame_of, pairs_of, planted
 
 from imgcurate import connect
 from imgcurate.dedup import Duplicates, remove, save_embeddings, semantic_duplicates
+from imgcurate.dedup import ids as repeated
 from imgcurate.dedup.graph import build
 from imgcurate.dedup.semantic import files, screen, steps
 from imgcurate.dedup.semantic import frame as frames
@@ -512,7 +513,7 @@ def test_the_disk_takes_at_most_two_and_a_half_times_the_vectors(
 def test_ids_that_repeat_are_named_whichever_range_their_hashes_lie_in_and_whether_they_are_compared(
     in_process: None, monkeypatch: pytest.MonkeyPatch, at_once: int, share: int
 ) -> None:
-    monkeypatch.setattr(frames, "_HASHES_AT_ONCE", at_once)
+    monkeypatch.setattr(repeated, "_HASHES_AT_ONCE", at_once)
     monkeypatch.setattr(frames, "_SHARE_IN_MEMORY", share)
     ids = [f"{number:03}" for number in range(400)]
     semantic_duplicates(frame_of(planted(), ids, 5))

@@ -1,11 +1,13 @@
 """Images that look alike: equal perceptual hashes come together in a range of hashes, and the ranges are compared two by two.
 
 Growth, for n images with m different hashes in r ranges: time n log n, and r m lookups in a few bands and what candidates they give (see
-`hamming.pairs_within`); memory of a task two ranges, about 300 bytes a row; tasks r (r + 1) / 2, each of which gets two ranges at most.
+`hamming.pairs_within`); memory of a task two ranges, about 100 bytes a row; tasks r (r + 1) / 2, from some 200 ranges on fewer, which take several pairs
+of ranges, one after the other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import dask
@@ -24,6 +26,8 @@ from imgcurate.dedup.graph.nodes import table_of
 BITS = 64
 #: Rows of a range, about.
 _RANGE_ROWS = 1 << 21
+#: Ranges are compared in so many tasks, about, at most.
+_MOST_TASKS = 20_000
 
 
 def read(part: Any, storage_options: storage.Options) -> pa.Table:
@@ -62,7 +66,12 @@ def find(prints: Prints, max_distance: int) -> list[Delayed]:
         ranges = prints.hold(ranges)
     found = prints.copies() + [inside(rows, max_distance) for rows in ranges]
     if max_distance:  # else what differs is in no pair
-        found += [across(a, b, max_distance) for at, a in enumerate(ranges) for b in ranges[at + 1 :]]
+        at_once = max(1, len(ranges) ** 2 // 2 // _MOST_TASKS)
+        found += [
+            across(rows, ranges[first : first + at_once], max_distance)
+            for number, rows in enumerate(ranges, 1)
+            for first in range(number, len(ranges), at_once)
+        ]
     return found
 
 
@@ -84,10 +93,14 @@ def pairs_inside(rows: Any, max_distance: int) -> Found:
     return concatenate([copies_found(row[is_copy], original[is_copy]), pairs])
 
 
-def pairs_across(rows: Any, others: Any, max_distance: int) -> Found:
-    """Return the pairs of a hash of one range and a hash of another."""
-    (hashes, row_of), (other_hashes, other_row_of) = _different(table_of(rows)), _different(table_of(others))
-    return _pairs(hamming.pairs_between(hashes, other_hashes, max_distance), row_of, other_row_of)
+def pairs_across(rows: Any, others: Sequence[Any], max_distance: int) -> Found:
+    """Return the pairs of a hash of one range and a hash of one of others."""
+    hashes, row_of = _different(table_of(rows))
+    found = []
+    for other in others:
+        other_hashes, other_row_of = _different(table_of(other))
+        found.append(_pairs(hamming.pairs_between(hashes, other_hashes, max_distance), row_of, other_row_of))
+    return concatenate(found)
 
 
 def _different(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

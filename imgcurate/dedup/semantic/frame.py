@@ -1,4 +1,4 @@
-"""A frame whose comparable rows lie in the workers' memory or in files, and what is done with all of them: ids are checked, a sample is drawn, centroids are fitted.
+"""A frame whose comparable rows lie in the workers' memory or in files, and what is done with all of them: a sample is drawn, centroids are fitted.
 
 Growth, in n rows: time n; memory of a task a group of small partitions or one large one; of the client a few numbers a group.
 """
@@ -6,7 +6,6 @@ Growth, in n rows: time n; memory of a task a group of small partitions or one l
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -16,12 +15,12 @@ import dask
 import distributed
 import numpy as np
 import psutil
-import pyarrow as pa
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
 from imgcurate import fingerprint, identity, parts, storage, vectors
-from imgcurate.dedup.mapped import Folder, map_matrix, temporary
+from imgcurate.dedup import ids
+from imgcurate.dedup.mapped import Folder, temporary
 from imgcurate.dedup.semantic import kmeans, normalise, store
 from imgcurate.dedup.semantic.store import Stored, StoredRows
 from imgcurate.dedup.waves import in_waves
@@ -37,7 +36,6 @@ _MOST_PARTITIONS = 1000
 _MEASURED = 8
 #: Small partitions are put together up to so many bytes of vectors, and large parts are worked on in such runs.
 _GROUP_BYTES = 64 << 20
-_HASHES_AT_ONCE = 1 << 23
 
 
 @dataclass
@@ -108,7 +106,7 @@ def prepare(
         first = dict(zip(first, persisted, strict=True))
         whole = len(first) == len(delayed)
         # Of a frame of few partitions all that the client has to know is asked for at once.
-        suspects = dask.delayed(_repeated)([outputs[2] for outputs in persisted], 0, 1) if whole else None
+        suspects = dask.delayed(ids.repeated)([outputs[2] for outputs in persisted], 0, 1) if whole else None
         *summaries, suspects = dask.compute(*[outputs[1] for outputs in persisted], suspects)
         asked = (summaries, suspects) if whole else asked
         rows = sum(summary.n_compared for summary in summaries) / len(summaries)
@@ -158,39 +156,6 @@ def work_folder(work: str | os.PathLike[str]) -> str:
             f"work={path!r} cannot be made ({problem.strerror}); name a folder that may be written"
         ) from None
     return path
-
-
-def refuse_repeated_ids(
-    hashes: Sequence[Any], names: Sequence[Delayed], n_rows: int, id_field: str, suspects: np.ndarray | None = None
-) -> None:
-    """Raise a ValueError where an id names more than one row; each task sorts the hashes of one range.
-
-    Parameters
-    ----------
-    hashes : sequence of Delayed of numpy.ndarray of uint64, or of the paths of files of them, sorted
-    names : sequence of Delayed of (ids, hashes)
-        Of the same partitions; asked where two hashes are equal.
-    n_rows : int
-    id_field : str
-    suspects : numpy.ndarray of uint64, optional
-        The hashes that occur more than once, where that is known.
-    """
-    if suspects is None:
-        n_ranges = max(1, -(-n_rows // _HASHES_AT_ONCE))
-        repeated = dask.delayed(_repeated)
-        found = in_waves(repeated(list(hashes), number, n_ranges) for number in range(n_ranges))
-        suspects = np.concatenate(found)
-    if not len(suspects):
-        return
-    # Two ids may share a hash by chance, so the ids themselves are looked at.
-    taken = in_waves(dask.delayed(_ids_of)(part, suspects[:1000]) for part in names)
-    times = Counter(name for part in taken for name in part.to_pylist())
-    repeats = [name for name, count in times.items() if count > 1]
-    if repeats:
-        raise ValueError(
-            f"{len(suspects):,} ids of column {id_field!r} name more than one row: {', '.join(map(repr, sorted(repeats)[:5]))}"
-            f"{', ...' if len(repeats) > 5 else ''}; give every image an id of its own"
-        )
 
 
 def sample(frame: Frame, size: int) -> tuple[list[Delayed], int]:
@@ -243,9 +208,9 @@ def _held(
         outputs = _in_fours(dask.persist(*[output for four in outputs for output in four]))
         summaries = dask.compute(*[summary for _, summary, _, _ in outputs])
     n_rows = sum(summary.n_rows for summary in summaries)
-    pair = dask.delayed(named)
+    pair = dask.delayed(ids.named)
     names = [pair(names, hashes) for _, _, hashes, names in outputs]
-    refuse_repeated_ids([hashes for _, _, hashes, _ in outputs], names, n_rows, id_field, suspects)
+    ids.refuse_repeated([hashes for _, _, hashes, _ in outputs], names, n_rows, id_field, suspects)
     used = [number for number, summary in enumerate(summaries) if summary.n_compared]
     counts = [summaries[number].n_compared for number in used]
     return Frame(
@@ -261,7 +226,7 @@ def _held(
 def _in_files(records: list[Stored], folder: Folder, id_field: str, embedding_field: str) -> Frame:
     n_rows = sum(record.n_rows for record in records)
     names = [dask.delayed(store.names)(record.path) for record in records]
-    refuse_repeated_ids([f"{record.path}.hashes" for record in records], names, n_rows, id_field)
+    ids.refuse_repeated([f"{record.path}.hashes" for record in records], names, n_rows, id_field)
     used = [record for record in records if record.n_compared]
     dimension = normalise.one_dimension(used, embedding_field)
     rows = max(1, _GROUP_BYTES // max(dimension * 4, 1))
@@ -316,11 +281,6 @@ def _on_this_machine() -> bool:
     return isinstance(cluster, distributed.LocalCluster)
 
 
-def named(names: normalise.Names, hashes: np.ndarray) -> tuple[pa.Array, np.ndarray]:
-    """Return what `refuse_repeated_ids` asks for."""
-    return names.ids, hashes
-
-
 def cut_into_groups(n: int, alone: list[int], together: int) -> list[range]:
     """Put up to so many partitions together, in order, but for those that were looked at alone.
 
@@ -338,25 +298,3 @@ def cut_into_groups(n: int, alone: list[int], together: int) -> list[range]:
 
 def _in_fours(outputs: Sequence[Delayed]) -> list[list[Delayed]]:
     return [list(outputs[at : at + 4]) for at in range(0, len(outputs), 4)]
-
-
-def _repeated(hashes: Sequence[Any], number: int, n_ranges: int) -> np.ndarray:
-    """Return the hashes of one of several ranges that occur more than once."""
-    low, high = (np.uint64(min(2**64 * at // n_ranges, 2**64 - 1)) for at in (number, number + 1))
-    here = []
-    for part in hashes:
-        if isinstance(part, str):
-            numbers = map_matrix(part, 1, "uint64")[:, 0]
-            start, stop = np.searchsorted(numbers, [low, high]) if n_ranges > 1 else (0, len(numbers))
-            stop = len(numbers) if number == n_ranges - 1 else stop
-            here.append(numbers[start:stop])
-        else:
-            last = number == n_ranges - 1
-            here.append(part if n_ranges == 1 else part[(part >= low) & ((part < high) | last)])
-    every = np.sort(np.concatenate(here))
-    return np.unique(every[1:][every[1:] == every[:-1]])
-
-
-def _ids_of(part: tuple[pa.Array, np.ndarray], suspects: np.ndarray) -> pa.Array:
-    ids, hashes = part
-    return ids.take(pa.array(np.flatnonzero(np.isin(hashes, suspects))))
