@@ -127,7 +127,8 @@ def require(frame: Any, columns: Iterable[str], verb: str) -> None:
     if not hasattr(frame, "to_delayed") or not hasattr(frame, "columns"):
         raise TypeError(
             f"{verb} takes a Dask dataframe, not {type(frame).__name__}; "
-            "dask.dataframe.from_pandas(frame, npartitions=1) makes one"
+            "dask.dataframe.from_pandas(frame, npartitions=1) makes one, where columns hold arrays under "
+            "dask.config.set({'dataframe.convert-string': False}), for Dask turns them into text"
         )
     require_columns(frame, columns, verb)
 

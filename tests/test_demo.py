@@ -110,6 +110,19 @@ def test_copies_are_made_as_their_change_says(shards) -> None:
         assert image_of(samples[each.copy]) != image_of(samples[each.original])
 
 
+def test_every_copy_is_smaller_than_its_original_in_pixels_or_else_in_bytes(shards) -> None:
+    directory, planted = shards
+    samples = read(directory)
+
+    def size(image_id: str) -> tuple[int, int]:
+        image = image_of(samples[image_id])
+        width, height = Image.open(io.BytesIO(image)).size
+        return width * height, len(image)
+
+    for each in planted:
+        assert size(each.copy) < size(each.original), each
+
+
 def test_bad_samples_cannot_be_decoded(shards) -> None:
     bad = [sample for image_id, sample in read(shards[0]).items() if image_id.partition("/")[2] in BAD]
     assert len(bad) == len(BAD)

@@ -146,6 +146,8 @@ def test_what_is_no_frame_is_refused_in_a_sentence() -> None:
         ic.save_embeddings(pd.DataFrame({"image_id": [1, 2], "embedding": [[1.0], [1.0, 2.0]]}), "nowhere")
     with pytest.raises(KeyError, match="save_embeddings needs column 'image_id'; the frame has 'id', 'embedding'"):
         ic.save_embeddings(pd.DataFrame({"id": [1], "embedding": [[1.0]]}), "nowhere")
+    with pytest.raises(KeyError, match="needs column 'score'; the frame has 'image_id', 'n', 'embedding'"):
+        ic.semantic_duplicates(as_given("arrays"), keep=[("score", "max")])
     with pytest.raises(TypeError, match="remove takes a Dask, pandas or cuDF dataframe"):
         ic.remove([1, 2], [1])
     text = dd.from_pandas(pd.DataFrame({"image_id": ["a"], "embedding": [[1.0]]}), npartitions=1)

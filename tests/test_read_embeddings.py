@@ -161,6 +161,8 @@ def test_ids_may_be_given(tmp_path: Path) -> None:
         assert ic.read_embeddings(tmp_path, ids=ids).compute()["image_id"].tolist() == IDS
     one = ic.read_embeddings(tmp_path / "0.npy", ids=tmp_path / "names.ids.npy")
     assert one.compute()["image_id"].tolist() == list(range(15))
+    with pytest.raises(ValueError, match=r"embedding_field='x' names a column, and .*0\.npy is an array; leave it out"):
+        ic.read_embeddings(tmp_path, ids=IDS, embedding_field="x")
     with pytest.raises(ValueError, match="20 ids were given and the arrays hold 30 vectors"):
         ic.read_embeddings(tmp_path, ids=IDS[:20])
     with pytest.raises(ValueError, match="is one file and there are 2 arrays: give the ids themselves"):

@@ -8,11 +8,14 @@ from typing import Any
 
 import dask
 import dask.dataframe as dd
+import fsspec
 import pandas as pd
 import pytest
 import xxhash
 from conftest import image_bytes, write_tar
 from distributed import Client
+from s3 import Options, upload
+from test_read_embeddings import IDS, clip_retrieval
 
 import imgcurate as ic
 from imgcurate.tar import ShardChanged
@@ -168,8 +171,24 @@ def test_links_are_of_files_on_a_disk(in_process: None, photos: Path) -> None:
 
 
 def test_files_go_into_a_store_too(in_process: None, photos: Path) -> None:
-    import fsspec
-
     table = ic.write_files(ic.read_files(photos), "memory://curated/files").compute()
     assert table["url"].tolist()[0] == "memory:///curated/files/a.jpg"
     assert fsspec.filesystem("memory").cat("/curated/files/deep/er/a.jpg") == (photos / "deep/er/a.jpg").read_bytes()
+
+
+def test_files_and_embeddings_lie_in_a_store_as_on_a_disk(
+    in_process: None, photos: Path, tmp_path: Path, bucket: str, options: Options
+) -> None:
+    frame = ic.read_files(upload(photos, f"{bucket}/photos", options), storage_options=options)
+    table = ic.write_files(frame, f"{bucket}/out", storage_options=options).compute()
+    fs = fsspec.filesystem("s3", **options)
+    root = bucket.removeprefix("s3://")
+    written = {name.removeprefix(f"{root}/out/"): fs.cat_file(name) for name in fs.find(f"{root}/out")}
+    expected = tree(photos)
+    del expected["deep/c.xmp"]
+    assert written == expected and table["url"].tolist()[0] == f"{bucket}/out/a.jpg"
+    with pytest.raises(FileExistsError, match=r"out/a\.jpg and 3 more would be replaced"):
+        ic.write_files(frame, f"{bucket}/out", storage_options=options)
+    clip_retrieval(tmp_path)
+    embeddings = ic.read_embeddings(upload(tmp_path, f"{bucket}/clip", options), storage_options=options)
+    assert embeddings["image_id"].compute().tolist() == IDS and len(embeddings["embedding"].compute()) == 30

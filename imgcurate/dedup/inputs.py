@@ -33,7 +33,7 @@ class Given(NamedTuple):
 
 
 def as_frame(
-    given: Any, verb: str, id_field: str, embedding_field: str, others: Sequence[str] = ("error",), where: str = ""
+    given: Any, verb: str, id_field: str, embedding_field: str, needed: Sequence[str] = (), where: str = ""
 ) -> Given:
     """Return what a verb was given as a Dask dataframe.
 
@@ -44,8 +44,8 @@ def as_frame(
     verb : str
         For messages.
     id_field, embedding_field : str
-    others : sequence of str
-        What else the verb looks at, where a frame has it.
+    needed : sequence of str
+        What other columns the verb looks at, beside ``error``, where a frame has that.
     where : str
         Which of several frames it is, for messages.
 
@@ -59,17 +59,17 @@ def as_frame(
         Where there are not as many ids as vectors, or these are of several lengths or encoders.
     """
     if hasattr(given, "to_delayed") and hasattr(given, "columns"):
-        schema.require_columns(given, [id_field, embedding_field], f"{verb}{where}")
+        schema.require_columns(given, [id_field, embedding_field, *needed], f"{verb}{where}")
         return Given(given, False)
     if isinstance(given, tuple) and len(given) == 2:
         return Given(_spread(*rows_of_pair(*given, verb, id_field), embedding_field, None), True)
     if not in_memory(given):
         raise TypeError(refusal(given, f"{verb}{where}"))
     part = with_ids(given, id_field)
-    schema.require_columns(part, [id_field, embedding_field], f"{verb}{where}")
+    schema.require_columns(part, [id_field, embedding_field, *needed], f"{verb}{where}")
     column = part[embedding_field]
     encoder = identity.one(identity.of_column(column), "the frame")
-    rows = part[list(dict.fromkeys([id_field, *(name for name in others if name in part.columns)]))]
+    rows = part[list(dict.fromkeys([id_field, *needed, *(["error"] if "error" in part.columns else [])]))]
     return Given(_spread(rows.reset_index(drop=True), vectors.to_matrix(column), embedding_field, encoder), True)
 
 

@@ -99,7 +99,7 @@ class Duplicates:
         options = [f"{name}={value}{self._why(name)}" for name, value in said.items()]
         lazy = "at once" if self._at_once else "lazy"
         return (
-            f"Duplicates({self.n_compared:,} images compared{clusters}{through}{excluded}; {self.n_pairs:,} pairs {what}; {', '.join(options)}; "
+            f"Duplicates({self.n_compared:,} images compared{clusters}{through}{excluded}; {self.n_pairs:,} pair{'s' * (self.n_pairs != 1)} {what}; {', '.join(options)}; "
             f"see .pairs, .groups, .removals() ({lazy}), .sweep([eps, ...]), .least_similar(){', .recall()' * (self._recall is not None)} (at once))"
         )
 

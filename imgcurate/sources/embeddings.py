@@ -119,6 +119,10 @@ def read_embeddings(
     files = _find(path, storage_options)
     npy = [url for url in files if url.lower().endswith(".npy")]
     if npy:
+        if embedding_field is not None:
+            raise ValueError(
+                f"embedding_field={embedding_field!r} names a column, and {npy[0]} is an array; leave it out"
+            )
         pieces = list(_pieces_of_arrays(npy, files, ids, storage_options))
         layout = _layout_beside(pieces[0], id_field, storage_options)
     elif ids is not None:

@@ -117,9 +117,8 @@ def semantic_duplicates(
       image_id duplicate_of
     0        c            a
     """
-    columns = ["error", *rank.keep_columns(keep)]
-    frame, at_once = inputs.as_frame(frame, "semantic_duplicates", id_field, embedding_field, columns)
-    keep, why_keep = rank.in_force(keep, frame.columns, "hard")
+    keep, why_keep = rank.in_force(keep, getattr(frame, "columns", ()), "hard")
+    frame, at_once = inputs.as_frame(frame, "semantic_duplicates", id_field, embedding_field, rank.keep_columns(keep))
     check(
         frame, eps=eps, n_clusters=n_clusters, keep=keep, rule=rule, probes=probes, exact=exact,
         min_similarity=min_similarity, id_field=id_field, embedding_field=embedding_field,
