@@ -222,6 +222,20 @@ def _read_block(file: BinaryIO, row: Row, start: int, stop: int) -> bytes:
     return block
 
 
+def copy(rows: Sequence[Row], start: int, stop: int, sources: Sources, write: Callable[[bytes], Any]) -> None:
+    """Copy bytes of the source of `rows`, and compare the images of `rows`, which lie in them."""
+    for row in {row.etag: row for row in rows}.values():
+        file = sources.open(row)
+    comparison = _Comparison(rows)
+    comparison.take(start, b"")  # which is all that an empty image has
+    file.seek(start)
+    while start < stop:
+        block = _read_block(file, rows[0], start, stop)
+        comparison.take(start, block)
+        write(block)
+        start += len(block)
+
+
 class Writer:
     """Appends samples to a shard, joining runs that follow one another in their source into one copy."""
 
@@ -299,16 +313,7 @@ class Writer:
 
     def _copy_content(self, row: Row, offset: int, size: int, *, compared: bool) -> None:
         """Copy the content of a member, and fill its last block."""
-        file = self.sources.open(row)
-        comparison = _Comparison([row] if compared else [])
-        comparison.take(offset, b"")  # which is all that an empty image has
-        file.seek(offset)
-        place = offset
-        while place < offset + size:
-            block = _read_block(file, row, place, offset + size)
-            comparison.take(place, block)
-            self._write(block)
-            place += len(block)
+        copy([row if compared else row._replace(digest=None)], offset, offset + size, self.sources, self._write)
         self._write(tar.padding(size))
 
     def _write(self, content: bytes) -> None:
