@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from imgcurate import tar
-from imgcurate.tar.headers import MOST_EXTENDED, MOST_EXTENDED_BYTES
+from imgcurate.tar.extended import MOST_BYTES, MOST_IN_A_ROW
 
 
 def listed(data: bytes) -> list[tar.Sample]:
@@ -190,12 +190,12 @@ CUT_SPARSE[482] = 1
         (tars.member("h", DIGITS, b"x"), "cannot be read"),
         (tars.member("h", b"12 path=a.jpg", b"x"), "cannot be read"),
         (tars.member("h", b"5 a=\n", b"x") + tars.END, "no header"),
-        (tars.head("h", MOST_EXTENDED_BYTES + 1, b"x"), "an extended header of more than"),
+        (tars.head("h", MOST_BYTES + 1, b"x"), "an extended header of more than"),
         (tars.head("h", 2**62, b"L"), "an extended header of more than"),
         (tars.head("h", 2**80, b"K"), "an extended header of more than"),
         (tars.head("h", 2000, b"g"), "the file ends inside a header"),
         (tars.head("l", 1, b"L") + tars.pad(b"no end") + OK, "longer than it says"),
-        (tars.pax(tars.record("comment", "x"), kind=b"g") * (MOST_EXTENDED + 1) + OK, "extended headers in a row"),
+        (tars.pax(tars.record("comment", "x"), kind=b"g") * (MOST_IN_A_ROW + 1) + OK, "extended headers in a row"),
         (tars.pax(tars.record("path", "a.jpg")) * 2 + OK, "several extended headers"),
         (tars.pax(tars.record("path", "a.jpg")) + tars.long_name(b"b.jpg") + OK, "several extended headers"),
         (tars.long_name(b"b.jpg") + tars.pax(tars.record("comment", "x"), kind=b"g") + OK, "several extended headers"),

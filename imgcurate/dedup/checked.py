@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -39,17 +40,20 @@ def known(schema: pa.Schema, url: str, format: str, names: Collection[str]) -> d
     ValueError
         Where it was not written in this format, or says something of another kind.
     """
-    try:
+    found: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
         found = json.loads((schema.metadata or {}).get(b"imgcurate", b"{}"))
-    except (ValueError, RecursionError):
-        found = None
     if not isinstance(found, dict) or found.get("format") != format:
         raise ValueError(f"{url} was not written by this version's Duplicates.save")
     if "id" not in schema.names:
         raise _lies(url, "its images have no ids")
     for name in (*names, "n_pairs", "n_copies"):
         value = found.get(name)
-        if not isinstance(value, _KINDS[name]) or isinstance(value, bool) or (name.startswith("n_") and value < 0):
+        if (
+            not isinstance(value, _KINDS[name])
+            or isinstance(value, bool)
+            or (name.startswith("n_") and found[name] < 0)
+        ):
             raise _lies(url, f"{name} is {str(value)[:50]!r}")
     keep = found["keep"]
     if isinstance(keep, list) and not all(isinstance(item, list) and len(item) == 2 for item in keep):

@@ -13,6 +13,7 @@ from typing import Any
 
 from imgcurate import weights
 from imgcurate.encoders import efficientnet
+from imgcurate.encoders.limits import check_config
 from imgcurate.encoders.preprocess import Prepare, from_config, of_transformers, patches_from_config
 
 _KNOWN = (
@@ -79,7 +80,12 @@ class Checkpoint:
             raise FileNotFoundError(text)
         if not first.name.endswith(".index.json"):
             return [first]
-        shards = sorted(set(_read_json(first)["weight_map"].values()))
+        named = _read_json(first).get("weight_map")
+        if not isinstance(named, dict) or not all(
+            isinstance(name, str) and name == Path(name).name for name in named.values()
+        ):
+            raise ValueError(f"{str(first)!r} has no weight_map of files beside it; download it again")
+        shards = sorted(set(named.values()))
         found = {shard: self._first([shard]) for shard in shards}
         missing = [shard for shard, file in found.items() if file is None]
         if missing:
@@ -107,8 +113,11 @@ class Checkpoint:
         return found
 
     def config(self) -> dict[str, Any]:
-        """Return the content of config.json."""
-        return _read_json(self.directory / "config.json")
+        """Return the content of config.json; a ValueError where that asks for what no model needs."""
+        file = self.directory / "config.json"
+        content = _read_json(file)
+        check_config(content, repr(str(file)))
+        return content
 
     def dimension(self) -> int | None:
         """Return the length of the vectors, where the configuration alone says it."""
@@ -136,9 +145,16 @@ class Checkpoint:
                     break
         source, vision = f"the model {self.name!r}", self.config()
         vision = vision.get("vision_config", vision)
-        if self.kind in ("siglip2", "siglip2_vision_model"):
-            return patches_from_config(settings, vision, source)
-        made = from_config(settings, vision.get("image_size"), source, self.kind)
+        try:
+            if self.kind in ("siglip2", "siglip2_vision_model"):
+                return patches_from_config(settings, vision, source)
+            made = from_config(settings, vision.get("image_size"), source, self.kind)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as problem:
+            if str(problem).startswith(source):
+                raise
+            raise ValueError(
+                f"{source}: its preprocessor_config.json cannot be used ({problem}); download it again"
+            ) from problem
         return of_transformers(self.directory, source) if made is None else made
 
     def _first(self, names: Sequence[str]) -> Path | None:
@@ -263,7 +279,7 @@ def _nowhere(model: str, model_dir: str | os.PathLike[str] | None, reason: BaseE
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise ValueError(f"{str(file)!r} is not JSON ({problem}); download it again") from problem
     if not isinstance(content, dict):
         raise ValueError(f"{str(file)!r} does not hold a JSON object; download it again")

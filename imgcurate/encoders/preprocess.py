@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from imgcurate import pixels
+from imgcurate.encoders.limits import check_sides
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _ENOUGH = 4
 
 _STRIP = 64
+_MOST_PATCHES = 1 << 14
 
 
 class Prepare(Protocol):
@@ -232,6 +234,11 @@ def from_config(
     side = image_size if isinstance(image_size, int) else 224
     size = _size(config.get("size", side), usual.square, source) if config.get("do_resize", True) else None
     crop = _sides(config.get("crop_size", side)) if config.get("do_center_crop", usual.crop) else None
+    try:
+        for sides in (size, crop):
+            check_sides(*(sides if isinstance(sides, tuple) else [sides] if sides is not None else []))
+    except ValueError as problem:
+        raise ValueError(f"{source}: preprocessor_config.json cannot be used: {problem}; download it again") from None
     made = crop or size
     if not isinstance(made, tuple) or (kind in _ONE_SIZE and made != (side, side)):
         shape = " x ".join(map(str, made)) if isinstance(made, tuple) else "any shape"
@@ -258,7 +265,12 @@ def patches_from_config(config: Mapping[str, Any], vision: Mapping[str, Any], so
             f"{source}: preprocessor_config.json cuts patches of {side} pixels, but the model takes {of_model}; correct patch_size"
         )
     scaling = Preprocess(None, None, **_scaling(config, _BILINEAR, _HALF, _HALF))
-    return Patches(side, config.get("max_num_patches", 256), scaling)
+    most = config.get("max_num_patches", 256)
+    if not 1 <= most <= _MOST_PATCHES:
+        raise ValueError(
+            f"{source}: preprocessor_config.json makes {most} patches, and imgcurate makes up to {_MOST_PATCHES:,}; download it again"
+        )
+    return Patches(side, most, scaling)
 
 
 def of_transformers(directory: Path, source: str) -> OfTransformers:
@@ -288,8 +300,8 @@ def _scaling(
     return {
         "resample": int(config.get("resample", resample)),
         "factor": config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0,
-        "mean": tuple(config.get("image_mean", mean)) if normalise else (0.0, 0.0, 0.0),
-        "std": tuple(config.get("image_std", std)) if normalise else (1.0, 1.0, 1.0),
+        "mean": tuple(map(float, config.get("image_mean", mean))) if normalise else (0.0, 0.0, 0.0),
+        "std": tuple(map(float, config.get("image_std", std))) if normalise else (1.0, 1.0, 1.0),
     }
 
 

@@ -87,8 +87,15 @@ def read_config(checkpoint: Checkpoint) -> Any:
     """Return a checkpoint's configuration as transformers has it."""
     from transformers import AutoConfig
 
-    with quiet():
-        return AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
+    checkpoint.config()  # which is checked
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as problem:
+        text = " ".join(str(problem).split())[:300]
+        raise ValueError(
+            f"config.json of the model {checkpoint.name!r} cannot be used ({text}); download it again"
+        ) from problem
 
 
 def load_weights(checkpoint: Checkpoint, model: Any, config: Any, dtype: torch.dtype) -> tuple[Any, list[str]]:

@@ -54,6 +54,8 @@ _OFFSETS = {
     "linear_4.bias": 862472,
 }
 _VARIABLES_BYTES = 872095
+# Of either form: a zip file may say that a member is a thousand times as large as the file.
+_MOST_BYTES = 64 << 20
 
 Layers = list[tuple[np.ndarray, np.ndarray]]
 
@@ -150,6 +152,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             member = next((name for name in archive.namelist() if name.endswith((_STATE_DICT, _VARIABLES))), None)
+            if member and archive.getinfo(member).file_size > _MOST_BYTES:
+                raise ValueError(f"{str(path)!r} does not hold {_MODEL}: {member} has more than {_MOST_BYTES:,} bytes")
             content = archive.read(member) if member else b""
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as problem:
         raise ValueError(f"{str(path)!r} is a damaged zip file ({problem})") from problem

@@ -267,8 +267,8 @@ def _safe_key(image_id: str) -> str:
 
     Examples
     --------
-    >>> _safe_key("../__x__/cat.v1"), _safe_key("C:\\cat"), _safe_key("File:cat")
-    ('_x__/cat_v1', 'C__cat', 'File:cat')
+    >>> _safe_key("../__x__/cat.v1"), _safe_key("C:cat"), _safe_key("File:cat")
+    ('_x__/cat_v1', 'C_cat', 'File:cat')
     """
     text = str(image_id).encode("utf-8", "backslashreplace").decode()
     *folders, base = [part for part in text.split("/") if part not in ("", ".", "..")] or ["sample"]

@@ -5,7 +5,8 @@ Sources list shards with this room and sinks copy the byte runs it finds. Follow
 """
 
 from imgcurate.tar.changes import ShardChanged, ShardError, refuse_changed
-from imgcurate.tar.headers import DamagedTar, Member, walk
+from imgcurate.tar.fields import DamagedTar
+from imgcurate.tar.headers import Member, walk
 from imgcurate.tar.names import COMPRESSED, is_unsafe, shown, split_name
 from imgcurate.tar.samples import Sample, compressed, scan
 from imgcurate.tar.writing import END, header, padding

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from imgcurate.tar.changes import ShardError
-from imgcurate.tar.headers import DamagedTar, Member, walk
+from imgcurate.tar.fields import DamagedTar
+from imgcurate.tar.headers import Member, walk
 
 _COMPRESSED = (
     b"\x1f\x8b",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import tarfile
 
-from imgcurate.tar.headers import BLOCK, records_of
+from imgcurate.tar.extended import records_of
+from imgcurate.tar.fields import BLOCK
 
 #: What ends an archive.
 END = bytes(2 * BLOCK)

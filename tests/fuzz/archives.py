@@ -15,7 +15,7 @@ from fuzz.driver import Harness
 from imgcurate import tar
 from imgcurate.sinks import copying
 from imgcurate.sources import sidecars, webdataset
-from imgcurate.tar import headers, names, samples, writing
+from imgcurate.tar import extended, fields, headers, names, samples, writing
 
 _FOLDER = tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
 _SHARD = webdataset.Shard(f"{_FOLDER.name}/shard.tar", "shard", "etag")
@@ -170,5 +170,9 @@ def change(rng: random.Random, data: bytes) -> bytes:
 
 
 HARNESS = Harness(
-    "archives", one, lambda: list(tars.dialects().values()), (headers, names, samples, writing, copying), change
+    "archives",
+    one,
+    lambda: list(tars.dialects().values()),
+    (extended, fields, headers, names, samples, writing, copying),
+    change,
 )
