@@ -1,7 +1,7 @@
 """Images that look alike: equal perceptual hashes come together in a range of hashes, and the ranges are compared two by two.
 
 Growth, for n images with m different hashes in r ranges: time n log n, and r m lookups in a few bands and what candidates they give (see
-`hamming.pairs_within`); memory of a task two ranges, about 100 bytes a row; tasks r (r + 1) / 2, from some 200 ranges on fewer, which take several pairs
+`hamming.pairs_within`); memory of a task two ranges, about 100 bytes a row; tasks r (r + 1) / 2, from 200 ranges on fewer, which take several pairs
 of ranges, one after the other.
 """
 
@@ -25,7 +25,7 @@ from imgcurate.dedup.graph.nodes import table_of
 
 BITS = 64
 #: Rows of a range, about.
-_RANGE_ROWS = 1 << 21
+_RANGE_ROWS = 1 << 22
 #: Ranges are compared in so many tasks, about, at most.
 _MOST_TASKS = 20_000
 

@@ -134,7 +134,7 @@ def perceptual_duplicates(
     Notes
     -----
     Eager. No pair is missed: hashes are compared where they agree in a part, by the pigeonhole principle (see `hamming.pairs_within`), two ranges of
-    two million in a task; in memory or through files, as in `exact_duplicates`. The hash
+    four million in a task; in memory or through files, as in `exact_duplicates`. The hash
     is that of the package `imagehash`, after the EXIF orientation was applied and alpha put over white. Pictures of one colour share one hash
     whatever the colour, black apart.
 
