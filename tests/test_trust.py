@@ -214,6 +214,10 @@ def test_names_are_opened_as_they_are_in_a_folder_and_where_they_are_named(tmp_p
     out = tmp_path / "o::[u]{t}"
     assert ic.write_webdataset(frame, out).compute()["samples"].sum() == len(ODD)
     assert os.listdir(tmp_path / "o::[u]{t}") == ["00000.tar"]
+    ic.read_files(folder).to_parquet(tmp_path / "plain")
+    (tmp_path / "plain").rename(tmp_path / "q::{u}[v]*")
+    for path in (tmp_path / "q::{u}[v]*", tmp_path / "q::{u}[v]*" / "part.0.parquet"):
+        assert len(ic.read_parquet(path).compute()) == len(ODD)
     assert len(ic.read_webdataset(out).compute()) == len(ic.read_webdataset(out / "00000.tar").compute()) == len(ODD)
 
 

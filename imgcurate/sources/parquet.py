@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from typing import Any
 
@@ -54,9 +55,16 @@ def read_parquet(
     """
     storage.expand(path, (".parquet", ".pq"), storage_options)
     # cuDF's columns are Arrow's already. Dask would turn Arrow strings into pandas' own, with dtype_backend="pyarrow" too.
-    options = {} if backend() == "cudf" else {"arrow_to_pandas": {"types_mapper": pd.ArrowDtype}}
+    options: dict[str, Any] = {} if backend() == "cudf" else {"arrow_to_pandas": {"types_mapper": pd.ArrowDtype}}
+    place = os.fspath(path)
+    if storage.is_there(place) and (glob.has_magic(place) or "::" in place):
+        # Dask would take it for a pattern or a chain.
+        options["filesystem"], place = storage.open_filesystem(place, None)
+        place = glob.escape(place)
+    else:
+        options["storage_options"] = storage_options
     with dask.config.set({"dataframe.convert-string": False}):
-        frame = dd.read_parquet(os.fspath(path), storage_options=storage_options, **options)
+        frame = dd.read_parquet(place, **options)
     earlier = schema.today(frame.columns)
     frame = frame.rename(columns=earlier) if earlier else frame
     if columns is not None:

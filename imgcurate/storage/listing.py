@@ -100,8 +100,7 @@ def root_of(urls: Paths, storage_options: Options = None) -> str:
     """Return the deepest folder that holds all that `urls` name: a folder's own path, a glob's part before its first wildcard."""
     folders = []
     for pattern in _patterns(urls):
-        is_there = _is_there(pattern)
-        fixed = pattern if is_there else re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
+        fixed = pattern if is_there(pattern) else re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
         fs, path = open_filesystem(fixed, storage_options)
         url = as_url(fs, path)
         is_folder = fixed.endswith("/") or (fixed == pattern and fs.isdir(path))
@@ -191,6 +190,11 @@ def problem_of(path: str, folder: str | None = None) -> str | None:
     return None
 
 
+def is_there(pattern: str) -> bool:
+    """Tell whether a pattern is the path of something on this machine."""
+    return is_local(pattern) and os.path.lexists(open_filesystem(pattern, None)[1])
+
+
 def _find(
     name: _Name, extensions: tuple[str, ...], beside: tuple[str, ...], contained: bool, storage_options: Options
 ) -> dict[str, Entry]:
@@ -239,7 +243,7 @@ def _patterns(urls: Paths) -> list[str]:
 
 def _names(pattern: str) -> Iterable[_Name]:
     """Expand the braces of a pattern, unless it is the path of something that is there."""
-    if _is_there(pattern):
+    if is_there(pattern):
         return [_Name(pattern, is_pattern=False)]
     too_many = ValueError(f"{printable(pattern)!r}: the braces make more than {_MOST_NAMES:,} names; give fewer")
     for first, last, step in _RANGE.findall(pattern):
@@ -251,12 +255,7 @@ def _names(pattern: str) -> Iterable[_Name]:
         raise ValueError(f"{pattern!r}: the braces are not balanced") from None
     if len(texts) > _MOST_NAMES:
         raise too_many
-    return [_Name(text, is_pattern=not _is_there(text)) for text in texts]
-
-
-def _is_there(pattern: str) -> bool:
-    """Tell whether a pattern is the path of something on this machine."""
-    return is_local(pattern) and os.path.lexists(open_filesystem(pattern, None)[1])
+    return [_Name(text, is_pattern=not is_there(text)) for text in texts]
 
 
 def _is_hidden(path: str) -> bool:
