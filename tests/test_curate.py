@@ -17,8 +17,7 @@ from conftest import Member, image_bytes, read_tar, write_tar
 from distributed import Client
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from imgcurate import cli, identity
-from imgcurate.curate import curate
+from imgcurate import cli, curate, identity
 from imgcurate.sources.parquet import read_parquet
 from imgcurate.sources.webdataset import read_webdataset
 

@@ -49,7 +49,8 @@ def run(options: argparse.Namespace) -> None:
     photos = demo.photos()
     packages = ", ".join(sorted({photo.package for photo in photos}))
     print(f"{len(photos)} photos from {packages}, {len(planted)} planted copies: {source}", flush=True)
-    with clusters.connected(options):
+    with clusters.connected(options) as connect:
+        connect()
         # This encoder's cosines of copies are lower than CLIP's: 0.2 is what separates copies from different photos.
         manifest = curate(
             os.fspath(source),

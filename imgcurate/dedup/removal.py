@@ -19,6 +19,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema, vectors
+from imgcurate.cluster import interruptible
 from imgcurate.dedup import lookup
 from imgcurate.dedup.result import Duplicates
 from imgcurate.dedup.waves import wait
@@ -72,17 +73,23 @@ def remove(frame: Any, removals: Any, on: str = "image_id", *, missing: str = "w
     column = _id_column(removals, on)
     _check_kinds(frame, column, on)
     pieces = column.to_delayed() if hasattr(column, "to_delayed") else [column]
-    # A task holds the list and every partition's depends on it: it stands in the graph once, and in a worker's memory once.
-    # Started at once: a lazy list may be a view of a Duplicates that only this function's caller holds, and not for long.
-    # Pure, so that what is made of the frame has the same keys in another process, and a checkpoint or a folder of work knows it again.
-    hashed = [dask.delayed(_hashed, pure=True)(piece) for piece in pieces]
-    ids = dask.delayed(lookup.build, pure=True)(hashed).persist()
-    wait([ids])
+    ids = _gather(pieces)
     if missing != "ignore":
         _report_missing(frame, ids, on, missing)
     meta = pd.Series([], dtype=bool) if not vectors.on_gpu(frame._meta) else frame._meta[on].isnull()
     listed = frame[on].map_partitions(_is_listed, ids, meta=meta)
     return frame[~listed]
+
+
+@interruptible
+def _gather(pieces: Sequence[Any]) -> Any:
+    """Return a list of removals as a task that holds it: it stands in the graph once, and in a worker's memory once."""
+    # Started at once: a lazy list may be a view of a Duplicates that only the verb's caller holds, and not for long.
+    # Pure, so that what is made of the frame has the same keys in another process, and a checkpoint or a folder of work knows it again.
+    hashed = [dask.delayed(_hashed, pure=True)(piece) for piece in pieces]
+    ids = dask.delayed(lookup.build, pure=True)(hashed).persist()
+    wait([ids])
+    return ids
 
 
 def _id_column(removals: Any, on: str) -> Any:

@@ -13,6 +13,7 @@ import dask.dataframe as dd
 import pandas as pd
 
 from imgcurate import images, schema, storage, tar, vectors
+from imgcurate.cluster import interruptible
 from imgcurate.sinks.copying import Sources, Writer, rows_of
 
 _COLUMNS = ["image_id", "url", "member", "offset", "size", "sample_offset", "sample_size"]
@@ -22,6 +23,7 @@ _COMPARED = ["etag", "digest"]
 _STOPPED = ".stopped"
 
 
+@interruptible
 def write_webdataset(
     frame: Any,
     path: str | os.PathLike[str],

@@ -13,9 +13,11 @@ import pandas as pd
 from imgcurate import schema, storage, vectors
 from imgcurate.cluster import backend
 
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif")
+#: What the name of an image ends in.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif")
 
-_TEXTS = {".txt": "caption", ".json": "metadata"}
+#: Files beside an image, and the columns that they become.
+TEXTS = {".txt": "caption", ".json": "metadata"}
 # Of a store, each answer is waited for.
 _THREADS = 16
 
@@ -60,12 +62,7 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
     """
     if files_per_partition < 1:
         raise ValueError(f"files_per_partition={files_per_partition}: must be at least 1")
-    found = storage.expand(urls, _EXTENSIONS, storage_options, beside=tuple(_TEXTS))
-    images = {url: entry for url, entry in found.items() if url.lower().endswith(_EXTENSIONS)}
-    if not images:
-        raise FileNotFoundError(f"{urls!r} names no image; images end in {', '.join(_EXTENSIONS)}")
-    root = storage.root_of(urls, storage_options)
-    files = [File(url, storage.relative(url, root), entry, _texts_beside(url, found)) for url, entry in images.items()]
+    files = files_of(storage.expand(urls, EXTENSIONS, storage_options, beside=tuple(TEXTS)), urls, storage_options)
     groups = [files[i : i + files_per_partition] for i in range(0, len(files), files_per_partition)]
     frame = dd.from_map(
         list_files,
@@ -75,6 +72,17 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
         label="read-files",
     )
     return vectors.to_backend(frame, backend())
+
+
+def files_of(
+    found: Mapping[str, storage.Entry], urls: storage.Paths, storage_options: storage.Options = None
+) -> list[File]:
+    """Return those of the files that `storage.expand` has found, with texts beside them, that are images; raises where none is."""
+    images = {url: entry for url, entry in found.items() if url.lower().endswith(EXTENSIONS)}
+    if not images:
+        raise FileNotFoundError(f"{urls!r} names no image; images end in {', '.join(EXTENSIONS)}")
+    root = storage.root_of(urls, storage_options)
+    return [File(url, storage.relative(url, root), entry, _texts_beside(url, found)) for url, entry in images.items()]
 
 
 def list_files(files: Sequence[File], storage_options: storage.Options = None) -> pd.DataFrame:
@@ -99,12 +107,12 @@ def _row(file: File, storage_options: storage.Options) -> dict[str, Any]:
     row |= {"etag": entry.etag, "error": error}
     for extension in file.texts:
         content = storage.read_if_there(storage.replace_extension(file.url, extension), storage_options)
-        row[_TEXTS[extension]] = None if content is None else content.decode("utf-8", "replace")
+        row[TEXTS[extension]] = None if content is None else content.decode("utf-8", "replace")
     return row
 
 
 def _texts_beside(url: str, found: Mapping[str, storage.Entry]) -> tuple[str, ...]:
     """Return the extensions of those files beside an image that are there, or of all where that is not known."""
     if not found[url].amid:
-        return tuple(_TEXTS)
-    return tuple(extension for extension in _TEXTS if storage.replace_extension(url, extension) in found)
+        return tuple(TEXTS)
+    return tuple(extension for extension in TEXTS if storage.replace_extension(url, extension) in found)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgcurate.storage.atomic import open_atomic, remove, staged_folder
-from imgcurate.storage.listing import Paths, common_folder, expand, relative, root_of, sizes_in
+from imgcurate.storage.listing import Paths, common_folder, expand, patterns, relative, root_of, sizes_in
 from imgcurate.storage.reading import open_input, open_ranges, open_sequential, read_if_there
 from imgcurate.storage.stores import (
     Entry,
@@ -25,7 +25,7 @@ from imgcurate.storage.stores import (
 
 __all__ = [
     "Entry", "Options", "Paths", "absolute", "common_folder", "etag", "expand", "is_local", "open_atomic", "open_filesystem", "open_input",
-    "open_ranges", "open_sequential", "passes", "read_if_there", "read_parquet_table", "relative", "remove", "replace_extension",
+    "open_ranges", "open_sequential", "passes", "patterns", "read_if_there", "read_parquet_table", "relative", "remove", "replace_extension",
     "retrying", "root_of", "size_of", "sizes_in", "staged_folder", "stat", "write_parquet_table",
 ]  # fmt: skip
 

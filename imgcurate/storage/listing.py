@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -22,7 +23,8 @@ def expand(
     Parameters
     ----------
     urls : str, path, or sequence of these
-        Each a file, a folder (searched to the bottom), a glob, or a pattern such as ``"s3://bucket/{00000..00041}.tar"``.
+        Each a file, a folder (searched to the bottom, but for folders below it that a run wrote), a glob, or a pattern such as
+        ``"s3://bucket/{00000..00041}.tar"``.
     extensions : tuple of str
         What a file of a folder must end in, in lower case, such as ``(".tar",)``. A file that is named is taken as it is.
     storage_options : mapping, optional
@@ -41,16 +43,13 @@ def expand(
         Where a pattern finds nothing.
     ValueError
         Where no pattern is given, one file is named twice, or braces are not balanced.
+
+    Warns
+    -----
+    UserWarning
+        Where a folder holds one that a run wrote: it is read where it is named itself.
     """
-    patterns = _patterns(urls)
-    if not patterns:
-        raise ValueError("no path was given: name a file, a folder, a glob or a pattern with braces")
-    names: list[str] = []
-    for pattern in patterns:
-        try:
-            names += braceexpand(pattern)
-        except UnbalancedBracesError:
-            raise ValueError(f"{pattern!r}: the braces are not balanced") from None
+    names = patterns(urls)
     found: dict[str, Entry] = {}
     # A store is asked about each name, and thousands of answers in a row would take minutes.
     with ThreadPoolExecutor(max_workers=min(16, len(names))) as threads:
@@ -63,10 +62,24 @@ def expand(
     return found
 
 
+def patterns(urls: Paths) -> list[str]:
+    """Return paths and globs as they are given, with braces filled in; raises ValueError where there are none, or braces are not balanced."""
+    given = _given(urls)
+    if not given:
+        raise ValueError("no path was given: name a file, a folder, a glob or a pattern with braces")
+    names: list[str] = []
+    for pattern in given:
+        try:
+            names += braceexpand(pattern)
+        except UnbalancedBracesError:
+            raise ValueError(f"{pattern!r}: the braces are not balanced") from None
+    return names
+
+
 def root_of(urls: Paths, storage_options: Options = None) -> str:
     """Return the deepest folder that holds all that `urls` name: a folder's own path, a glob's part before its first wildcard."""
     folders = []
-    for pattern in _patterns(urls):
+    for pattern in _given(urls):
         fixed = pattern.partition("*")[0].partition("?")[0].partition("[")[0].partition("{")[0]
         fs, path = open_filesystem(fixed, storage_options) if "::" not in fixed else (None, fixed)
         url = as_url(fs, path) if fs is not None else path
@@ -124,6 +137,12 @@ def _find(
         found = {}
     if not found and not fs.exists(path):
         raise FileNotFoundError(f"{pattern!r} does not exist")
+    runs = _folders_of_runs(path.rstrip("/"), found)
+    found = {name: info for name, info in found.items() if not name.startswith(tuple(f"{run}/" for run in runs))}
+    for run in runs:
+        warnings.warn(
+            f"{run} is what a run wrote and is not read as part of {pattern}; name it to read it", stacklevel=2
+        )
     listing = {
         name: entry_of(fs, name, info)._replace(amid=True)
         for name, info in sorted(found.items())
@@ -134,7 +153,23 @@ def _find(
     return {as_url(fs, name): entry for name, entry in listing.items()}
 
 
-def _patterns(urls: Paths) -> list[str]:
+def _folders_of_runs(folder: str, files: Iterable[str]) -> list[str]:
+    """Return the folders below `folder` that a run wrote, or writes.
+
+    Examples
+    --------
+    >>> _folders_of_runs("a", ["a/0.tar", "a/out/.run/run.json", "a/out/shards/0.tar"])
+    ['a/out']
+    """
+    names = set(files)
+    runs = {name.removesuffix("/.run/run.json") for name in names if name.endswith("/.run/run.json")}
+    # Of a finished run the rest may have been removed.
+    finished = {name.removesuffix("/manifest.json") for name in names if name.endswith("/manifest.json")}
+    runs |= {run for run in finished if f"{run}/shards.parquet" in names}
+    return sorted(run for run in runs if run.startswith(f"{folder}/"))
+
+
+def _given(urls: Paths) -> list[str]:
     return [os.fspath(url) for url in ([urls] if isinstance(urls, str | os.PathLike) else urls)]
 
 

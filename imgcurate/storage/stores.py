@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Mapping
 from datetime import datetime
@@ -45,8 +46,19 @@ class Entry(NamedTuple):
 
 
 def open_filesystem(url: str, storage_options: Options) -> tuple[Any, str]:
-    """Return the filesystem of a URL and the path in it. What it remembers of listings is forgotten: files may have changed since."""
-    fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
+    """Return the filesystem of a URL and the path in it. What it remembers of listings is forgotten: files may have changed since.
+
+    Raises
+    ------
+    ImportError
+        Where the package that opens such URLs is not installed; says which one is.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
+    except ImportError as problem:
+        if re.search(r"\bs3a?://", url):
+            raise ImportError(f"{url} takes a package that is not installed: pip install 'imgcurate[s3]'") from problem
+        raise ImportError(f"{url} takes a package that is not installed ({problem}): pip install it") from problem
     fs.invalidate_cache()
     return fs, path
 
@@ -58,8 +70,7 @@ def is_local(url: str) -> bool:
 
 def absolute(url: str | os.PathLike[str], storage_options: Options = None) -> str:
     """Return a URL that means the same on every worker: local paths are made absolute."""
-    fs, path = fsspec.core.url_to_fs(os.fspath(url), **(storage_options or {}))
-    return as_url(fs, path)
+    return as_url(*open_filesystem(os.fspath(url), storage_options))
 
 
 def as_url(fs: Any, path: str) -> str:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgcurate import phash, schema, storage, vectors
+from imgcurate.cluster import interruptible
 from imgcurate.dedup.content import digest, hamming
 from imgcurate.dedup.graph import build, rank, rules
 from imgcurate.dedup.graph.found import Found, copies_found
@@ -31,6 +32,7 @@ _VERIFIED_AT_ONCE = 2000
 _BITS = 64
 
 
+@interruptible
 def exact_duplicates(
     frame: Any,
     *,
@@ -85,6 +87,7 @@ def exact_duplicates(
     return _duplicates(tables, summaries, found, meta, id_field, keep, "cover", 1e-6)
 
 
+@interruptible
 def perceptual_duplicates(
     frame: Any,
     *,
