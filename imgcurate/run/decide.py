@@ -18,6 +18,7 @@ from imgcurate.dedup import lookup
 from imgcurate.run.columns import Sources, read_rows
 
 _CHUNK = 8 << 20
+_TEXT = pd.ArrowDtype(pa.string())
 _KEY, _COUNTS = b"imgcurate.key", b"imgcurate.counts"
 #: The columns that deciding adds.
 DECISIONS = ["duplicate_of", "similarity", "kept", "reason", "reason_kind"]
@@ -190,7 +191,7 @@ def decide_part(part: Any, twins: Twins, min_aesthetic: float | None, max_nsfw: 
 
 def _categories(kinds: list[str | None], part: Any) -> Any:
     """Return kinds as a column of one set of categories in all partitions."""
-    of_host = pd.Series(pd.Categorical(kinds, categories=pd.Index(KINDS, dtype="str")), name="reason_kind")
+    of_host = pd.Series(pd.Categorical(kinds, categories=pd.Index(KINDS, dtype=_TEXT)), name="reason_kind")
     column = vectors.from_pandas(of_host.to_frame(), part)["reason_kind"]
     column.index = part.index
     return column

@@ -81,7 +81,7 @@ def weights_path(model_dir: str | os.PathLike[str] | None = None) -> Path:
         REPO,
         "model.safetensors",
         advice=f"download it where there is a network from https://huggingface.co/{REPO} and put it into "
-        f"DIR/{REPO}/model.safetensors of model_dir=DIR",
+        f"DIR/{REPO}/model.safetensors with model_dir=DIR",
     )
 
 

@@ -113,7 +113,7 @@ def weights_path(model_dir: str | os.PathLike[str] | None = None) -> Path:
         URL,
         SHA256,
         cache / _NAMES[0],
-        advice=f"download it where there is a network and put it into DIR/{_NAMES[0]} of model_dir=DIR, or into {cache / _NAMES[0]}",
+        advice=f"download it where there is a network and put it into DIR/{_NAMES[0]} with model_dir=DIR, or into {cache / _NAMES[0]}",
     )
 
 
