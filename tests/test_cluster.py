@@ -247,13 +247,12 @@ import imgcurate as ic
 def slow(number, begun):
     pathlib.Path(begun).touch()
     time.sleep(0.2)
-    return pd.DataFrame({"image_id": [str(number)], "embedding": [[1.0, number]]})
+    return pd.DataFrame({"score": [float(number)]})
 
 client = ic.connect(devices=[], workers=1)
 mine = dd.from_pandas(pd.DataFrame({"x": range(8)}), npartitions=4).persist()
 held = [str(future.key) for future in client.futures_of(mine)]
-meta = pd.DataFrame({"image_id": ["0"], "embedding": [[1.0, 0.0]]})
-frame = dd.from_map(slow, range(500), begun=BEGUN, meta=meta)
+frame = dd.from_map(slow, range(500), begun=BEGUN, meta=pd.DataFrame({"score": [0.0]}))
 
 def others():
     keys = client.run_on_scheduler(lambda dask_scheduler: [str(key) for key in dask_scheduler.tasks])
@@ -278,7 +277,7 @@ def test_a_verb_that_a_notebook_interrupts_lets_go_of_its_tasks_and_leaves_all_e
 
         assert run(INTERRUPTED.replace("BEGUN", repr(str(tmp_path / "begun")))) == ""
         before = run("print(client.run(os.getpid), mine.x.sum().compute())")
-        kernel.execute("ic.semantic_duplicates(frame, eps=0.1)")
+        kernel.execute("ic.top_fraction(frame, 'score', 0.5)")
         wait_for((tmp_path / "begun").exists)
         manager.interrupt_kernel()
         assert kernel.get_shell_msg(timeout=60)["content"]["ename"] == "KeyboardInterrupt"

@@ -71,7 +71,9 @@ def test_a_text_or_an_image_that_changes_is_found_and_named(client: Client, phot
     assert images["size"][1] == len(image_bytes(99))
 
 
-def test_shards_and_images_in_one_folder_are_told_apart_by_the_user(client: Client, photos: Path, tmp_path: Path) -> None:
+def test_shards_and_images_in_one_folder_are_told_apart_by_the_user(
+    client: Client, photos: Path, tmp_path: Path
+) -> None:
     write_tar(photos / "0.tar", [("a.jpg", image_bytes(1))])
     with pytest.raises(ValueError, match=r"photos holds tar shards \(1\) and images \(12\).*photos/\*\.tar"):
         run(photos, tmp_path / "out")

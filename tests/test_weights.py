@@ -124,7 +124,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path) -> None:
         hub.shutdown()
     assert told.startswith("FileNotFoundError: model.safetensors of someone/head cannot be downloaded (")
     assert told.endswith("; put it into model_dir")
-    assert len(asked) == 1
+    assert [path for path in asked if "someone" in path] == ["/api/models/someone/head"]
 
 
 def test_the_directory_of_models_is_the_one_that_is_given_or_else_that_of_the_environment(
@@ -262,7 +262,13 @@ def run_offline(statement: str, home: Path, **environment: str) -> str:
     """Run a statement in a process with an empty cache and no network; return the last line it says."""
     result = subprocess.run(
         [sys.executable, "-c", f"from imgcurate import weights\n{statement}"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), **environment},
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"),
+            **environment,
+        },
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,

@@ -22,6 +22,7 @@ def add_to(commands: Any) -> None:
         description="Embed the images of tar shards or folders, score and filter them where a limit is given, remove semantic duplicates, and write "
         "OUT/shards/*.tar (original bytes), OUT/images.parquet (every image, kept or not, and why), OUT/shards.parquet (a digest of each shard) and "
         "OUT/manifest.json. A run that was stopped goes on when the same command is given again.",
+        epilog="Exit status: 0; 1 where something is wrong; 2 for a wrong command; 3 where no image is kept; 128 + the signal where it was stopped.",
     )
     run.add_argument(
         "inputs",

@@ -19,7 +19,7 @@ from distributed.versions import VersionMismatchWarning
 from imgcurate import weights
 from imgcurate.cluster import schedulers
 from imgcurate.cluster.agreement import check_paths, check_versions
-from imgcurate.cluster.interrupts import cancel, interruptible
+from imgcurate.cluster.interrupts import cancel, current_client, interruptible
 from imgcurate.cluster.local import Client, LocalWorkers, QuietWorker, kill, revive
 from imgcurate.cluster.workers import (
     WorkersState,
@@ -135,7 +135,7 @@ def connect(
         address = schedulers.address_in(scheduler_file, timeout)
     if address is not None:
         address = schedulers.normalised(address, certificates)
-    current = _current_client()
+    current = current_client()
     if current is not None and (address is None or current.scheduler.address == address):
         if any(value is not None for value in started_here.values()):
             warnings.warn(
@@ -262,14 +262,6 @@ def gpu_available() -> bool:
 def backend() -> str:
     """Return the dataframe backend in force: ``"pandas"`` or ``"cudf"``."""
     return str(dask.config.get("dataframe.backend", "pandas"))
-
-
-def _current_client() -> distributed.Client | None:
-    try:
-        client = distributed.default_client()
-    except ValueError:
-        return None
-    return client if client.status == "running" else None
 
 
 def _workers_have_gpus(client: distributed.Client) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
@@ -14,10 +13,10 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
 def interruptible(verb: Verb) -> Verb:
-    """Make a verb let go of its tasks where it is interrupted, by Ctrl-C or a notebook's stop button.
+    """Make a verb cancel its tasks where it is interrupted, by Ctrl-C or a notebook's stop button.
 
-    Dask forgets a task when nobody holds its result any more. What a verb has persisted would be held, and be computed to its end, by the
-    traceback that Python and Jupyter keep of the last exception; so the variables of the verb are cleared from it. What the user holds stays.
+    What a verb has persisted would else be computed to its end: Python and Jupyter keep the traceback of the last exception, and with it the
+    verb's variables. What was computed or persisted before the verb began stays.
 
     Examples
     --------
@@ -31,13 +30,13 @@ def interruptible(verb: Verb) -> Verb:
 
     @functools.wraps(verb)
     def call(*args: Any, **kwargs: Any) -> Any:
+        client = current_client()
+        before = set() if client is None else set(client.futures)
         try:
             return verb(*args, **kwargs)
-        except KeyboardInterrupt as stop:
-            problem: BaseException | None = stop
-            while problem is not None:
-                traceback.clear_frames(problem.__traceback__)
-                problem = problem.__context__
+        except KeyboardInterrupt:
+            if client is not None:
+                cancel(client, set(client.futures) - before)
             raise
 
     return cast(Verb, call)
@@ -47,3 +46,12 @@ def cancel(client: distributed.Client, keys: Iterable[Any]) -> None:
     """Cancel tasks of a client; those that run end by themselves, and nobody waits for them."""
     with contextlib.suppress(Exception):  # a cluster that is gone has no tasks
         client.cancel([distributed.Future(key, client) for key in keys])
+
+
+def current_client() -> distributed.Client | None:
+    """Return the client that verbs run on, where there is one."""
+    try:
+        client = distributed.default_client()
+    except ValueError:
+        return None
+    return client if client.status == "running" else None
