@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -279,8 +281,17 @@ def test_a_verb_that_a_notebook_interrupts_lets_go_of_its_tasks_and_leaves_all_e
         before = run("print(client.run(os.getpid), mine.x.sum().compute())")
         kernel.execute("ic.top_fraction(frame, 'score', 0.5)")
         wait_for((tmp_path / "begun").exists)
-        manager.interrupt_kernel()
-        assert kernel.get_shell_msg(timeout=60)["content"]["ename"] == "KeyboardInterrupt"
+        answer: list[str] = []
+
+        def is_interrupted() -> bool:
+            # As one who presses stop again: an interrupt that comes while Python finalises an object is lost.
+            manager.interrupt_kernel()
+            with contextlib.suppress(queue.Empty):
+                answer.append(kernel.get_shell_msg(timeout=5)["content"]["ename"])
+            return bool(answer)
+
+        wait_for(is_interrupted)
+        assert answer == ["KeyboardInterrupt"]
         # What runs is let finish, and the hundreds that would have followed are forgotten.
         run("until = time.monotonic() + 30\nwhile others() > 4 and time.monotonic() < until: time.sleep(0.1)")
         assert int(run("print(others())")) <= 4
