@@ -69,7 +69,7 @@ def test_a_run_that_keeps_no_image_says_why_and_ends_with_a_status_of_its_own(
     assert cli.main(["run", str(tmp_path / "in"), str(tmp_path / "out"), *MODEL]) == NOTHING_KEPT == 3
     printed = capsys.readouterr()
     last = printed.err.splitlines()[-1]
-    assert last.startswith("imgcurate: no image is kept: of 2, 2 have an error") and "images.parquet" in last
+    assert last.startswith("imgcurate: no image is kept: of 2 images 2 have an error") and "images.parquet" in last
     assert "errors" in printed.out and (tmp_path / "out" / "manifest.json").exists()
 
 

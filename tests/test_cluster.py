@@ -20,6 +20,7 @@ from distributed import Client, LocalCluster
 from sessions import wait_for
 
 from imgcurate.cluster import backend, connect, describe_workers, gpu_available, revive
+from imgcurate.encoders import checkpoint
 
 
 def test_a_second_call_gives_the_same_client(client: Client) -> None:
@@ -66,6 +67,15 @@ def test_the_backend_matches_the_workers(client: Client) -> None:
 def test_options_that_cannot_be_are_refused_before_anything_starts(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         connect(**options)
+
+
+def test_the_directory_of_models_is_named_once(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMGCURATE_MODEL_DIR", "")
+    with pytest.raises(FileNotFoundError, match=r"model_dir '.*nowhere' is not a directory"):
+        connect(model_dir=tmp_path / "nowhere")
+    assert connect(model_dir=tmp_path) is client
+    with pytest.raises(FileNotFoundError, match=f"into {tmp_path}/openai/clip-vit-large-patch14"):
+        checkpoint.find("clip")
 
 
 SCRIPT = """

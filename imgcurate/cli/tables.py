@@ -42,13 +42,13 @@ def nothing_kept(counts: dict[str, int], out: str) -> str:
     Examples
     --------
     >>> nothing_kept({"read": 3, "errors": 3, "below_aesthetic": 0, "above_nsfw": 0, "duplicates": 0}, "out")
-    'no image is kept: of 3, 3 have an error; the column reason of out/images.parquet says why of each'
+    'no image is kept: of 3 images 3 have an error; the column reason of out/images.parquet says why of each'
     """
     said = {"errors": "have an error", "below_aesthetic": "are below --min-aesthetic", "above_nsfw": "reach --max-nsfw"}
     why = " and ".join(f"{counts[name]:,} {text}" for name, text in said.items() if counts[name])
     if not counts["read"]:
         return "no image is kept, for the input holds none"
-    return f"no image is kept: of {counts['read']:,}, {why}; the column reason of {out}/images.parquet says why of each"
+    return f"no image is kept: of {counts['read']:,} images {why}; the column reason of {out}/images.parquet says why of each"
 
 
 def _kinds(options: dict[str, Any]) -> str:
