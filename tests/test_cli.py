@@ -99,7 +99,7 @@ def test_what_a_run_wrote_is_no_input_unless_it_is_named(
     assert cli.main(["run", str(inside), str(tmp_path / "again"), *MODEL]) == 0
     assert "curated" not in capsys.readouterr().err.partition("is what a run wrote")[0].replace(str(tmp_path), "")
     assert cli.main(["run", str(shard), str(tmp_path), *MODEL, "--overwrite"]) == 1
-    assert f"{shard} is a source and lies in the output" in capsys.readouterr().err
+    assert f"{shard} is a source and lies where the output would be written" in capsys.readouterr().err
 
 
 HEAVY = "print(*sorted({name.partition('.')[0] for name in sys.modules} & {'distributed', 'pandas', 'pyarrow', 'torch', 'transformers'}))"

@@ -342,7 +342,7 @@ def test_the_command_line_runs_the_job(
     [
         (["run", "nowhere/*.tar", "{out}"], "no file matches 'nowhere/*.tar'"),
         (["run", "{shards}", "{out}", "--model", "no/such-model-anywhere", "--model-dir", "{shards}"], "no/such-model"),
-        (["run", "{shards}", "{shards}"], "is a source and lies in the output"),
+        (["run", "{shards}", "{shards}"], "is a source and lies where the output would be written"),
     ],
 )
 def test_a_wrong_command_is_answered_in_one_sentence(

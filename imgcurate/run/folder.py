@@ -144,7 +144,7 @@ def _refuse_around(url: str, units: Sequence[Unit]) -> None:
     for name in (*(unit.url for unit in units), *files.values()):
         if _real(name).startswith(f"{target}/"):
             raise FileExistsError(
-                f"{name} is a source and lies in the output {url}; name another folder for the output"
+                f"{name} is a source and lies where the output would be written ({url}); name another folder"
             )
 
 
