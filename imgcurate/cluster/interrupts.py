@@ -17,15 +17,6 @@ def interruptible(verb: Verb) -> Verb:
 
     What a verb has persisted would else be computed to its end: Python and Jupyter keep the traceback of the last exception, and with it the
     verb's variables. What was computed or persisted before the verb began stays.
-
-    Examples
-    --------
-    >>> @interruptible
-    ... def verb():
-    ...     raise KeyboardInterrupt
-    >>> verb()
-    Traceback (most recent call last):
-    KeyboardInterrupt
     """
 
     @functools.wraps(verb)

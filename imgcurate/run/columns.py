@@ -67,7 +67,7 @@ def ranges(unit: Unit, version: str, listed: str, n_rows: int, backend: str) -> 
 
     Examples
     --------
-    >>> unit = Unit("a.tar", "a.tar", {"a.tar": "1"}, Shard("a.tar", "a"))
+    >>> unit = Unit("a.tar", "a.tar", {"a.tar": "1"}, ())
     >>> [(rows.start, rows.stop) for rows in ranges(unit, "1", "", 100, "pandas")]
     [(0, 32), (32, 64), (64, 96), (96, 100)]
     """
