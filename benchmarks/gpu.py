@@ -236,7 +236,7 @@ class Bench:
 
     def run(self) -> Result:
         import imgcurate as ic
-        from imgcurate.curate import curate
+        from imgcurate import curate
 
         with tempfile.TemporaryDirectory(prefix="imgcurate-bench-") as folder:
             images_bench.make_images(Path(folder) / "distinct", min(200, self.images))

@@ -6,64 +6,18 @@ the originals.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from imgcurate.cluster import connect, prefer_task_shuffle
-from imgcurate.dedup import (
-    Duplicates,
-    decontaminate,
-    exact_duplicates,
-    perceptual_duplicates,
-    remove,
-    save_embeddings,
-    semantic_duplicates,
-)
-from imgcurate.encoders.embed import embed
-from imgcurate.encoders.text import encode_text
-from imgcurate.measures import measure
-from imgcurate.parts import checkpoint
-from imgcurate.scores.aesthetic import score_aesthetic
-from imgcurate.scores.fraction import top_fraction
-from imgcurate.scores.nsfw import score_nsfw
-from imgcurate.scores.text import score_prompts, score_text
-from imgcurate.sinks.convert import convert_shards
-from imgcurate.sinks.files import write_files
-from imgcurate.sinks.parquet import write_parquet
-from imgcurate.sinks.webdataset import write_webdataset
-from imgcurate.sources.embeddings import read_embeddings
-from imgcurate.sources.files import read_files
-from imgcurate.sources.parquet import read_parquet
-from imgcurate.sources.webdataset import read_webdataset
+import dask
+import lazy_loader
 
-__all__ = [
-    "Duplicates",
-    "checkpoint",
-    "connect",
-    "convert_shards",
-    "decontaminate",
-    "embed",
-    "encode_text",
-    "exact_duplicates",
-    "measure",
-    "perceptual_duplicates",
-    "read_embeddings",
-    "read_files",
-    "read_parquet",
-    "read_webdataset",
-    "remove",
-    "save_embeddings",
-    "score_aesthetic",
-    "score_nsfw",
-    "score_prompts",
-    "score_text",
-    "semantic_duplicates",
-    "top_fraction",
-    "write_files",
-    "write_parquet",
-    "write_webdataset",
-]
+# Each verb is imported when it is first used, because what they stand on takes seconds to import. ``__init__.pyi`` says where each is.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 try:
     __version__ = version("imgcurate")
 except PackageNotFoundError:  # run from a folder that was not installed
     __version__ = "unknown"
 
-prefer_task_shuffle()
+# Dask's P2P shuffle fails on a column of lists ("data type 'list<...>[pyarrow]' not understood"), so that a merge or sort of a frame with
+# embeddings would fail. cuml.dask sets the same default.
+if dask.config.get("dataframe.shuffle.method", None) is None:
+    dask.config.set({"dataframe.shuffle.method": "tasks"})

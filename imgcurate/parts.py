@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import dask
 import dask.dataframe as dd
-import fsspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +21,7 @@ from dask._task_spec import Alias, DataNode, Task, TaskRef, convert_legacy_graph
 from dask.dataframe.dask_expr.io.parquet import ReadParquet
 
 from imgcurate import fingerprint, identity, schema, storage, vectors
+from imgcurate.cluster import interruptible
 
 _NAME = re.compile(r"([0-9a-f]{32})\.(\d+)\.([0-9a-f]{16})(?:\.(\d+)-unread)?\.parquet")
 _PARQUET_END = b"PAR1"
@@ -64,6 +64,7 @@ class Part(NamedTuple):
         return f"{self.key}.{self.rows}.{self.content}{unread}.parquet"
 
 
+@interruptible
 def checkpoint(frame: Any, path: str | os.PathLike[str], *, storage_options: storage.Options = None) -> Any:
     """Compute a frame into a folder, but for the partitions that are there from an earlier time, and return it read from there.
 
@@ -168,8 +169,7 @@ def there(folder: str, storage_options: storage.Options = None) -> dict[str, Par
 
     A file whose end is missing, as a disk that lost its power may leave one, is not there.
     """
-    fs, path = fsspec.core.url_to_fs(folder, **(storage_options or {}))
-    fs.invalidate_cache()
+    fs, path = storage.open_filesystem(folder, storage_options)
     try:
         names = fs.ls(path, detail=False)
     except FileNotFoundError:
@@ -265,7 +265,7 @@ def from_parts(urls: Sequence[str], meta: Any, storage_options: storage.Options 
 
 def remove_others(folder: str, names: set[str], storage_options: storage.Options = None) -> None:
     """Remove the parts of a folder that are not among `names`."""
-    fs, path = fsspec.core.url_to_fs(folder, **(storage_options or {}))
+    fs, path = storage.open_filesystem(folder, storage_options)
     for name in _files(fs, path):
         base = name.rpartition("/")[2]
         if _part_of(base) is not None and base not in names:
@@ -333,7 +333,7 @@ def _files(fs: Any, path: str) -> Iterator[str]:
 
 
 def _refuse_others(folder: str, storage_options: storage.Options) -> None:
-    fs, path = fsspec.core.url_to_fs(folder, **(storage_options or {}))
+    fs, path = storage.open_filesystem(folder, storage_options)
     for name in _files(fs, path):
         base = name.rpartition("/")[2]
         if base.endswith(".parquet") and not base.startswith(".") and _part_of(base) is None:

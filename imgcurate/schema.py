@@ -45,6 +45,7 @@ TYPES: dict[str, pa.DataType] = {
     "similarity": pa.float32(),
     "kept": pa.bool_(),
     "reason": pa.string(),
+    "reason_kind": pa.dictionary(pa.int8(), pa.string()),
 }
 
 #: What a source gives each row.

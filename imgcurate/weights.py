@@ -24,11 +24,49 @@ import numpy as np
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.zip", "*.pb", "*.index", "*.data-?????-of-?????")
 _CONFIGURATION = ("*.json", "*.txt")
 _TIMEOUT_SECONDS = 60
+_VARIABLE = "IMGCURATE_MODEL_DIR"
 
 
 def cache_dir() -> Path:
     """Return imgcurate's own cache directory: ``$XDG_CACHE_HOME/imgcurate``, or ``~/.cache/imgcurate``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgcurate"
+
+
+def set_model_dir(model_dir: str | os.PathLike[str]) -> None:
+    """Let this process look for models in a directory, as ``IMGCURATE_MODEL_DIR`` does, where a verb is given no ``model_dir``.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where it does not exist.
+    """
+    path = Path(model_dir).expanduser().absolute()
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"model_dir {os.fspath(model_dir)!r} is not a directory; give the one that holds the models"
+        )
+    os.environ[_VARIABLE] = str(path)
+
+
+def chosen_dir(model_dir: str | os.PathLike[str] | None) -> Path | None:
+    """Return `model_dir`, or where none is given the directory that ``IMGCURATE_MODEL_DIR`` names, or None.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where that directory does not exist.
+    """
+    if model_dir is not None:
+        return Path(model_dir)
+    named = os.environ.get(_VARIABLE)
+    if not named:
+        return None
+    path = Path(named).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{_VARIABLE} names {named!r}, which is not a directory; set it to the one that holds the models, or unset it"
+        )
+    return path
 
 
 def find(
@@ -88,12 +126,44 @@ def from_hub(repo: str, filename: str, advice: str) -> Path:
         return Path(hf_hub_download(repo, filename, local_files_only=True)).absolute()
     except LocalEntryNotFoundError:
         pass
+    files_on_hub(repo, filename, advice)
     try:
         return Path(hf_hub_download(repo, filename)).absolute()
     except Exception as problem:  # The hub's HTTP library has errors of its own, which are no OSError.
-        unreachable = isinstance(problem, LocalEntryNotFoundError)
-        why = "the hub is out of reach, or HF_HUB_OFFLINE is set" if unreachable else _first_line(problem)
-        raise FileNotFoundError(f"{filename} of {repo} cannot be downloaded ({why}); {advice}") from problem
+        raise FileNotFoundError(_not_downloaded(filename, repo, problem, advice)) from problem
+
+
+def files_on_hub(repo: str, wanted: str, advice: str) -> set[str]:
+    """Return the names of the files of a model repository, by one question that fails at once where there is no network.
+
+    Asking for a file itself is tried again for half a minute.
+
+    Parameters
+    ----------
+    repo : str
+    wanted, advice : str
+        The file that is looked for, and what the user does where the hub is out of reach, for the error.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where the hub does not answer, or has no such repository.
+    """
+    from huggingface_hub import model_info
+
+    try:
+        return {sibling.rfilename for sibling in model_info(repo).siblings or ()}
+    except Exception as problem:
+        # The hub's client raises OSError, ValueError and those of the HTTP library of its version.
+        raise FileNotFoundError(_not_downloaded(wanted, repo, problem, advice)) from problem
+
+
+def _not_downloaded(filename: str, repo: str, problem: Exception, advice: str) -> str:
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    unreachable = isinstance(problem, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError)
+    why = "the hub is out of reach, or HF_HUB_OFFLINE is set" if unreachable else _first_line(problem)
+    return f"{filename} of {repo} cannot be downloaded ({why}); {advice}"
 
 
 def download(url: str, sha256: str, destination: str | os.PathLike[str], advice: str = "") -> Path:

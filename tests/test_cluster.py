@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -13,9 +15,12 @@ from typing import Any
 import dask
 import psutil
 import pytest
+from conftest import image_bytes, write_tar
 from distributed import Client, LocalCluster
+from sessions import wait_for
 
 from imgcurate.cluster import backend, connect, describe_workers, gpu_available, revive
+from imgcurate.encoders import checkpoint
 
 
 def test_a_second_call_gives_the_same_client(client: Client) -> None:
@@ -62,6 +67,15 @@ def test_the_backend_matches_the_workers(client: Client) -> None:
 def test_options_that_cannot_be_are_refused_before_anything_starts(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         connect(**options)
+
+
+def test_the_directory_of_models_is_named_once(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMGCURATE_MODEL_DIR", "")
+    with pytest.raises(FileNotFoundError, match=r"model_dir '.*nowhere' is not a directory"):
+        connect(model_dir=tmp_path / "nowhere")
+    assert connect(model_dir=tmp_path) is client
+    with pytest.raises(FileNotFoundError, match=f"into {tmp_path}/openai/clip-vit-large-patch14"):
+        checkpoint.find("clip")
 
 
 SCRIPT = """
@@ -237,7 +251,28 @@ def main():
     assert run.stdout == "done\n", run.stderr
 
 
-def test_a_notebooks_interrupt_leaves_the_workers_as_they_are() -> None:
+INTERRUPTED = """
+import os, pathlib, time
+import dask.dataframe as dd, pandas as pd
+import imgcurate as ic
+
+def slow(number, begun):
+    pathlib.Path(begun).touch()
+    time.sleep(0.2)
+    return pd.DataFrame({"score": [float(number)]})
+
+client = ic.connect(devices=[], workers=1)
+mine = dd.from_pandas(pd.DataFrame({"x": range(8)}), npartitions=4).persist()
+held = [str(future.key) for future in client.futures_of(mine)]
+frame = dd.from_map(slow, range(500), begun=BEGUN, meta=pd.DataFrame({"score": [0.0]}))
+
+def others():
+    keys = client.run_on_scheduler(lambda dask_scheduler: [str(key) for key in dask_scheduler.tasks])
+    return len(set(keys) - set(held))
+"""
+
+
+def test_a_verb_that_a_notebook_interrupts_lets_go_of_its_tasks_and_leaves_all_else_as_it_is(tmp_path: Path) -> None:
     jupyter_client = pytest.importorskip("jupyter_client")
     manager, kernel = jupyter_client.manager.start_new_kernel()
     try:
@@ -252,18 +287,53 @@ def test_a_notebooks_interrupt_leaves_the_workers_as_they_are() -> None:
             kernel.execute_interactive(code, timeout=60, output_hook=hear)
             return printed
 
-        run("import os, time, imgcurate as ic; client = ic.connect(devices=[], workers=1)")
-        before = run("held = client.submit(os.urandom, 8, pure=False); print(client.run(os.getpid), held.result())")
-        kernel.execute("print('go', flush=True); client.submit(time.sleep, 60).result()")
-        while kernel.get_iopub_msg(timeout=60)["content"].get("text") != "go\n":
-            pass
-        manager.interrupt_kernel()
-        assert kernel.get_shell_msg(timeout=60)["content"]["ename"] == "KeyboardInterrupt"
-        assert run("print(client.run(os.getpid), held.result())") == before
+        assert run(INTERRUPTED.replace("BEGUN", repr(str(tmp_path / "begun")))) == ""
+        before = run("print(client.run(os.getpid), mine.x.sum().compute())")
+        kernel.execute("ic.top_fraction(frame, 'score', 0.5)")
+        wait_for((tmp_path / "begun").exists)
+        answer: list[str] = []
+
+        def is_interrupted() -> bool:
+            # As one who presses stop again: an interrupt that comes while Python finalises an object is lost.
+            manager.interrupt_kernel()
+            with contextlib.suppress(queue.Empty):
+                answer.append(kernel.get_shell_msg(timeout=5)["content"]["ename"])
+            return bool(answer)
+
+        wait_for(is_interrupted)
+        assert answer == ["KeyboardInterrupt"]
+        # What runs is let finish, and the hundreds that would have followed are forgotten.
+        run("until = time.monotonic() + 30\nwhile others() > 4 and time.monotonic() < until: time.sleep(0.1)")
+        assert int(run("print(others())")) <= 4
+        assert run("print(client.run(os.getpid), mine.x.sum().compute())") == before
         run("client.close()")
     finally:
         kernel.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+README = """
+import numpy as np
+import imgcurate as ic
+
+def colours(batch):
+    return batch.reshape(len(batch), -1, 3).mean(axis=1) + 1
+
+if __name__ == "__main__":
+    client = ic.connect(devices=[], workers=2)
+    frame = ic.embed(ic.read_webdataset("in/*.tar"), colours).persist()
+    frame = frame[frame.width >= 10]
+    frame = ic.remove(frame, ic.semantic_duplicates(frame, eps=0.001))
+    ic.write_webdataset(frame, "curated/shards")
+"""
+
+
+def test_a_script_that_does_not_close_its_client_ends_quietly(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "0.tar", [(f"{i}.jpg", image_bytes(i % 7)) for i in range(8)])
+    (tmp_path / "script.py").write_text(README)
+    run = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+    assert (tmp_path / "curated" / "shards" / "00000.tar").is_file()
 
 
 def test_workers_that_are_lost_for_ever_are_started_again() -> None:

@@ -116,10 +116,10 @@ def refusal(*arguments: Any, **options: Any) -> str:
     return str(raised.value)
 
 
-def test_a_wrong_address_is_answered_within_ten_seconds() -> None:
+def test_a_wrong_address_is_answered_within_seconds() -> None:
     address, started = f"tcp://127.0.0.1:{free_port()}", time.monotonic()
     said = refusal(address)
-    assert time.monotonic() - started < 10.5
+    assert time.monotonic() - started < 9  # and not the 10 of the default timeout, or the 30 of Dask
     assert said.startswith(f"no Dask scheduler answers at {address}: nothing has listened there")
 
 

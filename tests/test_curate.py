@@ -17,8 +17,7 @@ from conftest import Member, image_bytes, read_tar, write_tar
 from distributed import Client
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from imgcurate import cli, identity
-from imgcurate.curate import curate
+from imgcurate import cli, curate, identity
 from imgcurate.sources.parquet import read_parquet
 from imgcurate.sources.webdataset import read_webdataset
 
@@ -343,7 +342,7 @@ def test_the_command_line_runs_the_job(
     [
         (["run", "nowhere/*.tar", "{out}"], "no file matches 'nowhere/*.tar'"),
         (["run", "{shards}", "{out}", "--model", "no/such-model-anywhere", "--model-dir", "{shards}"], "no/such-model"),
-        (["run", "{shards}", "{shards}"], "not empty"),
+        (["run", "{shards}", "{shards}"], "is a source and lies where the output would be written"),
     ],
 )
 def test_a_wrong_command_is_answered_in_one_sentence(

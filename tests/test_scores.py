@@ -386,9 +386,12 @@ def test_the_published_zip_has_the_checksum_a_download_must_have(shared: Path) -
 def test_missing_weights_are_one_sentence_that_says_what_to_put_where(tmp_path: Path) -> None:
     first, second = offline_sentences(tmp_path, model_dir=None)
     assert "https://huggingface.co/ttj/sac-logos-ava1-l14-linearMSE" in first
-    assert "put it into model_dir/ttj/sac-logos-ava1-l14-linearMSE/model.safetensors" in first
+    assert "put it into DIR/ttj/sac-logos-ava1-l14-linearMSE/model.safetensors with model_dir=DIR" in first
     assert "https://github.com/LAION-AI/CLIP-based-NSFW-Detector/raw/main/clip_autokeras_binary_nsfw.zip" in second
-    assert f"model_dir/clip_autokeras_binary_nsfw.zip or {tmp_path}/imgcurate/clip_autokeras_binary_nsfw.zip" in second
+    assert (
+        f"DIR/clip_autokeras_binary_nsfw.zip with model_dir=DIR, or into {tmp_path}/imgcurate/clip_autokeras_binary_nsfw.zip"
+        in second
+    )
 
 
 def test_a_model_dir_that_is_not_there_is_named(tmp_path: Path) -> None:

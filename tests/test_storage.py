@@ -156,3 +156,21 @@ def test_what_goes_on_failing_is_raised_as_it_is() -> None:
     with pytest.raises(ConnectionResetError, match="by peer"):
         storage.retrying()(reset)
     assert len(calls) == 4
+
+
+def test_a_store_whose_package_is_not_installed_is_told_with_what_to_install() -> None:
+    verbs = ["read_webdataset(url)", "read_files(url)", "read_parquet(url)"]
+    script = """
+import sys
+sys.modules["s3fs"] = None  # as where it is not installed
+import imgcurate as ic
+url = "s3://bucket/a"
+for verb in sys.argv[1:]:
+    try:
+        eval(f"ic.{verb}")
+    except ImportError as problem:
+        print(problem)
+"""
+    run = subprocess.run([sys.executable, "-c", script, *verbs], capture_output=True, text=True, check=False)
+    said = "s3://bucket/a takes a package that is not installed: pip install 'imgcurate[s3]'"
+    assert run.stdout.splitlines() == [said] * 3, run.stderr

@@ -101,6 +101,48 @@ def test_a_hub_file_that_is_nowhere_is_one_sentence(tmp_path: Path) -> None:
     assert told == f"{cannot}; put it into model_dir"
 
 
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Failing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(503)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{hub.server_port}"
+        told = run_offline(
+            "weights.from_hub('someone/head', 'model.safetensors', 'put it into model_dir')",
+            home=tmp_path, HF_HUB_OFFLINE="0", HF_ENDPOINT=address, no_proxy="127.0.0.1",
+        )  # fmt: skip
+        hub.shutdown()
+    assert told.startswith("FileNotFoundError: model.safetensors of someone/head cannot be downloaded (")
+    assert told.endswith("; put it into model_dir")
+    assert [path for path in asked if "someone" in path] == ["/api/models/someone/head"]
+
+
+def test_the_directory_of_models_is_the_one_that_is_given_or_else_that_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("IMGCURATE_MODEL_DIR", raising=False)
+    assert weights.chosen_dir(None) is None
+    monkeypatch.setenv("IMGCURATE_MODEL_DIR", str(tmp_path))
+    assert weights.chosen_dir(None) == tmp_path and weights.chosen_dir("given") == Path("given")
+    monkeypatch.setenv("IMGCURATE_MODEL_DIR", str(tmp_path / "gone"))
+    with pytest.raises(FileNotFoundError, match=r"IMGCURATE_MODEL_DIR names '.*gone', which is not a directory"):
+        weights.chosen_dir(None)
+    weights.set_model_dir(tmp_path)
+    assert weights.chosen_dir(None) == tmp_path
+    with pytest.raises(FileNotFoundError, match=r"model_dir '.*gone' is not a directory"):
+        weights.set_model_dir(tmp_path / "gone")
+
+
 def test_the_cache_directory_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert weights.cache_dir() == tmp_path / "imgcurate"
@@ -216,11 +258,17 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def run_offline(statement: str, home: Path) -> str:
+def run_offline(statement: str, home: Path, **environment: str) -> str:
     """Run a statement in a process with an empty cache and no network; return the last line it says."""
     result = subprocess.run(
         [sys.executable, "-c", f"from imgcurate import weights\n{statement}"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")},
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"),
+            **environment,
+        },
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,

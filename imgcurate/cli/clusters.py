@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import logging
 import signal
+import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -34,8 +36,8 @@ def add_storage_options(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def connected(options: argparse.Namespace) -> Iterator[Any]:
-    """Give the client of a command's cluster; where somebody stops the command its processes are gone at once, and quietly.
+def connected(options: argparse.Namespace) -> Iterator[Callable[[], Any]]:
+    """Give what starts, or finds, a command's cluster; where somebody stops the command its processes are gone at once, and quietly.
 
     Raises
     ------
@@ -48,20 +50,28 @@ def connected(options: argparse.Namespace) -> Iterator[Any]:
     for name in ("distributed", "tornado", "asyncio", *logging.root.manager.loggerDict):
         if name.partition(".")[0] in ("distributed", "tornado", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
+    stack, clients = contextlib.ExitStack(), []
+
+    def start() -> Any:
         client = connect(
             options.scheduler,
             scheduler_file=options.scheduler_file,
             workers=options.workers,
             memory_limit=options.memory_limit,
         )
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(client)
+        clients.append(stack.enter_context(client))
+        if importlib.util.find_spec("bokeh") is not None:
+            print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
+        return client
+
+    try:
+        with stack:
             try:
-                yield client
+                yield start
             except KeyboardInterrupt:
                 _be_quiet()
-                kill(client)
+                for client in clients:
+                    kill(client)
                 stack.pop_all()
                 raise
     except KeyboardInterrupt as stop:

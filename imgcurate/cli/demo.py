@@ -50,7 +50,8 @@ def run(options: argparse.Namespace) -> None:
     photos = demo.photos()
     packages = ", ".join(sorted({photo.package for photo in photos}))
     print(f"{len(photos)} photos from {packages}, {len(planted)} planted copies: {source}", flush=True)
-    with clusters.connected(options):
+    with clusters.connected(options) as connect:
+        connect()
         manifest = curate(os.fspath(source), curated, model="efficientnet-lite0", progress=True)
         images = read_parquet(curated / "images.parquet").compute()
     print(f"\n{table(manifest)}\n")

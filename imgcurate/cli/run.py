@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from dataclasses import fields
 from typing import Any
 
 from imgcurate.cli import clusters
-from imgcurate.cli.tables import table
+from imgcurate.cli.tables import nothing_kept, table
 from imgcurate.printable import printable
+
+#: The exit status of a run that has finished and kept no image.
+NOTHING_KEPT = 3
 
 
 def add_to(commands: Any) -> None:
     """Add the commands to the parser's."""
     run = commands.add_parser(
         "run",
-        help="curate tar shards",
-        description="Embed the images of tar shards, score and filter them where a limit is given, remove semantic duplicates, and write "
+        help="curate tar shards, or folders of images",
+        description="Embed the images of tar shards or folders, score and filter them where a limit is given, remove semantic duplicates, and write "
         "OUT/shards/*.tar (original bytes), OUT/images.parquet (every image, kept or not, and why), OUT/shards.parquet (a digest of each shard) and "
         "OUT/manifest.json. A run that was stopped goes on when the same command is given again.",
+        epilog="Exit status: 0; 1 where something is wrong; 2 for a wrong command; 3 where no image is kept; 128 + the signal where it was stopped.",
     )
     run.add_argument(
-        "shards", nargs="+", metavar="SHARDS", help="tar shards: paths, folders, globs, {00000..00041}, any fsspec URL"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="tar shards or image files: paths, folders (read to the bottom), globs, {00000..00041}, any fsspec URL",
     )
     run.add_argument("out", metavar="OUT", help="a folder that is empty, not there yet, or that of a run to go on with")
     _add_model_options(run)
@@ -100,9 +109,9 @@ def add_to(commands: Any) -> None:
     run.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace the outputs of a run with other options, models or shards; only what depends on the difference is computed again",
+        help="replace the outputs of a run with other options, models or inputs; only what depends on the difference is computed again",
     )
-    run.set_defaults(function=_run)
+    run.set_defaults(function=_run, dtype="auto", draft=True)
 
     verify = commands.add_parser(
         "verify",
@@ -139,46 +148,38 @@ def _keep(text: str) -> Any:
     return columns
 
 
-def _run(options: argparse.Namespace) -> None:
-    from imgcurate.run.curate import curate
+def _run(arguments: argparse.Namespace) -> int:
+    from imgcurate.run.curate import carry_out
+    from imgcurate.run.options import Options, measured, stages_of
 
-    with clusters.connected(options):
-        manifest = curate(
-            options.shards,
-            options.out,
-            model=options.model,
-            model_dir=options.model_dir,
-            min_aesthetic=options.min_aesthetic,
-            max_nsfw=options.max_nsfw,
-            dedup=[kind for kind in options.dedup.split(",") if kind],
-            max_distance=options.max_distance,
-            eps=options.eps,
-            n_clusters=options.n_clusters,
-            probes=options.probes,
-            exact=options.exact,
-            keep=options.keep,
-            rule=options.rule,
-            samples_per_shard=options.samples_per_shard,
-            batch_size=options.batch_size,
-            measure=options.measure,
-            truncated=options.truncated,
-            formats=[name for name in options.formats.split(",") if name],
-            timeout=options.timeout,
-            max_read_errors=options.max_read_errors,
-            retry_errors=options.retry_errors,
-            overwrite=options.overwrite,
-            storage_options=options.storage_options,
+    given = {field.name: getattr(arguments, field.name) for field in fields(Options)}
+    formats = tuple(name for name in arguments.formats.split(",") if name)
+    given |= {"dedup": stages_of(arguments.dedup), "measure": measured(arguments.measure), "formats": formats}
+    options = Options(**given)
+    with clusters.connected(arguments) as connect:
+        manifest = carry_out(
+            arguments.inputs,
+            arguments.out,
+            options,
+            retry_errors=arguments.retry_errors,
+            overwrite=arguments.overwrite,
+            storage_options=arguments.storage_options,
             progress=True,
+            connect=connect,
         )
     print(table(manifest))
-    print(f"\n{options.out}/shards  {options.out}/images.parquet  {options.out}/manifest.json")
+    print(f"\n{arguments.out}/shards  {arguments.out}/images.parquet  {arguments.out}/manifest.json")
+    if manifest["counts"]["kept"]:
+        return 0
+    print(f"imgcurate: {nothing_kept(manifest['counts'], arguments.out)}", file=sys.stderr)
+    return NOTHING_KEPT
 
 
 def _verify(options: argparse.Namespace) -> int:
     from imgcurate.run.verify import verify
 
-    with clusters.connected(options):
-        found = verify(options.out, storage_options=options.storage_options, progress=True)
+    with clusters.connected(options) as connect:
+        found = verify(options.out, storage_options=options.storage_options, progress=True, connect=connect)
     for problem in found.problems:
         print(printable(problem, 1000))
     print(found)

@@ -16,21 +16,39 @@ def table(manifest: dict[str, Any]) -> str:
     Returns
     -------
     str
-        A line a step; its counts add up to the images read.
+        A line a step; its counts add up to the images read. Duplicates of several kinds are counted by kind, too.
     """
     counts, options = manifest["counts"], manifest["options"]
+    kinds = options["dedup"] if len(options["dedup"]) > 1 else []
+    counts = counts | {kind: manifest["reasons"][kind] for kind in kinds}
     lines = [
         ("read", "read", ""),
         ("errors", "errors", ""),
         ("below aesthetic", "below_aesthetic", _limit("aesthetic_score <", options["min_aesthetic"])),
         ("above NSFW", "above_nsfw", _limit("nsfw_score >=", options["max_nsfw"])),
         ("duplicates", "duplicates", _kinds(options)),
+        *((f"  {kind}", kind, "") for kind in kinds),
         ("kept", "kept", f"in {counts['shards']} shard{'s' * (counts['shards'] != 1)}"),
     ]
     read = max(1, counts["read"])
     return "\n".join(
         f"{title:<16}{counts[name]:>12,}{counts[name] / read:>8.1%}  {note}".rstrip() for title, name, note in lines
     )
+
+
+def nothing_kept(counts: dict[str, int], out: str) -> str:
+    """Say in a sentence why a run has kept no image, and where more is told.
+
+    Examples
+    --------
+    >>> nothing_kept({"read": 3, "errors": 3, "below_aesthetic": 0, "above_nsfw": 0, "duplicates": 0}, "out")
+    'no image is kept: of 3 images 3 have an error; the column reason of out/images.parquet says why of each'
+    """
+    said = {"errors": "have an error", "below_aesthetic": "are below --min-aesthetic", "above_nsfw": "reach --max-nsfw"}
+    why = " and ".join(f"{counts[name]:,} {text}" for name, text in said.items() if counts[name])
+    if not counts["read"]:
+        return "no image is kept, for the input holds none"
+    return f"no image is kept: of {counts['read']:,} images {why}; the column reason of {out}/images.parquet says why of each"
 
 
 def _kinds(options: dict[str, Any]) -> str:

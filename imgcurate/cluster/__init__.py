@@ -16,8 +16,10 @@ from dask.utils import parse_bytes
 from distributed.system import MEMORY_LIMIT
 from distributed.versions import VersionMismatchWarning
 
+from imgcurate import weights
 from imgcurate.cluster import schedulers
 from imgcurate.cluster.agreement import check_paths, check_versions
+from imgcurate.cluster.interrupts import cancel, current_client, interruptible
 from imgcurate.cluster.local import Client, LocalWorkers, QuietWorker, kill, revive
 from imgcurate.cluster.workers import (
     WorkersState,
@@ -32,19 +34,22 @@ __all__ = [
     "Client",
     "WorkersState",
     "backend",
+    "cancel",
     "check_alive",
     "check_paths",
     "check_versions",
     "connect",
     "describe_workers",
     "gpu_available",
+    "interruptible",
     "kill",
-    "prefer_task_shuffle",
     "restart_paused",
     "revive",
 ]
 
 _LOOPBACK = "127.0.0.1"
+# Where people look for it. Where it is taken, Dask takes a free port.
+_DASHBOARD = f"{_LOOPBACK}:8787"
 _MOST_WORKERS = 8
 _MEMORY_PER_WORKER = 3 * 2**30
 # Python with Dask and pandas takes more than this before it does anything; a worker with less would be killed while it starts, again and again.
@@ -62,6 +67,7 @@ def connect(
     dashboard_address: str | None = None,
     scheduler_file: str | os.PathLike[str] | None = None,
     security: distributed.Security | bool | None = None,
+    model_dir: str | os.PathLike[str] | None = None,
     timeout: float = 10,
 ) -> distributed.Client:
     """Start, find or reuse the Dask cluster that the verbs run on, and choose the dataframe backend to match.
@@ -81,14 +87,18 @@ def connect(
     memory_limit : str or int, optional
         Memory of one worker, such as ``"8GiB"``. Default: an equal share of the machine's.
     dashboard_address : str, optional
-        Where Dask's dashboard listens, such as ``"127.0.0.1:8787"``. Default: a free port of loopback.
+        Where Dask's dashboard listens. Default: ``"127.0.0.1:8787"``, or where that is taken a free port. ``client.dashboard_link`` says
+        where it is, and ``pip install 'imgcurate[dashboard]'`` has what it is drawn with.
     scheduler_file : path, optional
         Instead of an address: the file that ``dask scheduler --scheduler-file`` wrote.
     security : distributed.Security or bool, optional
         Certificates for TLS. Default: those of Dask's configuration for a running scheduler, and for a cluster that is started
         here certificates that live in memory only, so that no other user of this machine can send it tasks; False leaves it open to them.
+    model_dir : path, optional
+        Where verbs of this process look for models that are given no ``model_dir``. Default: the environment variable
+        ``IMGCURATE_MODEL_DIR``.
     timeout : float
-        Seconds to wait for a running scheduler, and then for its first worker.
+        Seconds to wait for a running scheduler that is silent, and then for its first worker. One that refuses is waited for 3 seconds.
 
     Returns
     -------
@@ -102,6 +112,8 @@ def connect(
         Where options contradict each other, GPUs are asked for that cannot be used, or a running cluster has other versions.
     ConnectionError
         Where no scheduler answers at the address.
+    FileNotFoundError
+        Where `model_dir` does not exist.
     TimeoutError
         Where a running scheduler has no worker.
 
@@ -116,12 +128,14 @@ def connect(
     if dashboard_address is not None:
         started_here["dashboard_address"] = dashboard_address
     _check_options(address, scheduler_file, started_here, security, timeout)
+    if model_dir is not None:
+        weights.set_model_dir(model_dir)
     certificates = security if isinstance(security, distributed.Security) else None
     if scheduler_file is not None:
         address = schedulers.address_in(scheduler_file, timeout)
     if address is not None:
         address = schedulers.normalised(address, certificates)
-    current = _current_client()
+    current = current_client()
     if current is not None and (address is None or current.scheduler.address == address):
         if any(value is not None for value in started_here.values()):
             warnings.warn(
@@ -213,13 +227,15 @@ def _new_cluster(
     options = {
         "memory_limit": "auto" if memory_limit is None else memory_limit,
         "host": _LOOPBACK,
-        "dashboard_address": dashboard_address or f"{_LOOPBACK}:0",
+        "dashboard_address": dashboard_address or _DASHBOARD,
         "security": distributed.Security.temporary() if security in (None, True) else security or None,
     }
     if workers is None:
         workers = max(1, min(CPU_COUNT, _MOST_WORKERS, MEMORY_LIMIT // _MEMORY_PER_WORKER))
     make = partial(_gpu_cluster, devices, options) if gpu else partial(_cpu_cluster, workers, options)
-    local = LocalWorkers(make, threads=None if gpu else max(1, CPU_COUNT // workers))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Port .* is already in use")
+        local = LocalWorkers(make, threads=None if gpu else max(1, CPU_COUNT // workers))
     try:
         client = Client(local.cluster)
         client.register_plugin(QuietWorker())
@@ -246,24 +262,6 @@ def gpu_available() -> bool:
 def backend() -> str:
     """Return the dataframe backend in force: ``"pandas"`` or ``"cudf"``."""
     return str(dask.config.get("dataframe.backend", "pandas"))
-
-
-def prefer_task_shuffle() -> None:
-    """Make "tasks" the default shuffle method where the user has not chosen one.
-
-    Dask's P2P shuffle fails on a column of lists ("data type 'list<...>[pyarrow]' not understood"), so that a merge or
-    sort of a frame with embeddings would fail; cuml.dask sets the same default.
-    """
-    if dask.config.get("dataframe.shuffle.method", None) is None:
-        dask.config.set({"dataframe.shuffle.method": "tasks"})
-
-
-def _current_client() -> distributed.Client | None:
-    try:
-        client = distributed.default_client()
-    except ValueError:
-        return None
-    return client if client.status == "running" else None
 
 
 def _workers_have_gpus(client: distributed.Client) -> bool:

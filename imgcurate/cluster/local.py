@@ -21,6 +21,7 @@ import dask
 import distributed
 import psutil
 from distributed import SpecCluster, Status
+from distributed.client import AllExit
 from distributed.utils import LoopRunner, silence_logging_cmgr
 
 # Workers that were asked to end get so long; one that works on a task would not end before the task does.
@@ -146,7 +147,14 @@ def _loop_without_interrupts() -> LoopRunner:
         runner.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    runner.loop.asyncio_loop.set_exception_handler(_report)
     return runner
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report what went wrong in the loop; that nobody waits for a result any more, as where a user stopped the wait, is nothing wrong."""
+    if not isinstance(context.get("exception"), AllExit):
+        loop.default_exception_handler(context)
 
 
 @contextlib.contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import queue
+import socket
 import threading
 import time
 from typing import Any
@@ -16,6 +18,8 @@ from distributed.comm import get_address_host_port, parse_address
 from distributed.core import send_recv
 
 _LOOK_SECONDS = 0.1
+# A scheduler that is being started beside this process listens within that.
+_REFUSED_SECONDS = 3.0
 _EXAMPLE = "tcp://10.0.0.5:8786"
 
 
@@ -106,18 +110,28 @@ def find(address: str, security: distributed.Security | None, timeout: float) ->
 
 
 async def _identify(address: str, security: distributed.Security, timeout: float) -> dict[str, Any]:
-    arguments = security.get_connection_args("client")
-    try:
-        comm = await open_comm(address, timeout=0.85 * timeout, **arguments)
-    except OSError:
-        # Dask's last attempt may have had no time to fail, and then its reason is lost.
-        _, writer = await asyncio.wait_for(asyncio.open_connection(*get_address_host_port(address)), 0.1 * timeout)
-        writer.close()
-        raise
+    await _reach(*get_address_host_port(address), timeout)
+    comm = await open_comm(address, timeout=0.85 * timeout, **security.get_connection_args("client"))
     try:
         return dict(await send_recv(comm, op="identity"))
     finally:
         comm.abort()
+
+
+async def _reach(host: str, port: int, timeout: float) -> None:
+    """Open a connection and close it again. Dask tries again for the whole of `timeout` what fails at once, and tells no reason then."""
+    deadline = time.monotonic() + min(timeout, _REFUSED_SECONDS)
+    while True:
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), timeout)
+            writer.close()
+            return
+        except (socket.gaierror, TimeoutError):
+            raise
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _in_words(problem: BaseException, timeout: float) -> str:
@@ -131,8 +145,8 @@ def _in_words(problem: BaseException, timeout: float) -> str:
         return (
             "the TLS handshake failed, so see that security= has the certificates that the scheduler was started with"
         )
-    if "refused" in text.lower():
-        return f"nothing has listened there for {timeout:g} s; check host and port, or start it with `dask scheduler`"
+    if "refused" in text.lower() or f"[Errno {errno.ECONNREFUSED}]" in text:
+        return f"nothing has listened there for {min(timeout, _REFUSED_SECONDS):g} s; check host and port, or start it with `dask scheduler`"
     if "gaierror" in text:
         return "its host is not known; check the name"
     if not isinstance(problem, OSError):

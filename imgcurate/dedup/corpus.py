@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import dask
-import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import identity, storage, vectors
+from imgcurate.cluster import interruptible
 from imgcurate.dedup import inputs
 from imgcurate.dedup.graph import build
 from imgcurate.dedup.graph.found import Found
@@ -39,6 +39,7 @@ class Part(NamedTuple):
     rows: int
 
 
+@interruptible
 def save_embeddings(
     frame: Any,
     path: str | os.PathLike[str],
@@ -94,7 +95,7 @@ def save_embeddings(
     frame, _ = inputs.as_frame(frame, "save_embeddings", id_field, embedding_field)
     if n_clusters is not None and append:
         raise ValueError("append=True places images by the centroids that are there; leave n_clusters out")
-    fs, root = fsspec.core.url_to_fs(os.fspath(path), **(storage_options or {}))
+    fs, root = storage.open_filesystem(os.fspath(path), storage_options)
     there = sorted(fs.glob(f"{root.rstrip('/')}/part.*")) if fs.exists(root) else []
     if there and not (append or overwrite):
         raise FileExistsError(f"{path} holds embeddings already; pass append=True to add to them, or overwrite=True")
@@ -232,7 +233,7 @@ def _buckets(clusters: Sequence[Cluster]) -> Iterator[tuple[Any, list[Cluster]]]
 
 
 def _saved(path: str | os.PathLike[str], id_field: str, storage_options: storage.Options) -> SavedCorpus:
-    fs, root = fsspec.core.url_to_fs(os.fspath(path), **(storage_options or {}))
+    fs, root = storage.open_filesystem(os.fspath(path), storage_options)
     folders = sorted(fs.glob(f"{root.rstrip('/')}/part.*")) if fs.exists(root) else []
     folders = [folder for folder in folders if fs.exists(f"{folder}/centroids.parquet")]
     if not folders:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import identity, schema, vectors
+from imgcurate.cluster import interruptible
 from imgcurate.dedup import inputs
 from imgcurate.dedup.result import check_eps, id_dtype
 from imgcurate.dedup.semantic import join, normalise
@@ -28,6 +29,7 @@ _ROWS, _BYTES = 32_768, 256 * 2**20
 _COMPARISONS = 50_000
 
 
+@interruptible
 def decontaminate(
     train: Any,
     evaluation: Any,

@@ -19,6 +19,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema, vectors
+from imgcurate.cluster import interruptible
 from imgcurate.dedup import inputs, lookup
 from imgcurate.dedup.result import Duplicates
 from imgcurate.dedup.waves import wait
@@ -84,12 +85,7 @@ def remove(
     column = _id_column(removals, name, removals_on)
     _check_kinds(ids_of_frame, column, on, name)
     pieces = column.to_delayed() if hasattr(column, "to_delayed") else [column]
-    # A task holds the list and every partition's depends on it: it stands in the graph once, and in a worker's memory once.
-    # Started at once: a lazy list may be a view of a Duplicates that only this function's caller holds, and not for long.
-    # Pure, so that what is made of the frame has the same keys in another process, and a checkpoint or a folder of work knows it again.
-    hashed = [dask.delayed(_hashed, pure=True)(piece) for piece in pieces]
-    ids = dask.delayed(lookup.build, pure=True)(hashed).persist()
-    wait([ids])
+    ids = _gather(pieces)
     lazy = hasattr(ids_of_frame, "to_delayed")
     if missing != "ignore":
         parts = ids_of_frame.to_delayed() if lazy else [ids_of_frame]
@@ -98,6 +94,17 @@ def remove(
         return _without(frame, dask.delayed(_is_listed)(ids_of_frame, ids).compute())
     meta = pd.Series([], dtype=bool) if not vectors.on_gpu(frame._meta) else frame._meta[on].isnull()
     return frame[~ids_of_frame.map_partitions(_is_listed, ids, meta=meta)]
+
+
+@interruptible
+def _gather(pieces: Sequence[Any]) -> Any:
+    """Return a list of removals as a task that holds it: it stands in the graph once, and in a worker's memory once."""
+    # Started at once: a lazy list may be a view of a Duplicates that only the verb's caller holds, and not for long.
+    # Pure, so that what is made of the frame has the same keys in another process, and a checkpoint or a folder of work knows it again.
+    hashed = [dask.delayed(_hashed, pure=True)(piece) for piece in pieces]
+    ids = dask.delayed(lookup.build, pure=True)(hashed).persist()
+    wait([ids])
+    return ids
 
 
 def _ids_of(frame: Any, on: str) -> Any:

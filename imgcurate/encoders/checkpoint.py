@@ -169,6 +169,7 @@ def find(model: str | os.PathLike[str], model_dir: str | os.PathLike[str] | None
     model : str
         Looked for as ``model_dir/<model>``, as a directory, in the hub's cache, and on the hub, in this order.
     model_dir : path, optional
+        Default: the one that ``IMGCURATE_MODEL_DIR`` names, if any.
 
     Returns
     -------
@@ -182,6 +183,7 @@ def find(model: str | os.PathLike[str], model_dir: str | os.PathLike[str] | None
         Where it is of no kind that gives vectors of images, or its configuration cannot be used.
     """
     model = str(model)
+    model_dir = weights.chosen_dir(model_dir)
     if model_dir is not None and not Path(model_dir).expanduser().is_dir():
         raise FileNotFoundError(f"model_dir {str(model_dir)!r} is not a directory; give the one that holds {model!r}")
     places = [Path(model_dir).expanduser() / model] if model_dir is not None else []
@@ -242,22 +244,16 @@ def _first_file(directory: Path | None, hub_id: str | None, names: Sequence[str]
     """Return the first of `names` that the directory has, or else the hub's cache, or else the hub."""
     if hub_id is None:
         return next((directory / name for name in names if (directory / name).is_file()), None) if directory else None
-    from huggingface_hub import model_info, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     cached = (try_to_load_from_cache(hub_id, name) for name in names)
     here = next((file for file in cached if isinstance(file, str)), None)
     if here is not None:
         return Path(here)
     advice = f"try again, or pass model_dir=DIR with the whole checkpoint in DIR/{hub_id}"
-    try:
-        # One question that fails at once without a network, where asking for the file is tried again for half a minute;
-        # and only the hub can say that there is no such file: to guess that would change the vectors.
-        siblings = {sibling.rfilename for sibling in model_info(hub_id).siblings or ()}
-    except Exception as problem:
-        # The hub's client raises OSError, ValueError and those of the HTTP library of its version.
-        text = (str(problem).strip() or type(problem).__name__).splitlines()[0].rstrip(".")
-        raise FileNotFoundError(f"{names[0]} of {hub_id} cannot be downloaded ({text}); {advice}") from problem
-    there = next((name for name in names if name in siblings), None)
+    # Only the hub can say that there is no such file: to guess that would change the vectors.
+    on_hub = weights.files_on_hub(hub_id, names[0], advice)
+    there = next((name for name in names if name in on_hub), None)
     return weights.from_hub(hub_id, there, advice) if there else None
 
 

@@ -1,4 +1,4 @@
-"""The account of a run: what became of the images of each shard, checked at the end of each step, and the manifest."""
+"""The account of a run: what became of the images of each source, checked at the end of each step, and the manifest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imgcurate.cluster import backend
 from imgcurate.dedup.semantic.thresholds import eps_of
 from imgcurate.identity import Identity
 from imgcurate.run.columns import HEADS, Rows
-from imgcurate.run.decide import OUTCOMES, Decided
+from imgcurate.run.decide import KINDS, Decided
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options
 from imgcurate.run.write import Written
@@ -21,6 +21,14 @@ from imgcurate.scores.head import check_dimension, check_encoder
 
 _PACKAGES = ("imgcurate", "dask", "pandas", "pyarrow", "torch", "transformers", "scikit-learn", "pillow")
 _GPU_PACKAGES = ("cudf-cu13", "cuml-cu13", "dask-cuda", "cupy-cuda13x")
+#: What becomes of images, as a manifest counts it: of each outcome the counts that add up to it.
+OUTCOMES = {
+    "errors": ("error",),
+    "below_aesthetic": ("aesthetic",),
+    "above_nsfw": ("nsfw",),
+    "duplicates": ("exact", "perceptual", "semantic"),
+    "kept": ("kept",),
+}
 
 
 def models_of(options: Options) -> dict[str, Any]:
@@ -45,7 +53,7 @@ def with_eps(options: Options, encoder: Mapping[str, Any]) -> tuple[Options, str
 
 
 def check_rows(step: str, rows: Sequence[Rows], given: Sequence[int]) -> None:
-    """Raise where a step gave other rows of a shard than were listed; no input can cause that, a defect could."""
+    """Raise where a step gave other rows of a unit than were listed; no input can cause that, a defect could."""
     for row, count in zip(rows, given, strict=True):
         if count != row.stop - row.start:
             raise RuntimeError(
@@ -53,24 +61,28 @@ def check_rows(step: str, rows: Sequence[Rows], given: Sequence[int]) -> None:
             )
 
 
-def by_shard(rows: Sequence[Rows], decided: Sequence[Decided]) -> dict[str, dict[str, int]]:
-    """Add up what became of the images of each shard, checking that nothing is unaccounted for."""
+def by_source(rows: Sequence[Rows], decided: Sequence[Decided]) -> dict[str, dict[str, int]]:
+    """Add up what became of the images of each source, checking that nothing is unaccounted for."""
     check_rows("deciding", rows, [part.counts["read"] for part in decided])
-    shards: dict[str, dict[str, int]] = {}
+    sources: dict[str, dict[str, int]] = {}
     for row, part in zip(rows, decided, strict=True):
-        known = shards.setdefault(row.url, dict.fromkeys(("read", *OUTCOMES), 0))
-        for name, count in part.counts.items():
+        known = sources.setdefault(row.source, dict.fromkeys(("read", *OUTCOMES), 0))
+        for name, count in {"read": part.counts["read"], **_outcomes(part.counts)}.items():
             known[name] += count
-    for url, known in shards.items():
+    for url, known in sources.items():
         if known["read"] != sum(known[name] for name in OUTCOMES):
             raise RuntimeError(f"{url}: the account of its images does not add up: {known}")
-    return shards
+    return sources
+
+
+def _outcomes(counts: Mapping[str, int]) -> dict[str, int]:
+    return {name: sum(counts[kind] for kind in kinds) for name, kinds in OUTCOMES.items()}
 
 
 def manifest_of(
     job: Job,
     given: Mapping[str, Any],
-    shards: Mapping[str, Mapping[str, int]],
+    sources: Mapping[str, Mapping[str, int]],
     decided: Sequence[Decided],
     n_clusters: int | None,
     written: Sequence[Written],
@@ -82,15 +94,15 @@ def manifest_of(
     job : Job
     given : dict
         Where the run was told to read and write.
-    shards : dict
-        As `by_shard` gives it.
+    sources : dict
+        As `by_source` gives it.
     decided : sequence of Decided
         The parts of the table of images.
     n_clusters : int or None
         In how many clusters semantic duplicates were looked for.
     written : sequence of Written
     """
-    totals = {name: sum(known[name] for known in shards.values()) for name in ("read", *OUTCOMES)}
+    totals = {name: sum(known[name] for known in sources.values()) for name in ("read", *OUTCOMES)}
     samples = sum(shard.samples for shard in written)
     if samples != totals["kept"]:
         raise RuntimeError(f"{totals['kept']} images are kept and {samples} were written")
@@ -101,7 +113,8 @@ def manifest_of(
         "models": dict(job.models),
         "n_clusters": n_clusters,
         "counts": {**totals, "shards": len(written)},
-        "sources": {url: {"etag": job.versions[url], **known} for url, known in shards.items()},
+        "reasons": {kind: sum(part.counts[kind] for part in decided) for kind in KINDS},
+        "sources": {source: {"etag": etag, **sources[source]} for source, etag in job.sources.items()},
         "parts": {part.name: part.digest for part in decided},
         "seconds": job.steps.seconds,
     }

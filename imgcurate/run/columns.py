@@ -1,4 +1,4 @@
-"""What is computed of a shard's rows, part by part: listing, columns from the pixels, hashes, scores.
+"""What is computed of the rows of shards and files, part by part: listing, columns from the pixels, hashes, scores.
 
 A task reads the part that it depends on and writes its own, and gives back no more than that part's name.
 """
@@ -19,28 +19,30 @@ from imgcurate import fingerprint, measures, parts, phash, pixels, schema, stora
 from imgcurate.encoders import load_encoder
 from imgcurate.encoders.embed import embed_part
 from imgcurate.parts import Part
+from imgcurate.run.inputs import Unit
 from imgcurate.run.owner import is_here, lives, this_process
 from imgcurate.run.probe import killers
 from imgcurate.scores import aesthetic, nsfw
-from imgcurate.sources.webdataset import Shard, list_shards
 
 #: Raise it where what is computed of the same input changes, so that parts of an earlier version are not taken for this one's.
 _VERSION = 1
 HEADS = {"aesthetic": aesthetic, "nsfw": nsfw}
 _READ = ["url", "offset", "bytes", "etag", "error"]
-# A shard becomes at most so many parts, so that what a run asks of a store does not grow with the images of a shard, of at least so many
+# A unit becomes at most so many parts, so that what a run asks of a store does not grow with the images of a shard, of at least so many
 # rows: fewer than a GPU's batches would leave it idle, fewer than a few dozen cost more than they save when a run is stopped.
 _PARTS_OF_A_SHARD, _MOST_ROWS = 8, 2048
 _FEWEST_ROWS = {"pandas": 32, "cudf": 1024}
 
 
 class Rows(NamedTuple):
-    """A range of a shard's rows, which is worked on as one part.
+    """A range of a unit's rows, which is worked on as one part.
 
     Attributes
     ----------
     url : str
-        Of the shard.
+        Of the unit.
+    source : str
+        What the account of a run names it by.
     version : str
         What its bytes are known by.
     listed : str
@@ -49,6 +51,7 @@ class Rows(NamedTuple):
     """
 
     url: str
+    source: str
     version: str
     listed: str
     start: int
@@ -59,27 +62,28 @@ class Rows(NamedTuple):
         return fingerprint.of(_VERSION, self.url, self.version, self.start, self.stop, *what)
 
 
-def ranges(url: str, version: str, listed: str, n_rows: int, backend: str) -> list[Rows]:
-    """Cut a shard into ranges of rows, by nothing but their number: a run that goes on cuts as the one that was stopped.
+def ranges(unit: Unit, version: str, listed: str, n_rows: int, backend: str) -> list[Rows]:
+    """Cut a unit into ranges of rows, by nothing but their number: a run that goes on cuts as the one that was stopped.
 
     Examples
     --------
-    >>> [(rows.start, rows.stop) for rows in ranges("a.tar", "", "", 100, "pandas")]
+    >>> unit = Unit("a.tar", "a.tar", {"a.tar": "1"}, ())
+    >>> [(rows.start, rows.stop) for rows in ranges(unit, "1", "", 100, "pandas")]
     [(0, 32), (32, 64), (64, 96), (96, 100)]
     """
     size = min(max(-(-n_rows // _PARTS_OF_A_SHARD), _FEWEST_ROWS[backend]), _MOST_ROWS)
     starts = range(0, max(n_rows, 1), size)
-    return [Rows(url, version, listed, start, min(start + size, n_rows)) for start in starts]
+    return [Rows(unit.url, unit.source, version, listed, start, min(start + size, n_rows)) for start in starts]
 
 
-def listing_key(shard: Shard, version: str) -> str:
-    """Return the key of a shard's listing."""
-    return fingerprint.of(_VERSION, "listed", shard.url, shard.name, version)
+def listing_key(unit: Unit, version: str) -> str:
+    """Return the key of a unit's listing."""
+    return fingerprint.of(_VERSION, "listed", *unit.key(version))
 
 
-def list_shard(shard: Shard, folder: str, key: str, storage_options: storage.Options) -> Part:
-    """List a shard into a part."""
-    return parts.write_part(list_shards([shard], storage_options), folder, key, storage_options)
+def list_unit(unit: Unit, folder: str, key: str, storage_options: storage.Options) -> Part:
+    """List a unit into a part."""
+    return parts.write_part(unit.list(storage_options), folder, key, storage_options)
 
 
 @dataclass(frozen=True)

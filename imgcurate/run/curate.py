@@ -7,20 +7,22 @@ job that was stopped goes on, and one that was changed makes again what depends 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import distributed
 
 from imgcurate import cluster, encoders, storage, tar
 from imgcurate.dedup.graph.rank import Keep
 from imgcurate.run import account, folder, resume, tables
+from imgcurate.run.inputs import describe, find
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options, measured, stages_of
 from imgcurate.run.steps import Steps
-from imgcurate.sources.webdataset import find_shards
 
 
 def curate(
-    shards: storage.Paths,
+    inputs: storage.Paths,
     out: str | os.PathLike[str],
     *,
     model: encoders.Model = "openai/clip-vit-large-patch14",
@@ -49,15 +51,15 @@ def curate(
     storage_options: storage.Options = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Curate tar shards into new tar shards, and say of every image what became of it and why.
+    """Curate tar shards, or folders of images, into new tar shards, and say of every image what became of it and why.
 
     A run that was stopped goes on where it was when it is called again: finished parts are read, not redone, and the result is byte for byte that
     of an undisturbed run.
 
     Parameters
     ----------
-    shards : str, path, or list of these
-        As for `read_webdataset`.
+    inputs : str, path, or list of these
+        Tar shards, as for `read_webdataset`, or image files, as for `read_files`; what they are is told by their names.
     out : str or path
         A folder that is empty, not there yet, or that of an earlier run. Gets ``shards/*.tar``, ``images.parquet/``, ``shards.parquet`` (samples,
         bytes and xxh3_128 digest of each shard that was written) and, last, ``manifest.json``; and ``.run/``, which holds what was computed, to
@@ -94,7 +96,8 @@ def curate(
     -------
     dict
         The manifest: ``options``, ``versions``, ``models`` with fingerprints, ``counts`` (read, errors, below_aesthetic,
-        above_nsfw, duplicates, kept, shards), ``sources`` (the same counts for each source shard), ``seconds`` a step.
+        above_nsfw, duplicates, kept, shards), ``reasons`` (how many images are not kept for each kind of reason: error, aesthetic, nsfw, exact,
+        perceptual, semantic), ``sources`` (the counts for each shard or folder that was read), ``seconds`` a step.
 
     Raises
     ------
@@ -119,22 +122,41 @@ def curate(
         samples_per_shard=samples_per_shard, batch_size=batch_size, dtype=dtype, draft=draft, truncated=truncated,
         formats=tuple(formats), timeout=timeout, measure=measured(measure), max_read_errors=max_read_errors,
     )  # fmt: skip
-    client = cluster.connect()
-    folder.refuse_inside(out, [shards] if isinstance(shards, str | os.PathLike) else shards)
-    found = find_shards(shards, storage_options)
+    return carry_out(
+        inputs, out, options, retry_errors=retry_errors, overwrite=overwrite, storage_options=storage_options, progress=progress
+    )  # fmt: skip
+
+
+def carry_out(
+    paths: storage.Paths,
+    out: str | os.PathLike[str],
+    options: Options,
+    *,
+    retry_errors: bool = False,
+    overwrite: bool = False,
+    storage_options: storage.Options = None,
+    progress: bool = False,
+    connect: Callable[[], distributed.Client] = cluster.connect,
+) -> dict[str, Any]:
+    """Do what `curate` does; `connect` is called when all that can be known without a cluster is known to be right."""
+    tables.check_stages(options)
+    folder.refuse_inside(out, paths)
+    units = find(paths, storage_options)
     models = account.models_of(options)
     options, why_eps = account.with_eps(options, models["encoder"])
-    tables.check_stages(options)
-    with folder.open_folder(out, found, overwrite, storage_options) as place:
-        cluster.check_paths(client, [shard.url for shard in found], place.url)
-        job = Job(options, found, models, place, Steps(client, progress))
+    steps = Steps(connect, progress)
+    with folder.open_folder(out, units, overwrite, storage_options) as place:
+        job = Job(options, units, models, place, steps)
+        steps.say(f"reading {describe(units)}")
         if why_eps and "semantic" in options.dedup:
-            job.steps.say(f"eps={options.eps:g}, {why_eps}")
-        finished = resume.begin(job, overwrite, retry_errors)
+            steps.say(f"eps={options.eps:g}, {why_eps}")
+        finished = resume.compare(job, overwrite, retry_errors)
         if finished is not None:
             return finished
+        cluster.check_paths(steps.client, [unit.url for unit in units], place.url)
+        resume.begin(job, retry_errors)
         try:
-            return _go_on(job, {"shards": _plain(shards), "out": os.fspath(out)})
+            return _go_on(job, {"inputs": _plain(paths), "out": os.fspath(out)})
         except tar.ShardChanged as problem:
             resume.distrust(job, problem.url)
             raise
@@ -143,8 +165,8 @@ def curate(
 def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     """Do what is left to do, step by step; returns the manifest."""
     options, steps = job.options, job.steps
-    with steps("reading shards"):
-        listed = tables.list_shards(job)
+    with steps("reading"):
+        listed = tables.list_inputs(job)
     rows = tables.ranges_of(job, listed)
     known: dict[str, list[Any]] = {"listed": listed}
     with steps("embedding"):
@@ -162,7 +184,7 @@ def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
             pairs.append(tables.find_duplicates(job, stage, sources, pairs))
     with steps("deciding"):
         decided = tables.decide(job, sources, pairs)
-        counts = account.by_shard(rows, decided)
+        counts = account.by_source(rows, decided)
     with steps("writing shards"):
         written = tables.write_shards(job, sources, pairs, decided)
     n_clusters = next((found.n_clusters for found in pairs if found.stage == "semantic"), None)
@@ -173,7 +195,7 @@ def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def _plain(shards: storage.Paths) -> str | list[str]:
-    if isinstance(shards, str | os.PathLike):
-        return os.fspath(shards)
-    return [os.fspath(shard) for shard in shards]
+def _plain(paths: storage.Paths) -> str | list[str]:
+    if isinstance(paths, str | os.PathLike):
+        return os.fspath(paths)
+    return [os.fspath(path) for path in paths]

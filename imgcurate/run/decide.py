@@ -18,11 +18,12 @@ from imgcurate.dedup import lookup
 from imgcurate.run.columns import Sources, read_rows
 
 _CHUNK = 8 << 20
+_TEXT = pd.ArrowDtype(pa.string())
 _KEY, _COUNTS = b"imgcurate.key", b"imgcurate.counts"
 #: The columns that deciding adds.
-DECISIONS = ["duplicate_of", "similarity", "kept", "reason"]
-#: What becomes of an image.
-OUTCOMES = ("errors", "below_aesthetic", "above_nsfw", "duplicates", "kept")
+DECISIONS = ["duplicate_of", "similarity", "kept", "reason", "reason_kind"]
+#: Why an image is not kept.
+KINDS = ("error", "aesthetic", "nsfw", "exact", "perceptual", "semantic")
 
 
 class Decided(NamedTuple):
@@ -32,7 +33,7 @@ class Decided(NamedTuple):
     ----------
     name : str
     counts : dict of str to int
-        How many images became what.
+        Of the images ``"read"`` and ``"kept"``, and of each of `KINDS`.
     digest : str
         xxh3_128 of the file.
     """
@@ -156,42 +157,44 @@ def _counts_of(url: str, key: str, storage_options: storage.Options) -> dict[str
 
 
 def _count(part: Any) -> dict[str, int]:
-    rows = vectors.to_pandas(part[["reason", "duplicate_of", "kept"]])
-    outcome = [
-        "kept" if kept else "duplicates" if not pd.isna(twin) else _FILTERED[reason.partition(" ")[0]]
-        for kept, twin, reason in zip(rows["kept"], rows["duplicate_of"], rows["reason"], strict=True)
-    ]
-    counts = Counter(outcome)
-    return {"read": len(rows), **{name: counts[name] for name in OUTCOMES}}
-
-
-_FILTERED = {"error:": "errors", "aesthetic_score": "below_aesthetic", "nsfw_score": "above_nsfw"}
+    rows = vectors.to_pandas(part[["kept", "reason_kind"]])
+    kinds = Counter(rows["reason_kind"].dropna())
+    return {"read": len(rows), "kept": int(rows["kept"].sum()), **{kind: kinds[kind] for kind in KINDS}}
 
 
 def decide_part(part: Any, twins: Twins, min_aesthetic: float | None, max_nsfw: float | None) -> Any:
-    """Add to each row of a partition whether it is kept, and if not, why: columns duplicate_of, similarity, kept, reason."""
+    """Add to each row of a partition whether it is kept, and if not, why: the columns of `DECISIONS`."""
     inputs = [name for name in ("image_id", "error", "aesthetic_score", "nsfw_score") if name in part.columns]
     rows = vectors.to_pandas(part[inputs])
     at = twins.images.find(lookup.plain(rows["image_id"]))
     found = twins.table.take(pa.array(at, mask=at < 0))
     kept = twins.table["duplicate_of"].take(found["last"]).to_pylist()
     similarities = found["similarity"].to_numpy()
-    likeness = [
-        None if name is None else _likeness(twin, name, similarity, stage)
+    duplicates = [
+        (None, None) if name is None else (stage, _likeness(twin, name, similarity, stage))
         for twin, name, similarity, stage in zip(
             found["duplicate_of"].to_pylist(), kept, similarities.tolist(), found["stage"].to_pylist(), strict=True
         )
     ]
     reasons = [
-        _reason(row, alike, min_aesthetic, max_nsfw)
-        for row, alike in zip(rows.itertuples(index=False), likeness, strict=True)
+        _filtered(row, min_aesthetic, max_nsfw) or duplicate
+        for row, duplicate in zip(rows.itertuples(index=False), duplicates, strict=True)
     ]
     return part.assign(
         duplicate_of=vectors.to_series(kept, "duplicate_of", part),
         similarity=vectors.to_series(similarities, "similarity", part),
-        kept=vectors.to_series([reason is None for reason in reasons], "kept", part),
-        reason=vectors.to_series(reasons, "reason", part),
+        kept=vectors.to_series([kind is None for kind, _ in reasons], "kept", part),
+        reason=vectors.to_series([reason for _, reason in reasons], "reason", part),
+        reason_kind=_categories([kind for kind, _ in reasons], part),
     )
+
+
+def _categories(kinds: list[str | None], part: Any) -> Any:
+    """Return kinds as a column of one set of categories in all partitions."""
+    of_host = pd.Series(pd.Categorical(kinds, categories=pd.Index(KINDS, dtype=_TEXT)), name="reason_kind")
+    column = vectors.from_pandas(of_host.to_frame(), part)["reason_kind"]
+    column.index = part.index
+    return column
 
 
 def _likeness(twin: str, kept: str, similarity: float, stage: str) -> str:
@@ -210,14 +213,15 @@ def _likeness(twin: str, kept: str, similarity: float, stage: str) -> str:
     return f"duplicate of {twin} ({how})" + (f", as which {kept} is kept" if kept != twin else "")
 
 
-def _reason(row: Any, alike: str | None, min_aesthetic: float | None, max_nsfw: float | None) -> str | None:
+def _filtered(row: Any, min_aesthetic: float | None, max_nsfw: float | None) -> tuple[str, str] | None:
+    """Return kind and reason where it is not for another image that this one is not kept."""
     if not pd.isna(row.error):
-        return f"error: {row.error}"
+        return "error", f"error: {row.error}"
     if min_aesthetic is not None and row.aesthetic_score < min_aesthetic:
-        return f"aesthetic_score {_apart(row.aesthetic_score, min_aesthetic)} < {min_aesthetic:g}"
+        return "aesthetic", f"aesthetic_score {_apart(row.aesthetic_score, min_aesthetic)} < {min_aesthetic:g}"
     if max_nsfw is not None and row.nsfw_score >= max_nsfw:
-        return f"nsfw_score {_apart(row.nsfw_score, max_nsfw)} >= {max_nsfw:g}"
-    return alike
+        return "nsfw", f"nsfw_score {_apart(row.nsfw_score, max_nsfw)} >= {max_nsfw:g}"
+    return None
 
 
 def _apart(score: float, limit: float) -> str:

@@ -6,15 +6,15 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-import fsspec
+from fsspec.utils import glob_translate
 
 from imgcurate import storage
+from imgcurate.run.inputs import Unit
 from imgcurate.run.lock import locked
-from imgcurate.sources.webdataset import Shard
 
 WORK = ".run"
 OUTPUTS = ("shards", "images.parquet", "shards.parquet", "manifest.json")
@@ -90,8 +90,7 @@ class Folder:
 
     def remove_unfinished(self) -> None:
         """Remove what processes that were killed have left half-written or begun."""
-        fs, path = fsspec.core.url_to_fs(self.url, **(self.storage_options or {}))
-        fs.invalidate_cache()
+        fs, path = storage.open_filesystem(self.url, self.storage_options)
         # Nowhere else: a folder beside them may be another run's, which is on.
         here = [fs.find(path, maxdepth=1), *(fs.find(f"{path}/{name}") for name in (WORK, "shards", "images.parquet"))]
         for file in dict.fromkeys(chain.from_iterable(here)):
@@ -101,8 +100,7 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove an output's files, and nothing that somebody else put beside them."""
-        fs, path = fsspec.core.url_to_fs(f"{self.url}/{name}", **(self.storage_options or {}))
-        fs.invalidate_cache()
+        fs, path = storage.open_filesystem(f"{self.url}/{name}", self.storage_options)
         with contextlib.suppress(FileNotFoundError):
             if name not in _NAMES:
                 fs.rm_file(path)
@@ -125,21 +123,34 @@ class Folder:
             ) from None
 
 
-def refuse_inside(out: str | os.PathLike[str], shards: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise where a folder of sources holds the output: read to the bottom, it would give the next run its own shards."""
+def refuse_inside(out: str | os.PathLike[str], inputs: storage.Paths) -> None:
+    """Raise where an input, as it is named, would take what is written into the output for its own the next time."""
     target = _real(storage.absolute(out)) if storage.is_local(os.fspath(out)) else os.fspath(out).rstrip("/")
-    for given in [os.fspath(shard) for shard in shards]:
-        folder = _real(os.path.abspath(given)) if storage.is_local(given) else given.rstrip("/")
-        if target.startswith(f"{folder}/"):
+    for given in storage.patterns(inputs):
+        place = os.path.abspath(given) if storage.is_local(given) else given.rstrip("/")
+        folder = _real(place)
+        if target.startswith(f"{folder}/") or re.match(glob_translate(place), f"{target}/shards/00000.tar"):
             raise FileExistsError(
                 f"the output {os.fspath(out)} lies in {given}, which is read to the bottom: name a folder beside it, or the shards as "
-                f"{given.rstrip('/')}/*.tar"
+                f"{given.partition('*')[0].rstrip('/')}/*.tar"
+            )
+
+
+def _refuse_around(url: str, units: Sequence[Unit]) -> None:
+    """Raise where the output holds an input, which would lie among the files that a run writes and replaces."""
+    target = _real(url)
+    # Links are followed of shards and of folders, not of each image.
+    files = {name.rpartition("/")[0]: name for unit in units for name in unit.etags}
+    for name in (*(unit.url for unit in units), *files.values()):
+        if _real(name).startswith(f"{target}/"):
+            raise FileExistsError(
+                f"{name} is a source and lies where the output would be written ({url}); name another folder"
             )
 
 
 @contextlib.contextmanager
 def open_folder(
-    out: str | os.PathLike[str], shards: list[Shard], overwrite: bool, storage_options: storage.Options
+    out: str | os.PathLike[str], units: Sequence[Unit], overwrite: bool, storage_options: storage.Options
 ) -> Iterator[Folder]:
     """See that a folder can be a run's, and hold it.
 
@@ -150,17 +161,11 @@ def open_folder(
     BlockingIOError
         Where another run is on in it.
     """
-    fs, path = fsspec.core.url_to_fs(os.fspath(out), **(storage_options or {}))
-    fs.invalidate_cache()
+    fs, path = storage.open_filesystem(os.fspath(out), storage_options)
     if fs.isfile(path):
         raise FileExistsError(f"{out} is a file; name a folder for the output")
     url = storage.absolute(out, storage_options).rstrip("/")
-    target = _real(f"{url}/shards")
-    inside = [shard.url for shard in shards if _real(shard.url).startswith(f"{target}/")]
-    if inside:
-        raise FileExistsError(
-            f"{inside[0]} is a source and lies where the output would be written; name another folder"
-        )
+    _refuse_around(url, units)
     there = {name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)} if fs.exists(path) else set()
     if WORK not in there:
         if there and not overwrite:

@@ -1,16 +1,20 @@
-"""A run: its options, its shards and their versions, its folder, and the cluster that it is on."""
+"""A run: its options, what it reads and the versions of that, its folder, and the cluster that it is on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imgcurate import storage, vectors
+from imgcurate import fingerprint, storage, vectors
 from imgcurate.cluster import backend
 from imgcurate.run.folder import Folder
+from imgcurate.run.inputs import Unit
 from imgcurate.run.options import Options
 from imgcurate.run.steps import Steps
 from imgcurate.sources.webdataset import Shard
+
+#: Raise it where a run writes other outputs, so that a run which an earlier version finished writes its own anew.
+FORMAT = 2
 
 
 class Job:
@@ -19,34 +23,53 @@ class Job:
     Attributes
     ----------
     options : Options
-    shards : list of Shard
+    units : list of Unit
+        What is read.
     models : dict
         The encoder and the heads, with their fingerprints.
     place : Folder
     steps : Steps
     versions : dict of str to str
-        What a shard's parts depend on, by its URL: its etag, and how often its bytes were others than that said.
+        What the parts of a unit depend on, by its URL: the etags of its files, and how often their bytes were others than those said.
     retry : bool
         Whether images that could not be read are read again.
     """
 
     def __init__(
-        self, options: Options, shards: list[Shard], models: Mapping[str, Any], place: Folder, steps: Steps
+        self, options: Options, units: Sequence[Unit], models: Mapping[str, Any], place: Folder, steps: Steps
     ) -> None:
-        self.options, self.shards, self.models, self.place, self.steps = options, shards, models, place, steps
+        self.options, self.units, self.models, self.place, self.steps = options, units, models, place, steps
         doubts = place.distrusted()
-        self.versions = {
-            shard.url: f"{shard.etag}+{doubts[shard.url]}" if shard.url in doubts else str(shard.etag)
-            for shard in shards
-        }
-        self.backend = backend()
-        self.like = vectors.empty_on(self.backend)
+        self.versions = {unit.url: unit.version(doubts) for unit in units}
         self.retry = True
 
     @property
+    def backend(self) -> str:
+        """The dataframe backend, which the cluster decides."""
+        return backend()
+
+    @property
+    def like(self) -> Any:
+        """A partition of nothing on the backend."""
+        return vectors.empty_on(self.backend)
+
+    @property
     def storage_options(self) -> storage.Options:
-        """For the file systems of shards and output."""
+        """For the file systems of inputs and output."""
         return self.place.storage_options
+
+    @property
+    def noun(self) -> str:
+        """What a source is called."""
+        return "shard" if isinstance(self.units[0].content, Shard) else "folder"
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The version of each source: of a shard its own, of a folder of files that of all units in it."""
+        versions: dict[str, list[str]] = {}
+        for unit in self.units:
+            versions.setdefault(unit.source, []).append(self.versions[unit.url])
+        return {source: known[0] if len(known) == 1 else fingerprint.of(known) for source, known in versions.items()}
 
     def record(self) -> dict[str, Any]:
         """Return what the run is started with: its options and models as far as they matter, and its sources."""
@@ -54,4 +77,4 @@ class Job:
             name: {"name": str(model.get("name") or model["path"]), "fingerprint": model["fingerprint"]}
             for name, model in self.models.items()
         }
-        return {"format": 1, "options": self.options.effective(), "models": models, "sources": self.versions}
+        return {"format": FORMAT, "options": self.options.effective(), "models": models, "sources": self.sources}

@@ -12,8 +12,8 @@ from imgcurate.run.folder import WORK, is_output
 from imgcurate.run.job import Job
 
 
-def begin(job: Job, overwrite: bool, retry_errors: bool) -> dict[str, Any] | None:
-    """Compare a run with the one that its folder holds, say what is found, and take note of this one.
+def compare(job: Job, overwrite: bool, retry_errors: bool) -> dict[str, Any] | None:
+    """Compare a run with the one that its folder holds, and say what is found.
 
     Returns
     -------
@@ -29,14 +29,17 @@ def begin(job: Job, overwrite: bool, retry_errors: bool) -> dict[str, Any] | Non
     if before is not None:
         differs, sources = differences(before, now), changed_sources(before, now)
         if sources:
-            job.steps.say(f"{job.place.url}: since its run was started, {say_sources(sources)}")
+            job.steps.say(f"{job.place.url}: since its run was started, {say_sources(sources, job.noun)}")
         if manifest is not None and not differs and not sources and not (retry_errors and _unread(job)):
-            if _is_whole(job):
+            if before["format"] != now["format"]:
+                job.steps.say(f"{job.place.url} was finished by an earlier version: its outputs are made again")
+            elif _is_whole(job):
                 job.steps.say(f"{job.place.url} is finished: there is nothing to do")
                 return manifest
-            job.steps.say(f"{job.place.url} was finished, but not all of its files are there: they are made again")
+            else:
+                job.steps.say(f"{job.place.url} was finished, but not all of its files are there: they are made again")
         if manifest is not None and sources:
-            differs.append(say_sources(sources))
+            differs.append(say_sources(sources, job.noun))
         if differs and not overwrite:
             raise FileExistsError(
                 f"{job.place.url} holds another run ({'; '.join(differs)}): name another folder, or replace its outputs with --overwrite, "
@@ -46,22 +49,25 @@ def begin(job: Job, overwrite: bool, retry_errors: bool) -> dict[str, Any] | Non
         raise FileExistsError(
             f"{job.place.url} is not empty; name another folder, or overwrite the run that is there (--overwrite)"
         )
-    # Of a finished run the images that could not be read stay errors, unless that is what it is called for.
-    job.retry = manifest is None or retry_errors
-    # First, so that a stop right here does not leave the outputs of the one under the record of the other.
-    job.place.remove("manifest.json")
-    job.place.write_json(f"{WORK}/run.json", now)
     return None
 
 
+def begin(job: Job, retry_errors: bool) -> None:
+    """Take note of a run in its folder."""
+    # Of a finished run the images that could not be read stay errors, unless that is what it is called for.
+    job.retry = job.place.manifest() is None or retry_errors
+    # First, so that a stop right here does not leave the outputs of the one under the record of the other.
+    job.place.remove("manifest.json")
+    job.place.write_json(f"{WORK}/run.json", job.record())
+
+
 def distrust(job: Job, url: str) -> None:
-    """Of a shard that changed under the same size and time, take note that those are not to be trusted."""
-    known = job.versions.get(url)
+    """Of a file that changed under the same size and time, take note that those are not to be trusted."""
     try:
         now = storage.etag(url, job.storage_options)
     except OSError:
         return
-    if known is not None and known.partition("+")[0] == now:
+    if any(unit.etags.get(url) == now for unit in job.units):
         job.place.distrust(url)
 
 
@@ -96,7 +102,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def changed_sources(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the shards that were ``"changed"``, ``"added"`` and ``"taken away"`` between two records.
+    """Return the sources that were ``"changed"``, ``"added"`` and ``"taken away"`` between two records.
 
     Examples
     --------
@@ -109,22 +115,22 @@ def changed_sources(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
         "added": [url for url in new if url not in old],
         "taken away": [url for url in old if url not in new],
     }
-    # The order of the shards is that of the images, and decides which of two equal ones stays.
+    # The order of the sources is that of the images, and decides which of two equal ones stays.
     kept, now_kept = [url for url in old if url in new], [url for url in new if url in old]
     found["put into another place"] = [url for url, other in zip(now_kept, kept, strict=True) if url != other]
     return {what: urls for what, urls in found.items() if urls}
 
 
-def say_sources(changes: Mapping[str, Sequence[str]], named: int = 5) -> str:
-    """Name the shards that changed.
+def say_sources(changes: Mapping[str, Sequence[str]], noun: str, named: int = 5) -> str:
+    """Name the sources that changed.
 
     Examples
     --------
-    >>> say_sources({"changed": ["a.tar"], "added": ["b.tar", "c.tar"]})
+    >>> say_sources({"changed": ["a.tar"], "added": ["b.tar", "c.tar"]}, "shard")
     '1 shard changed (a.tar), 2 shards added (b.tar, c.tar)'
     """
     return ", ".join(
-        f"{len(urls):,} shard{'s' * (len(urls) != 1)} {what} ({', '.join(urls[:named])}{', ...' * (len(urls) > named)})"
+        f"{len(urls):,} {noun}{'s' * (len(urls) != 1)} {what} ({', '.join(urls[:named])}{', ...' * (len(urls) > named)})"
         for what, urls in changes.items()
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import math
 import queue
@@ -36,13 +37,25 @@ class Stalled(RuntimeError):
 
 
 class Steps:
-    """Runs tasks on the cluster, shows how far they are, and remembers how long each step took."""
+    """Runs tasks on the cluster, shows how far they are, and remembers how long each step took.
 
-    def __init__(self, client: distributed.Client, progress: bool) -> None:
-        self.client, self.progress = client, progress
+    Parameters
+    ----------
+    connect : callable
+        Gives the cluster's client; called when the first task is to run.
+    progress : bool
+    """
+
+    def __init__(self, connect: Callable[[], distributed.Client], progress: bool) -> None:
+        self._connect, self.progress = connect, progress
         self.seconds: dict[str, float] = {}
         self.label = ""
         self.interval = 0.1 if sys.stderr.isatty() else 10  # a log does not need ten lines a second
+
+    @functools.cached_property
+    def client(self) -> distributed.Client:
+        """The cluster's client."""
+        return self._connect()
 
     @contextlib.contextmanager
     def __call__(self, label: str) -> Iterator[None]:
@@ -144,18 +157,24 @@ class Steps:
             except BaseException as problem:
                 ended.put((None, problem))
 
+        before = set(self.client.futures)
         # Not of a pool: where this one is stopped, nobody waits for it.
         threading.Thread(target=call, daemon=True, name="imgcurate-step").start()
         watch = _Watch(self)
-        while True:
-            try:
-                result, problem = ended.get(timeout=_LOOK_SECONDS)
-            except queue.Empty:
-                watch.look()
-                continue
-            if problem is not None:
-                return self._explain(problem, "")
-            return result  # type: ignore[return-value]
+        try:
+            while True:
+                try:
+                    result, problem = ended.get(timeout=_LOOK_SECONDS)
+                    break
+                except queue.Empty:
+                    watch.look()
+        except BaseException:
+            # What the thread waits for; and so it ends.
+            cluster.cancel(self.client, set(self.client.futures) - before)
+            raise
+        if problem is not None:
+            return self._explain(problem, "")
+        return result  # type: ignore[return-value]
 
     def _result_of(self, future: distributed.Future, what: str) -> Any:
         try:

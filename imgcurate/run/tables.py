@@ -11,7 +11,6 @@ import dask
 import dask.dataframe as dd
 
 from imgcurate import encoders, fingerprint, parts, schema, storage, vectors
-from imgcurate.cluster import backend
 from imgcurate.dedup.content.verbs import check_stored, exact_duplicates, perceptual_duplicates
 from imgcurate.dedup.removal import remove
 from imgcurate.dedup.result import Duplicates
@@ -47,28 +46,30 @@ class Pairs(NamedTuple):
     n_clusters: int
 
 
-def list_shards(job: Job) -> list[Part]:
-    """List each shard."""
+def list_inputs(job: Job) -> list[Part]:
+    """List each unit of the inputs."""
     table = job.place.table("listed")
     there = parts.there(table, job.storage_options)
-    keys = [columns.listing_key(shard, job.versions[shard.url]) for shard in job.shards]
-    missing = [(shard, key) for shard, key in zip(job.shards, keys, strict=True) if key not in there]
-    _say_there(job, len(keys) - len(missing), len(keys), "shards are listed")
-    task = dask.delayed(columns.list_shard, pure=False)
+    keys = [columns.listing_key(unit, job.versions[unit.url]) for unit in job.units]
+    missing = [(unit, key) for unit, key in zip(job.units, keys, strict=True) if key not in there]
+    _say_there(
+        job, len(keys) - len(missing), len(keys), f"{'shards' if job.noun == 'shard' else 'groups of files'} are listed"
+    )
+    task = dask.delayed(columns.list_unit, pure=False)
     made = job.steps.run(
-        (task(shard, table, key, job.storage_options) for shard, key in missing), len(missing), unit="shard"
+        (task(unit, table, key, job.storage_options) for unit, key in missing), len(missing), unit="unit"
     )
     there |= {part.key: part for part in made}
     return [there[key] for key in keys]
 
 
 def ranges_of(job: Job, listed: Sequence[Part]) -> list[Rows]:
-    """Cut all shards into ranges of rows, in order."""
+    """Cut all units into ranges of rows, in order."""
     table = job.place.table("listed")
     return [
         rows
-        for shard, part in zip(job.shards, listed, strict=True)
-        for rows in columns.ranges(shard.url, job.versions[shard.url], f"{table}/{part.name}", part.rows, job.backend)
+        for unit, part in zip(job.units, listed, strict=True)
+        for rows in columns.ranges(unit, job.versions[unit.url], f"{table}/{part.name}", part.rows, job.backend)
     ]
 
 
@@ -161,7 +162,7 @@ def _search(job: Job, stage: str, sources: Sequence[Sources], before: Sequence[P
 
 def decide(job: Job, sources: Sequence[Sources], pairs: Sequence[Pairs]) -> list[deciding.Decided]:
     """Write the table of images: all that is known of each, and what becomes of it."""
-    key = fingerprint.of("images", _found_so_far(job, sources, pairs))
+    key = fingerprint.of("images", deciding.DECISIONS, _found_so_far(job, sources, pairs))
     job.place.make_room("images.parquet", key)
     # In a worker's memory once, not in each task.
     twins = dask.delayed(deciding.gather_twins)(
@@ -202,7 +203,7 @@ def write_shards(
 
 def check_stages(options: Options) -> None:
     """Raise what the verbs would raise of the options, before anything is read."""
-    meta = _meta(options, vectors.empty_on(backend()))
+    meta = _meta(options, vectors.empty_on("pandas"))
     frame = dd.from_delayed([dask.delayed(meta)], meta=meta, verify_meta=False)
     for stage in options.dedup:
         if stage == "semantic":

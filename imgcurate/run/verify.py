@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dask
+import distributed
 import pandas as pd
 import xxhash
 
@@ -43,7 +44,13 @@ class Verified:
         return f"{what}: {len(self.problems):,} problems" if self.problems else f"{what}: all as they were written"
 
 
-def verify(out: str | os.PathLike[str], *, storage_options: storage.Options = None, progress: bool = False) -> Verified:
+def verify(
+    out: str | os.PathLike[str],
+    *,
+    storage_options: storage.Options = None,
+    progress: bool = False,
+    connect: Callable[[], distributed.Client] = connect,
+) -> Verified:
     """Check the outputs of a run: shards against their digests, samples against the table of images, every kept image in one shard.
 
     Parameters
@@ -54,6 +61,8 @@ def verify(out: str | os.PathLike[str], *, storage_options: storage.Options = No
         For the fsspec filesystem.
     progress : bool, default False
         Show on stderr how far it is.
+    connect : callable
+        Gives the client of the cluster that reads. Default: `imgcurate.connect`.
 
     Returns
     -------
@@ -75,7 +84,7 @@ def verify(out: str | os.PathLike[str], *, storage_options: storage.Options = No
         raise FileNotFoundError(
             f"{out} holds no finished run: there is no manifest.json; run the same command again to finish it"
         )
-    steps = Steps(connect(), progress)
+    steps = Steps(connect, progress)
     table = parts.read_part(f"{url}/shards.parquet", None, None, storage_options)
     images = sorted(storage.sizes_in(f"{url}/images.parquet", storage_options))
     images = [f"{url}/images.parquet/{name}" for name in images if is_output("images.parquet", name)]

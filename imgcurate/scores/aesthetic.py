@@ -75,12 +75,13 @@ def weights_path(model_dir: str | os.PathLike[str] | None = None) -> Path:
     FileNotFoundError
         Where `model_dir` does not exist, or the weights are nowhere to be had.
     """
+    model_dir = weights.chosen_dir(model_dir)
     found = None if model_dir is None else weights.find(model_dir, _NAMES, fits=_may_be_head)
     return found or weights.from_hub(
         REPO,
         "model.safetensors",
         advice=f"download it where there is a network from https://huggingface.co/{REPO} and put it into "
-        f"model_dir/{REPO}/model.safetensors",
+        f"DIR/{REPO}/model.safetensors with model_dir=DIR",
     )
 
 

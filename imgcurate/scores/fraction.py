@@ -9,6 +9,7 @@ import numpy as np
 from dask.delayed import Delayed
 
 from imgcurate import schema, vectors
+from imgcurate.cluster import interruptible
 
 # A number is found 16 bits at a time, from the highest: four counts of 65,536, however many rows there are.
 _BITS = 16
@@ -62,6 +63,7 @@ def top_fraction(frame: Any, column: str, fraction: float) -> Any:
     return frame[frame[column] >= threshold]
 
 
+@interruptible
 def _threshold(frame: Any, column: str, fraction: float) -> float:
     keys = list(dask.persist(*[dask.delayed(_keys)(part, column) for part in frame.to_delayed()]))
     count = dask.delayed(_count)

@@ -60,7 +60,7 @@ def check_encoder(head: Head, known: identity.Identity | None) -> None:
     if known is not None and known.kind not in ("clip", "clip_vision_model", "callable"):
         raise ValueError(
             f"the {head.title} takes embeddings of {ENCODER} and these are of {known}; embed the images with the encoder it "
-            f'was trained on: embed(frame, model="{ENCODER}")'
+            f'was trained on, model="{ENCODER}"'
         )
 
 
@@ -69,7 +69,7 @@ def check_dimension(head: Head, dimension: int) -> None:
     if dimension != DIMENSION:
         raise ValueError(
             f"the {head.title} takes embeddings of dimension {DIMENSION} and these have {dimension}; "
-            f'embed the images with the encoder it was trained on: embed(frame, model="{ENCODER}")'
+            f'embed the images with the encoder it was trained on, model="{ENCODER}"'
         )
 
 

@@ -106,6 +106,7 @@ def weights_path(model_dir: str | os.PathLike[str] | None = None) -> Path:
     ValueError
         Where what is downloaded is not the published file.
     """
+    model_dir = weights.chosen_dir(model_dir)
     found = None if model_dir is None else weights.find(model_dir, _NAMES)
     cache = weights.cache_dir()
     if found is None and cache.is_dir():
@@ -114,7 +115,7 @@ def weights_path(model_dir: str | os.PathLike[str] | None = None) -> Path:
         URL,
         SHA256,
         cache / _NAMES[0],
-        advice=f"download it where there is a network and put it into model_dir/{_NAMES[0]} or {cache / _NAMES[0]}",
+        advice=f"download it where there is a network and put it into DIR/{_NAMES[0]} with model_dir=DIR, or into {cache / _NAMES[0]}",
     )
 
 

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import dask
 
 from imgcurate import identity, parts, schema, storage
+from imgcurate.cluster import interruptible
 
 
+@interruptible
 def write_parquet(
     frame: Any,
     path: str | os.PathLike[str],

@@ -14,6 +14,7 @@ import dask.dataframe as dd
 import pandas as pd
 
 from imgcurate import images, schema, storage, tar, vectors
+from imgcurate.cluster import interruptible
 from imgcurate.sinks.copying import Sources, Writer, rows_of
 
 _COLUMNS = ["image_id", "url", "member", "offset", "bytes", "sample_offset", "sample_size"]
@@ -25,6 +26,7 @@ _STOPPED = ".stopped"
 _NOT_IN_KEYS = re.compile(r"[\0-\x1f\x7f-\x9f\\]|(?<=^[A-Za-z]):|^__+")
 
 
+@interruptible
 def write_webdataset(
     frame: Any,
     path: str | os.PathLike[str],

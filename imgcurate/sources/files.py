@@ -13,13 +13,15 @@ import pandas as pd
 from imgcurate import schema, storage, vectors
 from imgcurate.cluster import backend
 
-_EXTENSIONS = (
+#: What the name of an image ends in.
+EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k",
 )  # fmt: skip
 # Of formats that are taken by name: many folders hold some that are no photos.
 _NAMED_EXTENSIONS = (".psd", ".ico", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pcx", ".qoi")
 
-_TEXTS = {".txt": "caption", ".json": "metadata"}
+#: Files beside an image, and the columns that they become.
+TEXTS = {".txt": "caption", ".json": "metadata"}
 # Of a store, each answer is waited for.
 _THREADS = 16
 
@@ -75,16 +77,8 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
     """
     if files_per_partition < 1:
         raise ValueError(f"files_per_partition={files_per_partition}: must be at least 1")
-    found = storage.expand(urls, _EXTENSIONS, storage_options, beside=tuple(_TEXTS), contained=True)
-    images = {
-        url: entry
-        for url, entry in found.items()
-        if url.lower().endswith(_EXTENSIONS if entry.amid else _EXTENSIONS + _NAMED_EXTENSIONS)
-    }
-    if not images:
-        raise FileNotFoundError(f"{urls!r} names no image; images end in {', '.join(_EXTENSIONS)}")
-    root = storage.root_of(urls, storage_options)
-    files = [File(url, storage.relative(url, root), entry, *_texts_beside(url, found)) for url, entry in images.items()]
+    found = storage.expand(urls, EXTENSIONS, storage_options, beside=tuple(TEXTS), contained=True)
+    files = files_of(found, urls, storage_options)
     groups = [files[i : i + files_per_partition] for i in range(0, len(files), files_per_partition)]
     frame = dd.from_map(
         list_files,
@@ -94,6 +88,21 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
         label="read-files",
     )
     return vectors.to_backend(frame, backend())
+
+
+def files_of(
+    found: Mapping[str, storage.Entry], urls: storage.Paths, storage_options: storage.Options = None
+) -> list[File]:
+    """Return those of the files that `storage.expand` has found, with texts beside them, that are images; raises where none is."""
+    images = {
+        url: entry
+        for url, entry in found.items()
+        if url.lower().endswith(EXTENSIONS if entry.amid else EXTENSIONS + _NAMED_EXTENSIONS)
+    }
+    if not images:
+        raise FileNotFoundError(f"{urls!r} names no image; images end in {', '.join(EXTENSIONS)}")
+    root = storage.root_of(urls, storage_options)
+    return [File(url, storage.relative(url, root), entry, *_texts_beside(url, found)) for url, entry in images.items()]
 
 
 def list_files(files: Sequence[File], storage_options: storage.Options = None) -> pd.DataFrame:
@@ -118,18 +127,18 @@ def _row(file: File, storage_options: storage.Options) -> dict[str, Any]:
     row |= {"etag": entry.etag, "error": None if problem is None else f"read: {problem}"}
     for extension in file.texts if problem is None else ():
         content = storage.read_if_there(storage.replace_extension(file.url, extension), storage_options)
-        row[_TEXTS[extension]] = None if content is None else content.decode("utf-8", "replace")
+        row[TEXTS[extension]] = None if content is None else content.decode("utf-8", "replace")
     return row
 
 
 def _texts_beside(url: str, found: Mapping[str, storage.Entry]) -> tuple[tuple[str, ...], str | None]:
     """Return the extensions of those files beside an image that are there, or of all where that is not known, and what is wrong with one."""
-    beside = {extension: storage.replace_extension(url, extension) for extension in _TEXTS}
+    beside = {extension: storage.replace_extension(url, extension) for extension in TEXTS}
     if found[url].amid:
-        there = tuple(extension for extension in _TEXTS if beside[extension] in found)
+        there = tuple(extension for extension in TEXTS if beside[extension] in found)
         problems = {extension: found[beside[extension]].problem for extension in there}
     else:
-        there = tuple(_TEXTS)
+        there = tuple(TEXTS)
         folder = url.rpartition("/")[0]
         problems = {
             extension: storage.problem_of(text, folder) if storage.is_local(text) else None

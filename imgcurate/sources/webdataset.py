@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import dask.dataframe as dd
@@ -106,7 +106,11 @@ def read_webdataset(
 
 def find_shards(urls: storage.Paths, storage_options: storage.Options = None) -> list[Shard]:
     """Find the shards that `read_webdataset` would read, in order; it says what is raised."""
-    found = storage.expand(urls, (".tar", *tar.COMPRESSED), storage_options)
+    return shards_of(storage.expand(urls, (".tar", *tar.COMPRESSED), storage_options), storage_options)
+
+
+def shards_of(found: Mapping[str, storage.Entry], storage_options: storage.Options = None) -> list[Shard]:
+    """Return files that `storage.expand` has found as shards."""
     for url, entry in found.items():
         if entry.problem is not None:
             raise ValueError(f"{url}: {entry.problem}")

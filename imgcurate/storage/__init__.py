@@ -14,6 +14,7 @@ from imgcurate.storage.listing import (
     expand,
     is_there,
     lies_below,
+    patterns,
     problem_of,
     relative,
     root_of,
@@ -35,7 +36,7 @@ from imgcurate.storage.stores import (
 
 __all__ = [
     "Entry", "Options", "Paths", "absolute", "common_folder", "etag", "expand", "is_local", "is_there", "lies_below", "open_atomic", "open_filesystem", "open_input",
-    "open_ranges", "open_sequential", "passes", "problem_of", "read_if_there", "read_parquet_table", "relative", "remove", "replace_extension",
+    "open_ranges", "open_sequential", "passes", "patterns", "problem_of", "read_if_there", "read_parquet_table", "relative", "remove", "replace_extension",
     "retrying", "root_of", "size_of", "sizes_in", "staged_folder", "stat", "write_parquet_table",
 ]  # fmt: skip
 

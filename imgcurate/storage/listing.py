@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import stat as modes
+import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -54,8 +55,8 @@ def expand(
     Parameters
     ----------
     urls : str, path, or sequence of these
-        Each a file, a folder (searched to the bottom), a glob, or a pattern such as ``"s3://bucket/{00000..00041}.tar"``. A path of this
-        machine that is there is that path, whatever its name looks like.
+        Each a file, a folder (searched to the bottom, but for folders below it that a run wrote), a glob, or a pattern such as
+        ``"s3://bucket/{00000..00041}.tar"``. A path of this machine that is there is that path, whatever its name looks like.
     extensions : tuple of str
         What a file of a folder must end in, in lower case, such as ``(".tar",)``. A file that is named is taken as it is.
     storage_options : mapping, optional
@@ -78,10 +79,13 @@ def expand(
     ValueError
         Where no pattern is given, one file is named twice, braces are not balanced or make more than a million names, or a URL is not one
         that may be opened.
+
+    Warns
+    -----
+    UserWarning
+        Where a folder holds one that a run wrote: it is read where it is named itself.
     """
-    names = [name for pattern in _patterns(urls) for name in _names(pattern)]
-    if not names:
-        raise ValueError("no path was given: name a file, a folder, a glob or a pattern with braces")
+    names = _names_of(urls)
     found: dict[str, Entry] = {}
     # A store is asked about each name, and thousands of answers in a row would take minutes.
     with ThreadPoolExecutor(max_workers=min(16, len(names))) as threads:
@@ -96,10 +100,15 @@ def expand(
     return found
 
 
+def patterns(urls: Paths) -> list[str]:
+    """Return paths and globs as they are given, with braces filled in; raises ValueError where there are none, or braces are not balanced."""
+    return [name.text for name in _names_of(urls)]
+
+
 def root_of(urls: Paths, storage_options: Options = None) -> str:
     """Return the deepest folder that holds all that `urls` name: a folder's own path, a glob's part before its first wildcard."""
     folders = []
-    for pattern in _patterns(urls):
+    for pattern in _given(urls):
         fixed = pattern if is_there(pattern) else re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
         fs, path = open_filesystem(fixed, storage_options)
         url = as_url(fs, path)
@@ -215,6 +224,12 @@ def _find(
         found = {}
     if not found and not fs.exists(path):
         raise FileNotFoundError(f"{name.text!r} does not exist")
+    runs = _folders_of_runs(path.rstrip("/"), found)
+    found = {file: info for file, info in found.items() if not file.startswith(tuple(f"{run}/" for run in runs))}
+    for run in runs:
+        warnings.warn(
+            f"{run} is what a run wrote and is not read as part of {name.text}; name it to read it", stacklevel=2
+        )
     listing = {
         name: info
         for name, info in found.items()
@@ -237,8 +252,31 @@ def _entries(fs: Any, listing: dict[str, Any], folder: str | None) -> dict[str, 
     return entries
 
 
-def _patterns(urls: Paths) -> list[str]:
+def _folders_of_runs(folder: str, files: Iterable[str]) -> list[str]:
+    """Return the folders below `folder` that a run wrote, or writes.
+
+    Examples
+    --------
+    >>> _folders_of_runs("a", ["a/0.tar", "a/out/.run/run.json", "a/out/shards/0.tar"])
+    ['a/out']
+    """
+    names = set(files)
+    runs = {name.removesuffix("/.run/run.json") for name in names if name.endswith("/.run/run.json")}
+    # Of a finished run the rest may have been removed.
+    finished = {name.removesuffix("/manifest.json") for name in names if name.endswith("/manifest.json")}
+    runs |= {run for run in finished if f"{run}/shards.parquet" in names}
+    return sorted(run for run in runs if run.startswith(f"{folder}/"))
+
+
+def _given(urls: Paths) -> list[str]:
     return [os.fspath(url) for url in ([urls] if isinstance(urls, str | os.PathLike) else urls)]
+
+
+def _names_of(urls: Paths) -> list[_Name]:
+    names = [name for pattern in _given(urls) for name in _names(pattern)]
+    if not names:
+        raise ValueError("no path was given: name a file, a folder, a glob or a pattern with braces")
+    return names
 
 
 def _names(pattern: str) -> Iterable[_Name]:

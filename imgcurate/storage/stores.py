@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Mapping
 from datetime import datetime
@@ -65,6 +66,8 @@ def open_filesystem(url: str, storage_options: Options) -> tuple[Any, str]:
     ------
     ValueError
         Where the URL is a chain of several, or of a protocol that may not be in a row.
+    ImportError
+        Where the package that opens such URLs is not installed; says which one is.
 
     Examples
     --------
@@ -78,7 +81,12 @@ def open_filesystem(url: str, storage_options: Options) -> tuple[Any, str]:
         path = LocalFileSystem._strip_protocol(url) if url[:1] != "/" else url.rstrip("/") or "/"
         return fsspec.filesystem("file"), path
     check_protocol(url)
-    fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
+    except ImportError as problem:
+        if re.match(r"s3a?://", url):
+            raise ImportError(f"{url} takes a package that is not installed: pip install 'imgcurate[s3]'") from problem
+        raise ImportError(f"{url} takes a package that is not installed ({problem}): pip install it") from problem
     fs.invalidate_cache()
     return fs, path
 

@@ -13,8 +13,8 @@ from test_curate import model_dir, shards  # noqa: F401
 
 import imgcurate as ic
 from gpu.conftest import CUDF, PANDAS, Backend, host, in_own_session
+from imgcurate import curate
 from imgcurate.cluster import gpu_available
-from imgcurate.curate import curate
 
 # Byte for byte copies are embedded alike in float32 whatever batch they are in; narrower types may not be.
 OPTIONS = {"model": "tiny-clip", "dtype": "float32"}

@@ -14,6 +14,7 @@ from typing import Any
 from dask.delayed import Delayed
 
 from imgcurate import schema, storage
+from imgcurate.cluster import interruptible
 from imgcurate.dedup.content import exact, perceptual
 from imgcurate.dedup.content.blocks import Kind as Fingerprint
 from imgcurate.dedup.content.prints import Prints, prepare
@@ -26,6 +27,7 @@ from imgcurate.measures import measure
 _READ = ["error", "etag", "digest"]
 
 
+@interruptible
 def exact_duplicates(
     frame: Any,
     *,
@@ -83,6 +85,7 @@ def exact_duplicates(
     return _duplicates(prints, found, frame._meta, id_field, keep, "cover", 1e-6, "exact")
 
 
+@interruptible
 def perceptual_duplicates(
     frame: Any,
     *,

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from imgcurate import identity, schema, vectors
+from imgcurate.cluster import interruptible
 from imgcurate.dedup import corpus, inputs, recall
 from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result import Duplicates, check_eps, id_dtype
@@ -25,6 +26,7 @@ _MOST_PAIRS, _MOST_PAIRS_PER_IMAGE = 20_000_000, 50
 _SURVEYED_PAIRS, _FEWEST_SURVEYED, _MOST_SURVEYED = 10_000, 512, 2048
 
 
+@interruptible
 def semantic_duplicates(
     frame: Any,
     *,

@@ -1,0 +1,129 @@
+"""What a run reads: tar shards or image files, in units that are listed, and known by a version, as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import xxhash
+
+from imgcurate import fingerprint, storage
+from imgcurate.sources import files, webdataset
+from imgcurate.sources.files import File
+from imgcurate.sources.webdataset import Shard
+
+# Image files are cut into units of about so many, and at most so many. Where a unit ends is told by the name of its last file, so that a
+# file which is added or taken away changes one unit, and not all that come after it.
+_ABOUT_FILES, _MOST_FILES = 512, 2048
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A shard, or image files that follow one another.
+
+    Attributes
+    ----------
+    url : str
+        Of the shard, or of the first file.
+    source : str
+        What the account of a run names: the shard, or the folder that holds the files.
+    etags : dict of str to str
+        The version of each file that is read (see `imgcurate.storage.etag`), texts beside images included.
+    content : Shard or tuple of File
+    """
+
+    url: str
+    source: str
+    etags: Mapping[str, str]
+    content: Shard | tuple[File, ...]
+
+    def version(self, doubts: Mapping[str, int]) -> str:
+        """Return what the unit's bytes are known by; of `doubts`, how often a file had other bytes than its etag said."""
+        known = {url: f"{etag}+{doubts[url]}" if url in doubts else etag for url, etag in self.etags.items()}
+        return known[self.url] if len(known) == 1 else fingerprint.of(known)
+
+    def key(self, version: str) -> tuple[str, ...]:
+        """Return what the unit's rows depend on."""
+        names = [self.content.name] if isinstance(self.content, Shard) else [file.image_id for file in self.content]
+        return self.url, *names, version
+
+    def list(self, storage_options: storage.Options) -> pd.DataFrame:
+        """List the unit as rows."""
+        if isinstance(self.content, Shard):
+            return webdataset.list_shards([self.content], storage_options)
+        return files.list_files(self.content, storage_options)
+
+
+def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[Unit]:
+    """Find what a run is to read, in order.
+
+    Parameters
+    ----------
+    urls : str, path, or list of these
+        Shards, image files, folders of one or the other, globs, braces.
+    storage_options : dict, optional
+
+    Raises
+    ------
+    FileNotFoundError
+        Where a pattern finds nothing.
+    ValueError
+        Where shards and images are named together, or lie in one folder; or as `read_webdataset` and `read_files`.
+    """
+    of_images = tuple(files.EXTENSIONS)
+    found = storage.expand(urls, (".tar", *of_images), storage_options, beside=tuple(files.TEXTS))
+    images = sum(url.lower().endswith(of_images) for url in found)
+    tars = sum(url.lower().endswith(".tar") for url in found)
+    if images and tars:
+        given = storage.root_of(urls, storage_options)
+        raise ValueError(
+            f"{given} holds tar shards ({tars:,}) and images ({images:,}), and a run reads one or the other: name the shards as {given}/*.tar, "
+            f"or the images as {given}/**/*.jpg"
+        )
+    if images:
+        return list(_units_of(files.files_of(found, urls, storage_options), found, storage_options))
+    # What is named is a shard, whatever its name is; when it is listed it is told whether it can be one.
+    shards = {url: entry for url, entry in found.items() if not url.lower().endswith(tuple(files.TEXTS))}
+    if not shards:
+        raise FileNotFoundError(f"{urls!r} names neither a tar shard nor an image")
+    return [
+        Unit(shard.url, shard.url, {shard.url: str(shard.etag)}, shard)
+        for shard in webdataset.shards_of(shards, storage_options)
+    ]
+
+
+def describe(units: Sequence[Unit]) -> str:
+    """Say what inputs were taken for.
+
+    Examples
+    --------
+    >>> describe([Unit("a.tar", "a.tar", {"a.tar": "1"}, Shard("a.tar", "a"))])
+    '1 tar shard'
+    """
+    if isinstance(units[0].content, Shard):
+        return f"{len(units):,} tar shard{'s' * (len(units) != 1)}"
+    images = sum(len(unit.content) for unit in units)
+    return f"{images:,} image file{'s' * (images != 1)}"
+
+
+def _units_of(
+    found: Sequence[File], entries: Mapping[str, storage.Entry], storage_options: storage.Options
+) -> Iterator[Unit]:
+    for some in _cut(found):
+        beside = [storage.replace_extension(file.url, extension) for file in some for extension in file.texts]
+        etags = {file.url: file.entry.etag or storage.etag(file.url, storage_options) for file in some}
+        etags |= {text: str(entries[text].etag) for text in beside if text in entries}
+        source = storage.common_folder([file.url.rpartition("/")[0] for file in some])
+        yield Unit(some[0].url, source, etags, some)
+
+
+def _cut(found: Sequence[File]) -> Iterator[tuple[File, ...]]:
+    some: list[File] = []
+    for file in found:
+        some.append(file)
+        if len(some) == _MOST_FILES or xxhash.xxh3_64_intdigest(file.url.encode()) % _ABOUT_FILES == 0:
+            yield tuple(some)
+            some = []
+    if some:
+        yield tuple(some)

@@ -1,0 +1,100 @@
+"""What a run reads: folders of images as well as shards, known by their versions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import image_bytes, read_tar, write_tar
+from distributed import Client
+
+from imgcurate.run import inputs
+from imgcurate.run.curate import curate
+from imgcurate.run.verify import verify
+from imgcurate.sources.files import File, read_files
+from imgcurate.storage import Entry
+
+
+def mean_colour(batch: np.ndarray) -> np.ndarray:
+    return batch.reshape(len(batch), -1, 3).mean(axis=1) + 1
+
+
+def run(folder: Path, out: Path, **options: Any) -> tuple[dict[str, Any], pd.DataFrame]:
+    manifest = curate(folder, out, model=mean_colour, **{"dedup": "exact", **options})
+    return manifest, pd.read_parquet(out / "images.parquet")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twelve images in two folders, with captions beside them; one is a copy, and one cannot be read."""
+    for i in range(12):
+        path = tmp_path / "photos" / ("cats" if i < 6 else "dogs") / f"{i:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image_bytes(0 if i == 7 else i) if i != 9 else b"<html>")
+        path.with_suffix(".txt").write_text(f"caption {i}")
+    return tmp_path / "photos"
+
+
+def test_a_folder_of_images_is_curated_into_shards(
+    client: Client, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, images = run(photos, tmp_path / "out", progress=True)
+    assert "reading 12 image files" in capsys.readouterr().err
+    assert images["image_id"].tolist() == read_files(photos).compute()["image_id"].tolist()
+    assert manifest["counts"] | {"shards": 1} == {
+        "read": 12, "errors": 1, "below_aesthetic": 0, "above_nsfw": 0, "duplicates": 1, "kept": 10, "shards": 1,
+    }  # fmt: skip
+    assert manifest["sources"].keys() == {str(photos)}
+    assert images["reason_kind"].value_counts()[lambda counts: counts > 0].to_dict() == {"error": 1, "exact": 1}
+    assert manifest["reasons"] == {"error": 1, "aesthetic": 0, "nsfw": 0, "exact": 1, "perceptual": 0, "semantic": 0}
+    members = dict(read_tar(tmp_path / "out" / "shards" / "00000.tar"))
+    assert members["dogs/11.jpg"] == (photos / "dogs" / "11.jpg").read_bytes()
+    assert members["dogs/11.txt"] == b"caption 11"
+    assert verify(tmp_path / "out").problems == ()
+
+
+def test_a_text_or_an_image_that_changes_is_found_and_named(client: Client, photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path / "out")
+    (photos / "cats" / "01.txt").write_text("another caption")
+    with pytest.raises(FileExistsError, match=r"1 folder changed \(.*photos\)"):
+        run(photos, tmp_path / "out")
+    _, images = run(photos, tmp_path / "out", overwrite=True)
+    assert images["caption"][1] == "another caption"
+    (photos / "cats" / "01.jpg").write_bytes(image_bytes(99))
+    with pytest.raises(FileExistsError, match="1 folder changed"):
+        run(photos, tmp_path / "out")
+    _, images = run(photos, tmp_path / "out", overwrite=True)
+    assert images["size"][1] == len(image_bytes(99))
+
+
+def test_shards_and_images_in_one_folder_are_told_apart_by_the_user(
+    client: Client, photos: Path, tmp_path: Path
+) -> None:
+    write_tar(photos / "0.tar", [("a.jpg", image_bytes(1))])
+    with pytest.raises(ValueError, match=r"photos holds tar shards \(1\) and images \(12\).*photos/\*\.tar"):
+        run(photos, tmp_path / "out")
+    manifest, _ = run(photos / "*.tar", tmp_path / "shards")
+    assert manifest["counts"]["read"] == 1
+    manifest, _ = run(f"{photos}/**/*.jpg", tmp_path / "images")  # type: ignore[arg-type]
+    assert manifest["counts"]["read"] == 12
+
+
+def test_a_folder_that_holds_neither_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.json").write_text(json.dumps({}))
+    with pytest.raises(FileNotFoundError, match="notes"):
+        inputs.find(tmp_path / "notes")
+
+
+def test_a_file_that_is_added_changes_one_group_of_files_and_not_those_after_it() -> None:
+    def groups(numbers: list[int]) -> set[tuple[str, ...]]:
+        files = [File(f"/photos/{number:05d}.jpg", f"{number:05d}.jpg", Entry(1, "1"), ()) for number in numbers]
+        return {tuple(file.url for file in group) for group in inputs._cut(files)}
+
+    all_of_them, without = list(range(5000)), [number for number in range(5000) if number != 17]
+    assert len(groups(all_of_them)) > 4 and max(map(len, groups(all_of_them))) <= 2048
+    assert len(groups(all_of_them) - groups(without)) <= 2
