@@ -251,9 +251,9 @@ def _recoloured(image: Image.Image) -> Image.Image:
 
 #: Suffix of the copy's key: what was done, how, and the JPEG quality it is saved with: so low that a copy of as many pixels has fewer bytes.
 _CHANGES: dict[str, tuple[str, Callable[[Image.Image], Image.Image], int]] = {
-    "reencoded": ("re-encoded, JPEG quality 40", lambda image: image, 40),
+    "reencoded": ("re-encoded, JPEG quality 60", lambda image: image, 60),
     "half": ("half the width and height", _half_size, 90),
-    "recoloured": ("brightness x1.15, saturation x0.85", _recoloured, 40),
+    "recoloured": ("brightness x1.15, saturation x0.85", _recoloured, 80),
 }
 
 #: Package: licence of its photos, their folder, and file -> (name, caption). Left out are drawings, renderings, the second of two

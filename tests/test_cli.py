@@ -59,7 +59,7 @@ def test_a_finished_run_is_told_without_a_cluster(
     assert cli.main([*command, *NOWHERE]) == 0
     assert "is finished: there is nothing to do" in capsys.readouterr().err
     assert cli.main([*command, *NOWHERE, "--eps", "0.5"]) == 1
-    assert "(--eps 0.01 there, --eps 0.5 now)" in capsys.readouterr().err
+    assert "(--eps 0.2 there, --eps 0.5 now)" in capsys.readouterr().err
 
 
 def test_a_run_that_keeps_no_image_says_why_and_ends_with_a_status_of_its_own(

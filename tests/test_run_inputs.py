@@ -68,7 +68,7 @@ def test_a_text_or_an_image_that_changes_is_found_and_named(client: Client, phot
     with pytest.raises(FileExistsError, match="1 folder changed"):
         run(photos, tmp_path / "out")
     _, images = run(photos, tmp_path / "out", overwrite=True)
-    assert images["size"][1] == len(image_bytes(99))
+    assert images["bytes"][1] == len(image_bytes(99))
 
 
 def test_shards_and_images_in_one_folder_are_told_apart_by_the_user(
