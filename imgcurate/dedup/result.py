@@ -124,8 +124,7 @@ class Duplicates:
     @property
     def selected(self) -> Any:
         """One row a compared image that stays, lazily: its id."""
-        removed = dask.delayed(nodes.rows_of)(self._matches(self.eps))
-        return self._frame([dask.delayed(nodes.without)(table, removed) for table in self._graph.tables], ["id"])
+        return self._frame(self._graph.left(1 - self.eps, self.rule, self._matches(self.eps)), ["id"])
 
     @property
     def groups(self) -> Any:

@@ -90,10 +90,21 @@ class Graph(NamedTuple):
             return decided
         folder = self.folder.for_tasks()
         folder.names("answers")
-        names = [f"{self.key}.{rule}.{least!r}.{number}" for number in range(len(self.parts))]
+        names = _answers(self.key, least, rule, len(self.parts))
         write = dask.delayed(_write_answer, pure=False)
         in_waves(write(table, folder, name) for table, name in zip(decided, names, strict=True))
         return [dask.delayed(_read_answer)(folder, name) for name in names]
+
+    def left(self, least: float, rule: rules.Rule, decided: list[Delayed]) -> list[Delayed]:
+        """Return the images that `decide` lets stay, block by block.
+
+        In memory the numbers of all removed rows, 8 bytes each, go to every block; of files each block reads those of its own rows.
+        """
+        if self.folder is None:
+            removed = dask.delayed(nodes.rows_of)(decided)
+            return [dask.delayed(nodes.without)(table, removed) for table in self.tables]
+        how = self.folder.for_tasks(), self.key, least, rule, len(self.parts)
+        return [dask.delayed(_without_answers)(table, *how) for table in self.tables]
 
 
 def build(tables: list[Any], found: list[Delayed], keep: rank.Keep, fixed: Fixed | None = None) -> Graph:
@@ -180,12 +191,29 @@ def _part(tables: list[Any], found: list[Delayed], counts: np.ndarray, keep: ran
     return Part(ranked, edges, in_rounds=len(chunks) > 1)
 
 
+def _answers(key: str, least: float, rule: rules.Rule, n_parts: int) -> list[str]:
+    return [f"{key}.{rule}.{least!r}.{number}" for number in range(n_parts)]
+
+
 def _write_answer(table: pa.Table, folder: Folder, name: str) -> None:
     write_table(table, folder.file("answers", name), durable=False)
+    rows = pa.table({"row": nodes.rows_of([table])})
+    write_table(rows, folder.file("answers", f"{name}.rows"), durable=False)
 
 
 def _read_answer(folder: Folder, name: str) -> pa.Table:
     return map_table(folder.file("answers", name))
+
+
+def _without_answers(table: Any, folder: Folder, key: str, least: float, rule: rules.Rule, n_parts: int) -> pa.Table:
+    block = nodes.table_of(table)
+    numbers = block["row"].to_numpy()
+    removed = [np.zeros(0, dtype=np.int64)]
+    for name in _answers(key, least, rule, n_parts) if len(numbers) else []:
+        rows = map_table(folder.file("answers", f"{name}.rows"))["row"].to_numpy()
+        start, stop = np.searchsorted(rows, [numbers[0], numbers[-1] + 1])
+        removed.append(rows[start:stop])
+    return nodes.without(block, np.sort(np.concatenate(removed)))
 
 
 def _counts(found: Sequence[Delayed]) -> np.ndarray:
