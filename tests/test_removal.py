@@ -107,7 +107,14 @@ def test_ids_the_frame_does_not_have_are_named() -> None:
 
 
 def test_an_empty_list_removes_nothing() -> None:
-    for nothing in ([], np.array([]), pd.Series([]), pd.DataFrame({"image_id": []}), pd.Series([None]), a_frame()[a_frame().width < 0]):
+    for nothing in (
+        [],
+        np.array([]),
+        pd.Series([]),
+        pd.DataFrame({"image_id": []}),
+        pd.Series([None]),
+        a_frame()[a_frame().width < 0],
+    ):
         assert ids_of(remove(a_frame(), nothing)) == IDS
 
 
