@@ -18,7 +18,7 @@ from test_identity import rows as embedded
 
 import imgcurate as ic
 from imgcurate import identity, parts, vectors
-from imgcurate.sources import arrays, embeddings
+from imgcurate.sources import arrays, pieces
 
 D = 12
 MATRIX = np.random.default_rng(0).standard_normal((30, D)).astype(np.float32)
@@ -172,7 +172,7 @@ def test_ids_may_be_given(tmp_path: Path) -> None:
 
 
 def test_large_files_are_read_in_several_partitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embeddings, "_PARTITION_BYTES", 4 * D * 7)
+    monkeypatch.setattr(pieces, "_PARTITION_BYTES", 4 * D * 7)
     array(lambda folder: np.save(folder / "ids.npy", np.array(IDS)))(tmp_path)
     (tmp_path / "tables").mkdir()
     parquet(lists(pa.list_(pa.float32())), row_group_size=5)(tmp_path / "tables")
@@ -247,6 +247,14 @@ def test_an_array_whose_end_is_missing_is_said_to_be_so(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(content[:-8])
     with pytest.raises(ValueError, match=r"a\.npy is shorter than its header says"):
         arrays.read_matrix(str(tmp_path / "a.npy"), 3, 30, None)
+
+
+def test_files_of_no_rows_are_frames_of_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "_PARTITION_BYTES", 0)
+    np.save(tmp_path / "a.npy", MATRIX[:0])
+    pq.write_table(pa.table({"id": IDS, "emb": MATRIX.tolist()}).slice(0, 0), tmp_path / "b.parquet")
+    for frame in (ic.read_embeddings(tmp_path / "a.npy", ids=[]), ic.read_embeddings(tmp_path / "b.parquet")):
+        assert len(frame.compute()) == 0 and list(frame.columns) == ["image_id", "embedding"]
 
 
 def test_a_folder_of_several_splits_is_refused_by_name(tmp_path: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import dask.dataframe as dd
@@ -15,35 +14,10 @@ import pyarrow as pa
 from imgcurate import identity, storage, vectors
 from imgcurate.cluster import backend
 from imgcurate.sources import arrays
+from imgcurate.sources.pieces import TEXT, Piece, find_vectors, pieces_of_arrays, pieces_of_table
 
 #: What others call ids, in the order in which they are looked for.
 _IDS = ("image_id", "id", "image_path", "key", "__key__", "path", "filepath", "filename", "file_name", "uuid")
-#: A file that is larger is read in several partitions of about this size.
-_PARTITION_BYTES = 128 << 20
-_EXTENSIONS = (".npy", ".parquet", ".pq", ".arrow")
-_TEXT = ".txt"
-
-
-class Piece(NamedTuple):
-    """What becomes a partition.
-
-    Attributes
-    ----------
-    url : str
-        Of the vectors.
-    start, stop : int, int or None
-        Rows of a ``.npy`` file, row groups of Parquet; to the end where `stop` is None.
-    ids : str, numpy.ndarray or None
-        The file of ids beside it, or the ids themselves; None where they stand in the same file.
-    versions : tuple of str or None
-        The etags of the files, so that what is made of them is known by them.
-    """
-
-    url: str
-    start: int
-    stop: int | None
-    ids: str | np.ndarray | None
-    versions: tuple[str | None, ...]
 
 
 class Layout(NamedTuple):
@@ -116,19 +90,19 @@ def read_embeddings(
     >>> frame = read_embeddings("laion/clip-retrieval-output")  # doctest: +SKIP
     >>> found = semantic_duplicates(frame)  # doctest: +SKIP
     """
-    files = _find(path, storage_options)
+    files = find_vectors(path, storage_options)
     npy = [url for url in files if url.lower().endswith(".npy")]
     if npy:
         if embedding_field is not None:
             raise ValueError(
                 f"embedding_field={embedding_field!r} names a column, and {npy[0]} is an array; leave it out"
             )
-        pieces = list(_pieces_of_arrays(npy, files, ids, storage_options))
+        pieces = list(pieces_of_arrays(npy, files, ids, storage_options))
         layout = _layout_beside(pieces[0], id_field, storage_options)
     elif ids is not None:
         raise ValueError("ids= are those of .npy files; of a table name the column that holds them: id_field=")
     else:
-        pieces = [piece for url, entry in files.items() for piece in _pieces_of_table(url, entry, storage_options)]
+        pieces = [piece for url, entry in files.items() for piece in pieces_of_table(url, entry, storage_options)]
         layout = _layout(pieces[0].url, id_field, embedding_field, storage_options)
     frame = dd.from_map(
         read_piece,
@@ -169,117 +143,6 @@ def read_piece(
     table = _fit(table, layout.id_field, wanted, piece.url)
     part = table.to_pandas(types_mapper=pd.ArrowDtype) if no_vectors else _part(table, matrix, valid, encoder)
     return part if columns is None else part[list(columns)]
-
-
-def _find(path: Any, storage_options: storage.Options) -> dict[str, storage.Entry]:
-    """Return the files of vectors."""
-    if isinstance(path, str | os.PathLike) and _is_folder(os.fspath(path), storage_options):
-        folder = os.fspath(path).rstrip("/")
-        names = storage.sizes_in(folder, storage_options)
-        if "dataset_dict.json" in names:
-            splits = _read_json(f"{folder}/dataset_dict.json", storage_options)["splits"]
-            raise ValueError(f"{folder} holds several splits: name one, such as {folder}/{splits[0]}")
-        if "state.json" in names:
-            # Beside them may lie what the library remembers of earlier work.
-            data = _read_json(f"{folder}/state.json", storage_options)["_data_files"]
-            return storage.expand([f"{folder}/{file['filename']}" for file in data], (), storage_options)
-        if _is_folder(f"{folder}/img_emb", storage_options):
-            path = f"{folder}/img_emb"
-    files = storage.expand(path, _EXTENSIONS, storage_options)
-    unknown = [url for url in files if not url.lower().endswith(_EXTENSIONS)]
-    if unknown:
-        raise ValueError(f"{unknown[0]} is of no kind that is read: {', '.join(_EXTENSIONS)}")
-    if any(_is_array(url) for url in files):
-        return {url: entry for url, entry in files.items() if _is_array(url)}
-    return files
-
-
-def _is_folder(path: str, storage_options: storage.Options) -> bool:
-    if "::" in path:
-        return False
-    fs, place = storage.open_filesystem(path, storage_options)
-    return bool(fs.isdir(place))
-
-
-def _read_json(url: str, storage_options: storage.Options) -> Any:
-    with storage.open_input(url, storage_options) as file:
-        return json.load(file)
-
-
-def _is_array(url: str) -> bool:
-    """Tell whether a file holds vectors, and not ids beside them."""
-    name = url.rpartition("/")[2].lower()
-    return name.endswith(".npy") and not name.removesuffix(".npy").endswith(("_ids", ".ids")) and name != "ids.npy"
-
-
-def _pieces_of_arrays(
-    urls: Sequence[str], files: dict[str, storage.Entry], ids: Any, storage_options: storage.Options
-) -> Iterator[Piece]:
-    given = None
-    if isinstance(ids, str | os.PathLike):
-        beside: dict[str, str] = {urls[0]: storage.absolute(ids, storage_options)}
-        if len(urls) > 1:
-            raise ValueError(
-                f"ids={os.fspath(ids)!r} is one file and there are {len(urls)} arrays: give the ids themselves"
-            )
-    elif ids is not None:
-        given, beside = pd.Index(vectors.to_pandas(ids)).to_numpy(), {}
-    else:
-        beside = _beside(urls, storage_options)
-    entries = storage.expand(list(dict.fromkeys(beside.values())), (), storage_options) if beside else {}
-    taken = 0
-    for url in urls:
-        entry = files[url]
-        shape = None
-        if given is not None or entry.size is None or entry.size > _PARTITION_BYTES:
-            shape = arrays.read_header(url, storage_options).shape
-        step = max(1, _PARTITION_BYTES // (4 * max(int(np.prod(shape[1:])), 1))) if shape else 1
-        of = entries[beside[url]].etag if url in beside else None
-        for start in range(0, shape[0], step) if shape else [0]:
-            stop = min(start + step, shape[0]) if shape else None
-            mine = beside.get(url) if given is None else given[taken + start : taken + (stop or 0)]
-            yield Piece(url, start, stop, mine, (entry.etag, of))
-        taken += shape[0] if shape else 0
-    if given is not None and taken != len(given):
-        raise ValueError(f"{len(given):,} ids were given and the arrays hold {taken:,} vectors")
-
-
-def _beside(urls: Sequence[str], storage_options: storage.Options) -> dict[str, str]:
-    """Return the file of ids of each array."""
-    folders = {url.rpartition("/")[0] for url in urls}
-    folders |= {f"{folder.rpartition('/')[0]}/metadata" for folder in folders if folder.endswith("/img_emb")}
-    there = {f"{folder}/{name}" for folder in folders for name in storage.sizes_in(folder, storage_options)}
-    found = {}
-    for url in urls:
-        folder, _, name = url.rpartition("/")
-        stem = os.path.splitext(name)[0]
-        candidates = [f"{folder}/{stem}{end}" for end in (".parquet", "_ids.npy", ".ids.npy", _TEXT)]
-        if len(urls) == 1:
-            candidates += [f"{folder}/ids{end}" for end in (".npy", _TEXT, ".parquet")]
-        if folder.endswith("/img_emb"):
-            number = stem.removeprefix("img_emb_")
-            candidates.insert(0, f"{folder.rpartition('/')[0]}/metadata/metadata_{number}.parquet")
-        known = next((candidate for candidate in candidates if candidate in there), None)
-        if known is None:
-            raise FileNotFoundError(
-                f"no ids lie beside {url} ({', '.join(candidate.rpartition('/')[2] for candidate in candidates)}): pass them as ids="
-            )
-        found[url] = known
-    return found
-
-
-def _pieces_of_table(url: str, entry: storage.Entry, storage_options: storage.Options) -> Iterator[Piece]:
-    versions = (entry.etag,)
-    if not arrays.is_parquet(url) or (entry.size is not None and entry.size <= _PARTITION_BYTES):
-        yield Piece(url, 0, None, None, versions)
-        return
-    start = size = 0
-    groups = arrays.row_groups(url, storage_options)
-    for number, of_group in enumerate(groups):
-        size += of_group
-        if size >= _PARTITION_BYTES or number == len(groups) - 1:
-            yield Piece(url, start, number + 1, None, versions)
-            start, size = number + 1, 0
 
 
 def _layout(url: str, id_field: str | None, embedding_field: str | None, storage_options: storage.Options) -> Layout:
@@ -332,7 +195,7 @@ def _read_ids(piece: Piece, storage_options: storage.Options) -> pa.Array:
     if isinstance(piece.ids, np.ndarray):
         return pa.array(piece.ids)
     assert piece.ids is not None
-    if piece.ids.lower().endswith(_TEXT):
+    if piece.ids.lower().endswith(TEXT):
         text = (storage.read_if_there(piece.ids, storage_options) or b"").decode("utf-8")
         return pa.array(text.splitlines(), pa.string())
     found = arrays.read_rows(piece.ids, 0, None, storage_options)

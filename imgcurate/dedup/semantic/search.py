@@ -57,7 +57,8 @@ def semantic_duplicates(
         with an ``error``, and rows whose vector is null, not finite or zero, are never compared and never removed.
     eps : float, optional
         Two images are duplicates where their cosine is at least ``1 - eps``; ``1e-6`` is equal up to rounding. Default: what is known of the
-        encoder that the type of the embedding column names (0.01 for CLIP, 0.2 for ``efficientnet-lite0``), else 0.01; the result says which.
+        encoder that the type of the embedding column names (0.01 for CLIP, 0.2 for ``efficientnet-lite0``), else 0.01, as for cuDF's columns, which
+        name none; the result says which.
     n_clusters : int, optional
         Default: 1, or where that costs less for so many vectors of their length about ``sqrt(n / 2)``, above half a million ``n / 1000``. At
         most one cluster an image is made.
@@ -119,14 +120,13 @@ def semantic_duplicates(
       image_id duplicate_of
     0        c            a
     """
-    keep, why_keep = rank.in_force(keep, getattr(frame, "columns", ()), "hard")
-    frame, at_once = inputs.as_frame(frame, "semantic_duplicates", id_field, embedding_field, rank.keep_columns(keep))
-    check(
-        frame, eps=eps, n_clusters=n_clusters, keep=keep, rule=rule, probes=probes, exact=exact,
-        min_similarity=min_similarity, id_field=id_field, embedding_field=embedding_field,
-    )  # fmt: skip
+    _check_options(eps, n_clusters, rule, probes, exact, min_similarity)
     if not isinstance(seed, Integral):
         raise ValueError(f"seed={seed!r} must be a whole number")
+    keep, why_keep = rank.in_force(keep, getattr(frame, "columns", ()), "hard")
+    key_fields = rank.keep_columns(keep)
+    frame, at_once = inputs.as_frame(frame, "semantic_duplicates", id_field, embedding_field, key_fields)
+    _check_frame(frame, id_field, embedding_field, key_fields)
     old = corpus.open_corpus(against, id_field, embedding_field) if against is not None else None
     if old is not None and old.centroids is not None:
         if centroids is not None or n_clusters is not None:
@@ -137,7 +137,7 @@ def semantic_duplicates(
     given = _given_centroids(centroids, n_clusters)
     work = None if work is None else frames.work_folder(work)
 
-    rows = frames.prepare(frame, id_field, embedding_field, rank.keep_columns(keep), seed, work)
+    rows = frames.prepare(frame, id_field, embedding_field, key_fields, seed, work)
     if given is not None:
         rows.refuse_other_dimension(given.shape[1], "centroids", embedding_field)
     encoder = identity.one(rows.encoders, "the frame")
@@ -187,11 +187,20 @@ def check(
     rule: rules.Rule,
     probes: int = 2,
     exact: bool = False,
-    min_similarity: float | None = None,
-    id_field: str = "image_id",
-    embedding_field: str = "embedding",
 ) -> None:
     """Raise what `semantic_duplicates` would raise of these arguments, as far as it is known before anything is computed."""
+    _check_options(eps, n_clusters, rule, probes, exact, None)
+    _check_frame(frame, "image_id", "embedding", rank.keep_columns(keep))
+
+
+def _check_options(
+    eps: float | None,
+    n_clusters: int | None,
+    rule: rules.Rule,
+    probes: int,
+    exact: bool,
+    min_similarity: float | None,
+) -> None:
     if eps is not None:
         check_eps(eps)
     for name, value in (("n_clusters", n_clusters), ("probes", probes)):
@@ -211,7 +220,6 @@ def check(
         raise ValueError(
             f"rule={rule!r} is unknown: give 'cover' (every removed image has a kept twin), 'pointwise' or 'component'"
         )
-    _check_frame(frame, id_field, embedding_field, rank.keep_columns(keep))
 
 
 def _check_similarity(min_similarity: float | None, eps: float) -> None:
