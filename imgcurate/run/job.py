@@ -64,6 +64,11 @@ class Job:
         return "shard" if isinstance(self.units[0].content, Shard) else "folder"
 
     @property
+    def unit_noun(self) -> str:
+        """What a unit is called."""
+        return "shard" if self.noun == "shard" else "group"
+
+    @property
     def sources(self) -> dict[str, str]:
         """The version of each source: of a shard its own, of a folder of files that of all units in it."""
         versions: dict[str, list[str]] = {}

@@ -110,12 +110,12 @@ def stages_of(dedup: bool | str | Sequence[str]) -> tuple[str, ...]:
 
     Examples
     --------
-    >>> stages_of("semantic,exact"), stages_of(True), stages_of(False)
-    (('exact', 'semantic'), ('semantic',), ())
+    >>> stages_of("semantic, exact"), stages_of(True), stages_of(False), stages_of("")
+    (('exact', 'semantic'), ('semantic',), (), ())
     """
     if isinstance(dedup, bool):
         return ("semantic",) if dedup else ()
-    asked = [name.strip() for name in dedup.split(",")] if isinstance(dedup, str) else list(dedup)
+    asked = [name.strip() for name in dedup.split(",") if name.strip()] if isinstance(dedup, str) else list(dedup)
     unknown = [name for name in asked if name not in STAGES]
     if unknown:
         raise ValueError(f"dedup={dedup!r}: {unknown[0]!r} is unknown; give some of {', '.join(STAGES)}")

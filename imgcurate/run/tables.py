@@ -52,12 +52,10 @@ def list_inputs(job: Job) -> list[Part]:
     there = parts.there(table, job.storage_options)
     keys = [columns.listing_key(unit, job.versions[unit.url]) for unit in job.units]
     missing = [(unit, key) for unit, key in zip(job.units, keys, strict=True) if key not in there]
-    _say_there(
-        job, len(keys) - len(missing), len(keys), f"{'shards' if job.noun == 'shard' else 'groups of files'} are listed"
-    )
+    _say_there(job, len(keys) - len(missing), len(keys), f"{job.unit_noun}s are listed")
     task = dask.delayed(columns.list_unit, pure=False)
     made = job.steps.run(
-        (task(unit, table, key, job.storage_options) for unit, key in missing), len(missing), unit="unit"
+        (task(unit, table, key, job.storage_options) for unit, key in missing), len(missing), unit=job.unit_noun
     )
     there |= {part.key: part for part in made}
     return [there[key] for key in keys]
