@@ -68,6 +68,7 @@ def _is_sum(block: bytes) -> bool:
     return _octal(field) in (total, total - 256 * sum(byte > 127 for part in (first, second, third) for byte in part))
 
 
+@lru_cache(maxsize=4096)
 def _octal(field: bytes) -> int | None:
     digits = _OCTAL.fullmatch(field)
     return int(digits[1], 8) if digits else None

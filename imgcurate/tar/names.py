@@ -48,7 +48,9 @@ def is_unsafe(name: str) -> bool:
     >>> [is_unsafe(name) for name in ("a/b.jpg", "..a/b.jpg", "../b.jpg", "/b.jpg", "C:b.jpg", "a/..\\\\b.jpg", "a\\0.jpg")]
     [False, False, True, True, True, True, True]
     """
-    return _UNSAFE.match(name) is not None
+    # Nearly all names are plain, and the pattern takes three times as long.
+    plain = name.isascii() and name.isprintable() and ".." not in name and "\\" not in name and ":" not in name
+    return not (plain and name[:1] != "/") and _UNSAFE.match(name) is not None
 
 
 def printable(name: str) -> str:
