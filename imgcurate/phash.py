@@ -105,8 +105,9 @@ def phash_part(
        phash                            error digest
     0   <NA>  read: No such file or directory   <NA>
     """
-    function = partial(pixels.within, timeout, _of_file, formats=tuple(formats))
-    return images.map_images(part, function, {"phash": pa.uint64()}, storage_options, threads)
+    function = partial(_of_file, formats=tuple(formats))
+    types = {"phash": pa.uint64()}
+    return images.map_images(part, partial(pixels.within, timeout, function), types, storage_options, threads)
 
 
 def _of_file(data: bytes, formats: Sequence[str]) -> tuple[int]:

@@ -28,7 +28,7 @@ from imgcurate import images, measures, pixels
 from imgcurate.curate import curate
 from imgcurate.pixels import PixelError, decode, formats, within
 from imgcurate.pixels.bounds import boxes, others
-from imgcurate.pixels.share import Room
+from imgcurate.pixels.share import Room, pixels_that_fit
 
 
 def error_of(data: bytes, **options: object) -> str:
@@ -262,6 +262,12 @@ def test_large_pictures_are_decoded_one_after_the_other_and_none_waits_for_ever(
         thread.join(60)
     assert len(at_once) == len(threads) and room.taken == 0
     assert {taken for taken in at_once if taken > most} == {300}
+
+
+def test_half_of_a_workers_memory_is_for_what_is_decoded(client: Client) -> None:
+    limits = {address: worker["memory_limit"] for address, worker in client.scheduler_info()["workers"].items()}
+    fitting = client.run(pixels_that_fit)
+    assert fitting == {address: limit // 40 for address, limit in limits.items()}
 
 
 PICTURES = {

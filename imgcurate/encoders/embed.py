@@ -64,7 +64,7 @@ def embed(
         Take what there is of a file whose end is missing; else it is an error.
     max_pixels : int, default 89_478_485
         Larger images are errors, and are not decoded. Images that are decoded at the same time in one process have no more than that
-        together, whatever the number of threads; a pixel takes up to 20 bytes of memory while it is decoded.
+        together, or than half of a worker's memory holds at 20 bytes a pixel, where that is more.
     max_bytes : int, default 268_435_455
         Larger files are errors, and are not read.
     formats : sequence of str, optional

@@ -13,7 +13,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from imgcurate.pixels.bounds import jpeg
 from imgcurate.pixels.errors import PixelError
 from imgcurate.pixels.formats import MAX_PIXELS, check_size, decode_error, open_image
-from imgcurate.pixels.share import Room
+from imgcurate.pixels.share import Room, pixels_that_fit
 
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 # A row of any format has at most so many bytes a pixel.
@@ -74,7 +74,7 @@ def decode(
         name says.
     max_pixels : int, default 89_478_485
         Larger images are refused before their pixels are decoded. Images that threads decode at the same time have no more than that
-        together; those that would wait.
+        together, or than half of the worker's memory holds, where that is more; others wait for them.
     truncated : bool, default False
         Take what there is of a file whose end is missing.
     formats : collection of str, optional
@@ -130,14 +130,13 @@ def decode_picture(
     if truncated and data.startswith(_JPEG_START):
         data += _JPEG_END  # as Pillow does; what is missing becomes grey
     image = open_image(data, max_pixels, formats)
-    with _room.of(image.width * image.height, max_pixels):
-        try:
-            return _decoded(image, data, enough, max_pixels, truncated)
-        except PixelError:
-            raise
-        except Exception as problem:
-            # On bad input Pillow's plugins raise SyntaxError, struct.error, ValueError, OSError, EOFError, MemoryError, ...
-            raise decode_error(image.format, problem) from problem
+    try:
+        return _decoded(image, data, enough, max_pixels, truncated)
+    except PixelError:
+        raise
+    except Exception as problem:
+        # On bad input Pillow's plugins raise SyntaxError, struct.error, ValueError, OSError, EOFError, MemoryError, ...
+        raise decode_error(image.format, problem) from problem
 
 
 def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: Collection[str] = ()) -> Picture:
@@ -178,18 +177,19 @@ def _decoded(
         # Some decoders wait for a whole row, and a row that comes in many pieces is joined as often.
         image.decodermaxblock = max(image.decodermaxblock, _ROW_BYTES * width)  # type: ignore[attr-defined]
     shrunk = round(width / image.width)
-    _load(image, truncated)
-    # Asked only now: of a TIFF Pillow has applied and removed it.
-    orientation = _orientation(image)
-    if shrunk == 1:
-        width, height = image.size
-        check_size(image.size, max_pixels)  # of some formats it is known only now
-    box = (0.0, 0.0, width / shrunk, height / shrunk)
-    if orientation in _UPRIGHT:
-        box = _turned(box, image.size, orientation)
-        image = image.transpose(_UPRIGHT[orientation])
-        width, height = (height, width) if orientation >= 5 else (width, height)
-    return Picture(_to_rgb(image), width, height, box, format)
+    with _room.of(image.width * image.height, max(max_pixels, pixels_that_fit())):
+        _load(image, truncated)
+        # Asked only now: of a TIFF Pillow has applied and removed it.
+        orientation = _orientation(image)
+        if shrunk == 1:
+            width, height = image.size
+            check_size(image.size, max_pixels)  # of some formats it is known only now
+        box = (0.0, 0.0, width / shrunk, height / shrunk)
+        if orientation in _UPRIGHT:
+            box = _turned(box, image.size, orientation)
+            image = image.transpose(_UPRIGHT[orientation])
+            width, height = (height, width) if orientation >= 5 else (width, height)
+        return Picture(_to_rgb(image), width, height, box, format)
 
 
 def _orientation(image: Image.Image) -> int:

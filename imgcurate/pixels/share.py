@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import psutil
 
 
 def worker_threads(gpu: bool) -> int:
@@ -18,11 +21,24 @@ def worker_threads(gpu: bool) -> int:
     return max(1, CPU_COUNT // torch.cuda.device_count())
 
 
+# While it is decoded, of several forms and copies of a picture.
+_BYTES_OF_A_PIXEL = 20
+
+
+def pixels_that_fit() -> int:
+    """Return how many pixels that are decoded at the same time take half of the memory of this worker, or of this machine outside of one."""
+    # A process that is no worker has not loaded it.
+    workers = getattr(sys.modules.get("distributed.worker"), "Worker", None)
+    limits = [worker.memory_manager.memory_limit for worker in getattr(workers, "_instances", ())]
+    memory = min(filter(None, limits), default=None) or psutil.virtual_memory().total
+    return int(memory) // 2 // _BYTES_OF_A_PIXEL
+
+
 class Room:
     """Room for the pixels of pictures that are decoded at the same time, whatever the number of threads.
 
-    A picture takes up to twenty bytes a pixel while it is decoded, so that as many of the largest as there are threads would not fit a
-    worker's memory. Those that would not fit together wait for each other, in turn; one that is alone always may.
+    As many of the largest as there are threads would not fit a worker's memory. Those that do not fit together wait for each other, in
+    turn; one that is alone always may.
 
     Examples
     --------

@@ -95,7 +95,7 @@ def expand(
         for listing in threads.map(find, names):
             for url, entry in listing.items():
                 if url in found:
-                    raise ValueError(f"{url} is named twice; name each file once")
+                    raise ValueError(f"{printable(url)} is named twice; name each file once")
                 found[url] = entry
     return found
 
