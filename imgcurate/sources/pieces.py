@@ -101,7 +101,7 @@ def pieces_of_arrays(
     entries = storage.expand(list(dict.fromkeys(beside.values())), (), storage_options) if beside else {}
     taken = 0
     for url in urls:
-        size, etag, _ = files[url]
+        size, etag = files[url].size, files[url].etag
         # How many rows there are is read only where it must be known: of a store each file is asked.
         small = given is None and size is not None and size <= _PARTITION_BYTES
         ranges = [(0, None)] if small else _ranges(arrays.read_header(url, storage_options).shape)
