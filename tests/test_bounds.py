@@ -20,12 +20,12 @@ import pytest
 from conftest import write_tar
 from distributed import Client
 from hostile import encoded, noise
+from imgcurate.curate import curate
 from PIL import Image, features
 from test_embed import jpegs, pack
 
 import imgcurate as ic
 from imgcurate import images, measures, pixels
-from imgcurate.curate import curate
 from imgcurate.pixels import PixelError, decode, formats, within
 from imgcurate.pixels.bounds import boxes, others
 from imgcurate.pixels.share import Room, pixels_that_fit
