@@ -187,6 +187,9 @@ CUT_SPARSE[482] = 1
         (tars.pax(tars.record("size", -512)) + tars.head("x.jpg"), "size is no number"),
         (tars.head("d/", 512, b"5"), "a size"),
         (tars.head("l.jpg", 512, b"1"), "a size"),
+        (tars.head("d.jpg/", 512), "a size"),
+        (tars.pax(tars.record("path", "d.jpg/")) + tars.member("x.jpg", b"x"), "a size"),
+        (tars.long_name(b"d.jpg/") + tars.member("x.jpg", b"x"), "a size"),
         (tars.member("h", DIGITS, b"x"), "cannot be read"),
         (tars.member("h", b"12 path=a.jpg", b"x"), "cannot be read"),
         (tars.member("h", b"5 a=\n", b"x") + tars.END, "no header"),
@@ -227,7 +230,6 @@ def test_numbers_that_lie_are_the_damage_of_their_shard(after: bytes, why: str) 
         (tars.member("s.jpg", b"x", b"S"), "sparse"),
         (tars.head("p.jpg", 0, b"6"), "not a file"),
         (tars.member("v.jpg", b"x", b"V"), "not a file"),
-        (tars.pax(tars.record("path", "d.jpg/")) + tars.member("x.jpg", b"x"), "ends in a slash"),
         (tars.head("p.jpg", magic=b"ustar  \0")[:345] + b"times" + bytes(162), "prefix"),
     ],
 )  # fmt: skip
@@ -240,6 +242,17 @@ def test_members_that_readers_take_differently_are_problems_and_the_others_are_r
     if "global" not in why:
         (*_, last) = listed(before + OK + tars.END)
         assert last.key == "ok" and last.members[0].problem is None and last.problem is None
+
+
+def test_names_that_end_in_a_slash_are_those_of_directories() -> None:
+    before = (
+        tars.head("d.jpg/")
+        + tars.pax(tars.record("path", "e.jpg/"))
+        + tars.head("x.jpg")
+        + tars.head("f.jpg/", kind=b"\0")
+    )
+    (sample,) = listed(before + OK + tars.END)
+    assert sample.key == "ok" and sample.members[0].problem is None
 
 
 def test_global_headers_that_change_no_name_and_no_size_are_no_problem() -> None:

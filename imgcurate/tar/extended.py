@@ -62,8 +62,7 @@ class Extended:
             path = shared.get(b"GNU.sparse.name", shared.get(b"path"))
         if path is not None:
             name = path.decode("utf-8", "surrogateescape")
-            problem = f"member {shown(name)} has a name that ends in a slash" if name.endswith("/") else None
-            name = name.rstrip("/")
+            problem = None
         if b"path" in shared and b"path" not in self.records:
             problem = f"member {shown(name)} has its name from a global PAX header, which not all readers of tar take"
         sparse = any(record.startswith(_OF_SPARSE) for record in (*shared, *self.records))

@@ -101,6 +101,8 @@ def walk(file: BinaryIO, start: int, stop: int, *, whole: bool = True) -> Iterat
             continue
         if own.kinds or shared:
             name, size, problem = own.describe(header, shared, at)
+        if kind in _FILES and name.endswith("/"):
+            kind = DIRECTORY
         if kind in _WITHOUT_CONTENT and size:
             raise DamagedTar(
                 "damaged shard: a directory or a link has a size, which readers of tar take differently,", at

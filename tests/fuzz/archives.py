@@ -87,7 +87,9 @@ def _check_with_tarfile(members: list[tar.Member], trusted: list[tar.Member], da
     try:
         with tarfile.open(fileobj=io.BytesIO(data[:stop] + tars.END)) as archive:
             for info in archive:
-                if info.isreg() and not info.issparse() and tar.split_name(info.name):
+                # A name that ends in a slash is a directory's, and tarfile takes the slash away.
+                slash = info.pax_headers.get("path", "").endswith("/")
+                if info.isreg() and not info.issparse() and not slash and tar.split_name(info.name):
                     theirs[info.offset_data] = (names.printable(info.name), info.size)
                 end = archive.offset
     except (tarfile.TarError, ValueError, IndexError):

@@ -5,18 +5,20 @@ from __future__ import annotations
 import pytest
 import tars
 
-from fuzz import archives
+from fuzz import archives, programs
 from fuzz.driver import found_before, fuzz
 
 
 @pytest.mark.parametrize("dialect", tars.dialects())
-def test_tars_of_every_dialect_are_read_and_copied_as_tarfile_reads_them(dialect: str) -> None:
-    archives.one(tars.dialects()[dialect])
+def test_tars_of_every_dialect_are_read_and_copied_as_others_read_them(dialect: str) -> None:
+    for harness in (archives.HARNESS, programs.HARNESS):
+        harness.one(tars.dialects()[dialect])
 
 
 def test_tars_that_were_once_read_wrongly_are_not_any_more() -> None:
-    for data in found_before(archives.HARNESS):
-        archives.one(data)
+    for harness in (archives.HARNESS, programs.HARNESS):
+        for data in found_before(harness):
+            harness.one(data)
 
 
 def test_changed_tars_are_listed_and_copied_rightly_or_refused() -> None:
