@@ -20,7 +20,7 @@ import pytest
 from conftest import write_tar
 from distributed import Client
 from hostile import encoded, noise
-from imgcurate.curate import curate
+from imgcurate.run.curate import curate
 from PIL import Image, features
 from test_embed import jpegs, pack
 
