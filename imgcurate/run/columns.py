@@ -25,7 +25,7 @@ from imgcurate.scores import aesthetic, nsfw
 from imgcurate.sources.webdataset import Shard, list_shards
 
 #: Raise it where what is computed of the same input changes, so that parts of an earlier version are not taken for this one's.
-_VERSION = 1
+_VERSION = 2
 HEADS = {"aesthetic": aesthetic, "nsfw": nsfw}
 _READ = ["url", "offset", "size", "etag", "error"]
 # A shard becomes at most so many parts, so that what a run asks of a store does not grow with the images of a shard, of at least so many
