@@ -30,7 +30,7 @@ test: $(VENV)/.ready
 test-gpu: $(VENV)/.ready
 	$(BIN)/python -m pytest -q tests/gpu
 
-FUZZ ?= archives
+FUZZ ?= archives programs
 FUZZ_SECONDS ?= 600
 
 fuzz: $(VENV)/.ready

@@ -25,7 +25,7 @@ from imgcurate.run.probe import killers
 from imgcurate.scores import aesthetic, nsfw
 
 #: Raise it where what is computed of the same input changes, so that parts of an earlier version are not taken for this one's.
-_VERSION = 1
+_VERSION = 2
 HEADS = {"aesthetic": aesthetic, "nsfw": nsfw}
 _READ = ["url", "offset", "bytes", "etag", "error"]
 # A unit becomes at most so many parts, so that what a run asks of a store does not grow with the images of a shard, of at least so many

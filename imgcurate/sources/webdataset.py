@@ -244,7 +244,7 @@ def _check_nested(shards: Sequence[Shard], storage_options: storage.Options) -> 
     collisions = ids[ids.duplicated()].unique()
     if len(collisions):
         raise ValueError(
-            f"{len(collisions)} image ids stand for two images: {', '.join(collisions[:5])}; rename the shards or read them apart"
+            f"{len(collisions)} image ids stand for two images: {', '.join(map(tar.shown, collisions[:5]))}; rename the shards or read them apart"
         )
 
 

@@ -73,7 +73,7 @@ class Extended:
             if b"size" not in self.records or sparse or kind == SPARSE:
                 raise DamagedTar("damaged shard: a PAX header gives a size that readers of tar take differently,", at)
             if not _DECIMAL.fullmatch(length):
-                raise DamagedTar("damaged shard: a member's size is no number", at)
+                raise DamagedTar("damaged shard: a member's size is no number of bytes", at)
             size = int(length)
         return name, size, problem
 

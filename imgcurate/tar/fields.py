@@ -12,7 +12,10 @@ from imgcurate.tar.names import shown
 BLOCK = tarfile.BLOCKSIZE
 DIRECTORY, SPARSE = ord("5"), ord("S")
 
-_OCTAL = re.compile(rb" *([0-7]+) *(?:\0.*)?", re.DOTALL)
+_OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
+# What all readers take for a number, in octal or, after these bytes, in base 256; of blanks and zeros they make 0.
+_NUMBER = re.compile(rb"[\0\x80\xff].*| *[0-7]*[ \0]*", re.DOTALL)
+_MOST_BYTES = 1 << 63
 # The types of GNU's headers, which have other things where others have a prefix to the name.
 _OF_GNU = b"LKS"
 
@@ -39,7 +42,7 @@ class DamagedTar(ValueError):
 
 
 def parse(block: bytes, at: int) -> Header | None:
-    """Parse a header; None where it is none, to tarfile either."""
+    """Parse a header; None where it is none to some reader of tar."""
     if not (
         _is_sum(block)
         and _are_numbers(block[100:124])
@@ -77,23 +80,16 @@ def _octal(field: bytes) -> int | None:
 def size_of(field: bytes, at: int) -> int:
     """Return a header's size: in octal, or in base 256 after a byte of 128."""
     size = int.from_bytes(field[1:]) if field[0] == 128 else _octal(field)
-    if size is None:
-        raise DamagedTar("damaged shard: a member's size is no number", at)
+    if size is None or size >= _MOST_BYTES:
+        raise DamagedTar("damaged shard: a member's size is no number of bytes", at)
     return size
 
 
 @lru_cache(maxsize=4096)
 def _are_numbers(fields: bytes) -> bool:
-    """Tell whether tarfile reads numbers in fields of 8 bytes, or in one of 12: it takes what has others there for no header."""
+    """Tell whether readers of tar find numbers in fields of 8 bytes, or in one of 12: some take what has others there for no header."""
     width = 12 if len(fields) == 12 else 8
-    for at in range(0, len(fields), width):
-        field = fields[at : at + width]
-        try:
-            if field[0] not in (128, 255):
-                int(field.partition(b"\0")[0].decode("ascii").strip() or "0", 8)
-        except ValueError:
-            return False
-    return True
+    return all(_NUMBER.fullmatch(fields, at, at + width) for at in range(0, len(fields), width))
 
 
 def text_of(field: bytes) -> str:
