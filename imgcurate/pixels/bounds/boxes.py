@@ -6,6 +6,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from imgcurate.pixels.errors import PixelError
+
 # Honest files have dozens, and as many again for each tile of a grid.
 _MOST_BOXES = 20_000
 
@@ -50,7 +52,7 @@ class Bits:
 
 
 def walk(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, first and last byte of what each box between two places holds.
+    """Yield kind, first and last byte of what each box between two places holds; a PixelError where there are too many to look at.
 
     Examples
     --------
@@ -73,6 +75,7 @@ def walk(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[tuple
             return
         yield kind, start + header, end
         start = end
+    raise _too_much(f"{_MOST_BOXES:,} boxes")
 
 
 def inside(data: bytes, path: tuple[bytes, ...], start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
@@ -104,6 +107,10 @@ def items(data: bytes) -> Iterator[Item]:
             yield Item(b"av01", data[at : at + size])
 
 
+def _too_much(what: str) -> PixelError:
+    return PixelError("decode", f"broken media file: more than {what}")
+
+
 def _kinds(data: bytes, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
     first = start + (6 if data[start] == 0 else 8)
     for kind, at, _ in walk(data, first, stop):
@@ -126,7 +133,10 @@ def _contents(data: bytes, at: int, inner: tuple[int, int]) -> Iterator[tuple[in
         return int.from_bytes(data[at - size : at], "big")
 
     at += 6
-    for _ in range(min(number(of_number), _MOST_BOXES)):
+    count = number(of_number)
+    if count > _MOST_BOXES:
+        raise _too_much(f"{_MOST_BOXES:,} items")
+    for _ in range(count):
         item = number(of_number)
         of_file = version == 0 or number(2) & 15 == 0
         number(2)
@@ -140,6 +150,7 @@ def _contents(data: bytes, at: int, inner: tuple[int, int]) -> Iterator[tuple[in
             if not of_file:
                 start, stop = start + inner[0], inner[1]
             end = min(start + length, stop) if length else stop
-            if len(content) <= len(data):  # extents may lie over one another
-                content += data[start:end]
+            content += data[start:end]
+            if len(content) > len(data):
+                raise _too_much("the bytes of the file in an item")
         yield item, content
