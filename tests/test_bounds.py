@@ -91,6 +91,17 @@ def test_the_true_frame_of_an_avif_counts() -> None:
     assert error_of(hidden, max_pixels=1_000_000) == "decode: broken media file: more than 20,000 boxes"
 
 
+def test_the_items_of_a_media_file_may_not_lie_over_one_another() -> None:
+    def box(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(content)) + kind + content
+
+    places = b"".join(struct.pack(">HHHII", number, 0, 1, 0, 20_000) for number in range(1000))
+    table = box(b"iloc", bytes(4) + b"\x44\0" + struct.pack(">H", 1000) + places)
+    data = box(b"ftyp", b"avif") + box(b"meta", bytes(4) + box(b"iinf", bytes(6)) + table) + bytes(10_000)
+    with pytest.raises(PixelError, match="more than the bytes of the file in its items"):
+        list(boxes.items(data))
+
+
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow was built without AVIF")
 def test_the_frames_of_an_avif_are_found_in_all_its_forms() -> None:
     frames = [noise(50, 38), noise(50, 38).rotate(180)]

@@ -97,6 +97,7 @@ def items(data: bytes) -> Iterator[Item]:
             inner = found.get(b"idat", (0, 0))
             for number, content in _contents(data, found[b"iloc"][0], inner):
                 yield Item(kinds.get(number, b""), content)
+    total = 0
     for begin, end in inside(data, (b"moov", b"trak", b"mdia", b"minf", b"stbl")):
         table = {kind: place for kind, place, _ in walk(data, begin, end)}
         if b"stsz" in table and (b"stco" in table or b"co64" in table):
@@ -104,6 +105,9 @@ def items(data: bytes) -> Iterator[Item]:
             size = size or struct.unpack_from(">I", data, table[b"stsz"] + 12)[0]
             layout, place = (">I", table[b"stco"]) if b"stco" in table else (">Q", table[b"co64"])
             (at,) = struct.unpack_from(layout, data, place + 8)
+            total += max(min(size, len(data) - at), 0)
+            if total > 2 * len(data):
+                raise _too_much("the bytes of the file in its tracks")
             yield Item(b"av01", data[at : at + size])
 
 
@@ -136,6 +140,7 @@ def _contents(data: bytes, at: int, inner: tuple[int, int]) -> Iterator[tuple[in
     count = number(of_number)
     if count > _MOST_BOXES:
         raise _too_much(f"{_MOST_BOXES:,} items")
+    total = 0
     for _ in range(count):
         item = number(of_number)
         of_file = version == 0 or number(2) & 15 == 0
@@ -150,7 +155,8 @@ def _contents(data: bytes, at: int, inner: tuple[int, int]) -> Iterator[tuple[in
             if not of_file:
                 start, stop = start + inner[0], inner[1]
             end = min(start + length, stop) if length else stop
+            total += max(end - start, 0)
+            if total > 2 * len(data):
+                raise _too_much("the bytes of the file in its items")
             content += data[start:end]
-            if len(content) > len(data):
-                raise _too_much("the bytes of the file in an item")
         yield item, content
