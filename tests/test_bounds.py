@@ -86,6 +86,20 @@ def test_the_true_frame_of_an_avif_counts() -> None:
     lie = hostile.avif_that_lies(1200, 1000)
     assert error_of(lie, max_pixels=1_000_000) == "decode: 1200 x 1000 pixels is more than the limit of 1 megapixels"
     assert decode(lie, max_pixels=1_200_000).size == (64, 64)
+    (size,) = struct.unpack_from(">I", lie)
+    hidden = lie[:size] + b"\0\0\0\x08free" * 30_000 + lie[size:]
+    assert error_of(hidden, max_pixels=1_000_000) == "decode: broken media file: more than 20,000 boxes"
+
+
+def test_the_items_of_a_media_file_may_not_lie_over_one_another() -> None:
+    def box(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(content)) + kind + content
+
+    places = b"".join(struct.pack(">HHHII", number, 0, 1, 0, 20_000) for number in range(1000))
+    table = box(b"iloc", bytes(4) + b"\x44\0" + struct.pack(">H", 1000) + places)
+    data = box(b"ftyp", b"avif") + box(b"meta", bytes(4) + box(b"iinf", bytes(6)) + table) + bytes(10_000)
+    with pytest.raises(PixelError, match="more than the bytes of the file in its items"):
+        list(boxes.items(data))
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow was built without AVIF")
@@ -133,6 +147,11 @@ def test_a_jpeg_2000_may_not_ask_for_more_blocks_or_packets_than_there_are_pixel
     small[style + 10 : style + 12] = bytes(2)  # blocks of 4 x 4
     layers[style + 4 : style + 5] = b"\1"  # precincts of a pixel
     layers[style + 14 : style + 14] = bytes(6)
+    markers = data[:style] + b"\xff\x5c\0\2" * 300_000 + data[style:]
+    boxed = encoded(noise(), "JPEG2000")
+    many = boxed[:12] + b"\0\0\0\x08free" * 30_000 + boxed[12:]
+    assert error_of(markers).endswith("more than 200,000 markers")
+    assert error_of(many) == "decode: broken media file: more than 20,000 boxes"
     assert error_of(bytes(small)).endswith("blocks of code")
     assert error_of(bytes(layers)).endswith("packets")
 
@@ -325,6 +344,8 @@ def test_a_run_over_pictures_that_ask_for_too_much_ends_and_says_what_it_lost(cl
         ("ICO", hostile.ico_of(hostile.png_of(60_000, 60_000, b""))),
         ("PPM", b"P3 2000 2000 255\n" + b"1 " * 12_000_000),
         ("PPM", b"P6 3000 3000 254\n" + bytes(27_000_000)),
+        ("PPM", b"P6\n#" + b"a" * 100_000 + b"\n1 1 255\nabc"),
+        ("PSD", PICTURES["PSD"][:30] + struct.pack(">I", 400_000) + b"8BIM\0\0\0\0\0\0\0\0" * 40_000),
         ("QOI", b"qoif" + struct.pack(">IIBB", 4000, 4000, 3, 0) + bytes(100)),
     ],
 )

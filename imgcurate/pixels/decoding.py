@@ -95,7 +95,7 @@ def decode(
     --------
     >>> decode(b"")
     Traceback (most recent call last):
-    imgcurate.pixels.PixelError: decode: empty file
+    imgcurate.pixels.errors.PixelError: decode: empty file
     """
     return decode_picture(data, max_pixels=max_pixels, truncated=truncated, formats=formats).image
 

@@ -23,6 +23,7 @@ _CHECKS: dict[str, Callable[[bytes, int], str | None]] = {
     "GIF": others.excess_of_gif,
     "BMP": others.excess_of_bmp,
     "PPM": others.excess_of_ppm,
+    "PSD": others.excess_of_psd,
     "QOI": others.excess_of_qoi,
     "ICO": others.excess_of_ico,
 }

@@ -29,7 +29,9 @@ def excess(data: bytes, max_pixels: int) -> str | None:
                 if width * height > max_pixels:
                     return f"{width} x {height} pixels is more than the limit of {max_pixels / 1e6:.0f} megapixels"
     except (IndexError, struct.error):
-        return "truncated AVIF"
+        return "broken AVIF: its frame's headers cannot be followed"
+    if not total:
+        return "broken AVIF: no frame within it"
     if total > _FRAMES_OF_A_PICTURE * max_pixels:
         return f"its frames hold {total / 1e6:.0f} megapixels, more than the limit of {max_pixels / 1e6:.0f} for a picture allows"
     return excess_of_exif(data, max_pixels)
@@ -69,8 +71,9 @@ def _units(data: bytes) -> Iterator[tuple[int, bytes]]:
                 at += 1
                 if not data[at - 1] & 128:
                     break
-        yield head >> 3 & 15, data[at : min(at + size, at + 256)]
+        yield head >> 3 & 15, data[at : min(at + size, at + 512)]
         at += size
+    raise IndexError
 
 
 class _Sequence:

@@ -6,6 +6,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from imgcurate.pixels.errors import PixelError
+
 # Honest files have dozens, and as many again for each tile of a grid.
 _MOST_BOXES = 20_000
 
@@ -50,7 +52,7 @@ class Bits:
 
 
 def walk(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, first and last byte of what each box between two places holds.
+    """Yield kind, first and last byte of what each box between two places holds; a PixelError where there are too many to look at.
 
     Examples
     --------
@@ -73,6 +75,7 @@ def walk(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[tuple
             return
         yield kind, start + header, end
         start = end
+    raise _too_much(f"{_MOST_BOXES:,} boxes")
 
 
 def inside(data: bytes, path: tuple[bytes, ...], start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
@@ -94,6 +97,7 @@ def items(data: bytes) -> Iterator[Item]:
             inner = found.get(b"idat", (0, 0))
             for number, content in _contents(data, found[b"iloc"][0], inner):
                 yield Item(kinds.get(number, b""), content)
+    total = 0
     for begin, end in inside(data, (b"moov", b"trak", b"mdia", b"minf", b"stbl")):
         table = {kind: place for kind, place, _ in walk(data, begin, end)}
         if b"stsz" in table and (b"stco" in table or b"co64" in table):
@@ -101,7 +105,14 @@ def items(data: bytes) -> Iterator[Item]:
             size = size or struct.unpack_from(">I", data, table[b"stsz"] + 12)[0]
             layout, place = (">I", table[b"stco"]) if b"stco" in table else (">Q", table[b"co64"])
             (at,) = struct.unpack_from(layout, data, place + 8)
+            total += max(min(size, len(data) - at), 0)
+            if total > 2 * len(data):
+                raise _too_much("the bytes of the file in its tracks")
             yield Item(b"av01", data[at : at + size])
+
+
+def _too_much(what: str) -> PixelError:
+    return PixelError("decode", f"broken media file: more than {what}")
 
 
 def _kinds(data: bytes, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
@@ -126,7 +137,11 @@ def _contents(data: bytes, at: int, inner: tuple[int, int]) -> Iterator[tuple[in
         return int.from_bytes(data[at - size : at], "big")
 
     at += 6
-    for _ in range(min(number(of_number), _MOST_BOXES)):
+    count = number(of_number)
+    if count > _MOST_BOXES:
+        raise _too_much(f"{_MOST_BOXES:,} items")
+    total = 0
+    for _ in range(count):
         item = number(of_number)
         of_file = version == 0 or number(2) & 15 == 0
         number(2)
@@ -140,6 +155,8 @@ def _contents(data: bytes, at: int, inner: tuple[int, int]) -> Iterator[tuple[in
             if not of_file:
                 start, stop = start + inner[0], inner[1]
             end = min(start + length, stop) if length else stop
-            if len(content) <= len(data):  # extents may lie over one another
-                content += data[start:end]
+            total += max(end - start, 0)
+            if total > 2 * len(data):
+                raise _too_much("the bytes of the file in its items")
+            content += data[start:end]
         yield item, content

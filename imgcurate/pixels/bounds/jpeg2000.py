@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from imgcurate.pixels.bounds import boxes
 
-_MOST_TILES, _MOST_BLOCKS, _MOST_PACKETS, _MOST_TILE_PARTS = 10_000, 1_500_000, 1 << 22, 100_000
+_MOST_TILES, _MOST_BLOCKS, _MOST_PACKETS = 10_000, 1_500_000, 1 << 22
+_MOST_MARKERS, _MOST_HEADER_BOXES = 200_000, 1000
 
 _SIZE, _STYLE, _STYLE_OF_COMPONENT, _TILE_PART, _DATA = 0xFF51, 0xFF52, 0xFF53, 0xFF90, 0xFF93
 _TOO_MANY = 0
@@ -16,11 +17,14 @@ _TOO_MANY = 0
 
 def excess(data: bytes, max_pixels: int) -> str | None:
     """Say what a JPEG 2000 has too much of."""
-    start = (
-        0 if data.startswith(b"\xff\x4f") else next((at for kind, at, _ in boxes.walk(data) if kind == b"jp2c"), None)
-    )
-    if start is None:
-        return None
+    start = 0
+    if not data.startswith(b"\xff\x4f"):
+        outer = {kind: (begin, end) for kind, begin, end in reversed(list(boxes.walk(data)))}
+        if b"jp2c" not in outer or b"jp2h" not in outer:
+            return "broken JPEG2000: no picture within it"
+        if sum(1 for _ in boxes.walk(data, *outer[b"jp2h"])) > _MOST_HEADER_BOXES:
+            return f"broken JPEG2000: a header of more than {_MOST_HEADER_BOXES:,} boxes"
+        start = outer[b"jp2c"][0]
     picture = _Picture(0, 0, 0, 0)
     for marker, at in _markers(data, start + 2):
         said = None
@@ -38,7 +42,7 @@ def excess(data: bytes, max_pixels: int) -> str | None:
             place = at + (3 if picture.components < 257 else 4)
             said = _excess_of_style(picture, 1, data[place], data[place + 1 : place + 39])
         elif marker == _TOO_MANY:
-            said = f"more than {_MOST_TILE_PARTS:,} parts of tiles"
+            said = f"more than {_MOST_MARKERS:,} markers"
         if said is not None:
             return f"broken JPEG2000: {said}"
     return None
@@ -53,15 +57,13 @@ class _Picture(NamedTuple):
 
 def _markers(data: bytes, at: int) -> Iterator[tuple[int, int]]:
     """Yield the markers of the main header and of those of all parts of tiles, and the places of their lengths."""
-    parts = part = part_size = 0
-    while at + 4 <= len(data):
+    part = part_size = 0
+    for _ in range(_MOST_MARKERS):
+        if at + 4 > len(data):
+            return
         marker, size = struct.unpack_from(">HH", data, at)
         if marker == _TILE_PART:
-            parts += 1
             part, (part_size,) = at, struct.unpack_from(">I", data, at + 6)
-            if parts > _MOST_TILE_PARTS:
-                yield _TOO_MANY, at
-                return
         elif marker == _DATA:
             if part_size < 14:  # it goes on to the end
                 return
@@ -72,6 +74,7 @@ def _markers(data: bytes, at: int) -> Iterator[tuple[int, int]]:
         else:
             yield marker, at + 2
         at += 2 + max(size, 2)
+    yield _TOO_MANY, at
 
 
 def _excess_of_style(picture: _Picture, layers: int, flags: int, style: bytes) -> str | None:

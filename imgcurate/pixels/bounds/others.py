@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
 from imgcurate.pixels.bounds import boxes
 
-_MOST_CHUNKS, _MOST_STEPS = 100_000, 200_000
+_MOST_CHUNKS, _MOST_STEPS, _MOST_RESOURCES, _MOST_HEADER = 100_000, 200_000, 10_000, 1 << 16
 # Pixels and bytes that are decoded in Python, at up to a microsecond each.
 _MOST_IN_PYTHON = 1 << 23
 
+_COMMENT = re.compile(rb"#[^\r\n]*")
 _PNG, _JXL = b"\x89PNG\r\n\x1a\n", b"\xff\x0a"
 
 
@@ -62,15 +64,37 @@ def excess_of_bmp(data: bytes, max_pixels: int) -> str | None:
 
 
 def excess_of_ppm(data: bytes, max_pixels: int) -> str | None:
-    """Say whether a PNM of digits, or of samples that are neither bytes nor words, is too large to be decoded in Python."""
-    header = data[:1024].split()
+    """Say whether a PNM's header is too long, or its samples, being digits or neither bytes nor words, too many to be decoded in Python.
+
+    Examples
+    --------
+    >>> excess_of_ppm(b"P6 " + b" " * 100_000 + b"1 1 255 abc", 1 << 20)
+    'broken PPM: a header of more than 64 KiB'
+    """
+    words = _COMMENT.sub(b" ", data[:_MOST_HEADER]).split()
+    if len(words) < 4 and len(data) > _MOST_HEADER:
+        return f"broken PPM: a header of more than {_MOST_HEADER >> 10} KiB"
     plain = data[1:2] in b"123"
-    odd = len(header) > 3 and data[1:2] in b"56" and header[3] not in (b"255", b"65535")
-    return (
-        f"a PNM of this kind may have {_MOST_IN_PYTHON >> 20} MiB"
-        if (plain or odd) and len(data) > _MOST_IN_PYTHON
-        else None
-    )
+    odd = len(words) > 3 and data[1:2] in b"56" and words[3] not in (b"255", b"65535")
+    if (plain or odd) and len(data) > _MOST_IN_PYTHON:
+        return f"a PNM of this kind may have {_MOST_IN_PYTHON >> 20} MiB"
+    return None
+
+
+def excess_of_psd(data: bytes, max_pixels: int) -> str | None:
+    """Say whether a PSD has more resources, such as thumbnails and paths, than Pillow is given."""
+    at = 26
+    at += 4 + struct.unpack_from(">I", data, at)[0]
+    end = at + 4 + struct.unpack_from(">I", data, at)[0]
+    at += 4
+    for _ in range(_MOST_RESOURCES):
+        if at >= min(end, len(data)):
+            return None
+        at += 6
+        at += 1 + data[at] + (data[at] + 1) % 2  # a name, padded to an even length
+        (size,) = struct.unpack_from(">I", data, at)
+        at += 4 + size + size % 2
+    return f"broken PSD: more than {_MOST_RESOURCES:,} resources"
 
 
 def excess_of_qoi(data: bytes, max_pixels: int) -> str | None:
