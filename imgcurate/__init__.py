@@ -6,7 +6,7 @@ the originals.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from imgcurate.cluster import connect, prefer_task_shuffle
+from imgcurate.cluster import connect, keep_pandas_types, prefer_task_shuffle
 from imgcurate.dedup import (
     Duplicates,
     decontaminate,
@@ -29,6 +29,7 @@ from imgcurate.sinks.webdataset import write_webdataset
 from imgcurate.sources.files import read_files
 from imgcurate.sources.parquet import read_parquet
 from imgcurate.sources.webdataset import read_webdataset
+from imgcurate.vectors import to_matrix
 
 __all__ = [
     "Duplicates",
@@ -50,6 +51,7 @@ __all__ = [
     "score_prompts",
     "score_text",
     "semantic_duplicates",
+    "to_matrix",
     "top_fraction",
     "write_parquet",
     "write_webdataset",
@@ -61,3 +63,4 @@ except PackageNotFoundError:  # run from a folder that was not installed
     __version__ = "unknown"
 
 prefer_task_shuffle()
+keep_pandas_types()

@@ -94,7 +94,7 @@ def phash_part(part: Any, storage_options: Mapping[str, Any] | None = None, thre
     >>> import pandas as pd
     >>> phash_part(pd.DataFrame({"url": ["/nowhere.jpg"], "offset": [0], "bytes": [9]}))
        phash                            error digest
-    0   <NA>  read: No such file or directory   <NA>
+    0   <NA>  read: No such file or directory    NaN
     """
     types = {"phash": pa.uint64()}
     return images.map_images(part, lambda data: (phash(pixels.decode(data)),), types, storage_options, threads)

@@ -38,6 +38,7 @@ __all__ = [
     "connect",
     "describe_workers",
     "gpu_available",
+    "keep_pandas_types",
     "kill",
     "prefer_task_shuffle",
     "restart_paused",
@@ -256,6 +257,16 @@ def prefer_task_shuffle() -> None:
     """
     if dask.config.get("dataframe.shuffle.method", None) is None:
         dask.config.set({"dataframe.shuffle.method": "tasks"})
+
+
+def keep_pandas_types() -> None:
+    """Let Dask's frames have the types that pandas gives, text above all, where the user has not chosen.
+
+    By default Dask makes a text type of its own of pandas' ``str``, in which a missing text is `pandas.NA`, whose truth is an error; of a merge of
+    the two it warns. And it makes text of what is no text: of lists and arrays in a column of objects.
+    """
+    if dask.config.get("dataframe.convert-string", None) is None:
+        dask.config.set({"dataframe.convert-string": False})
 
 
 def _current_client() -> distributed.Client | None:

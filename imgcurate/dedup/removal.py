@@ -26,7 +26,7 @@ from imgcurate.dedup.waves import wait
 _NAMED = 5
 
 
-def remove(frame: Any, removals: Any, on: str = "image_id", *, missing: str = "warn") -> Any:
+def remove(frame: Any, removals: Any, on: str = "image_id", *, missing: str = "warn") -> dd.DataFrame:
     """Drop the rows whose id is on a removal list.
 
     Parameters

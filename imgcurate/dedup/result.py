@@ -90,32 +90,32 @@ class Duplicates:
         )
 
     @property
-    def pairs(self) -> Any:
+    def pairs(self) -> dd.DataFrame:
         return self._frame(self._matches(self.eps), ["id", "duplicate_of", "similarity", "cluster"])
 
     @property
-    def removed(self) -> Any:
+    def removed(self) -> dd.DataFrame:
         return self.pairs
 
     @property
-    def selected(self) -> Any:
+    def selected(self) -> dd.DataFrame:
         removed = dask.delayed(nodes.rows_of)(self._matches(self.eps))
         return self._frame([dask.delayed(nodes.without)(table, removed) for table in self._graph.tables], ["id"])
 
     @property
-    def groups(self) -> Any:
+    def groups(self) -> dd.DataFrame:
         grouped = [dask.delayed(nodes.groups)(removed) for removed in self._matches(self.eps)]
         return self._frame(grouped, ["id", "removed", "duplicates", "similarity"])
 
     @property
-    def edges(self) -> Any:
+    def edges(self) -> dd.DataFrame:
         parts = self._graph.parts
         named = [dask.delayed(nodes.edge_table)(edges, part.nodes) for part in parts for edges in part.edges]
         copies = [dask.delayed(nodes.copy_table)(part.nodes) for part in parts]
         return self._frame([*named, *copies], ["id", "other_id", "similarity"])
 
     @property
-    def assignments(self) -> Any:
+    def assignments(self) -> dd.DataFrame:
         n_parts = max(1, min(self.n_clusters, self.n_compared // 2**20))
         tables = self._graph.tables
         parts = [
@@ -128,7 +128,7 @@ class Duplicates:
         """The share of the compared images that go. Eager."""
         return self._count([self.eps])[0] / max(self.n_compared, 1)
 
-    def removals(self, eps: float | None = None) -> Any:
+    def removals(self, eps: float | None = None) -> dd.DataFrame:
         """Return the ids of the images to remove.
 
         Parameters
@@ -191,7 +191,7 @@ class Duplicates:
         removed = self._count(thresholds)
         return pd.DataFrame({"eps": thresholds, "removed": removed, "fraction": removed / max(self.n_rows, 1)})
 
-    def least_similar(self, n: int = 10, eps: float | None = None) -> Any:
+    def least_similar(self, n: int = 10, eps: float | None = None) -> dd.DataFrame:
         """Return the removed images that are least like what they duplicate: the ones to look at before choosing a threshold.
 
         Parameters
@@ -261,8 +261,6 @@ class Duplicates:
             Where Parquet files are there and `overwrite` is false.
         """
         known = {name: getattr(self, name) for name in _SAVED}
-        if self.n_clusters and isinstance(self._id_dtype, pd.ArrowDtype):
-            known["id_type"] = str(self._id_dtype.pyarrow_dtype)
         graph = self._graph
         known.update(format=_FORMAT, n_pairs=graph.n_pairs, n_copies=graph.n_copies)
         with storage.staged_folder(path, ".parquet", overwrite=overwrite, storage_options=storage_options) as folder:
@@ -351,23 +349,17 @@ class Duplicates:
 
     def _frame(self, tables: list[Delayed], columns: list[str]) -> Any:
         kinds = {"id": self._id_dtype, "duplicate_of": self._id_dtype, "other_id": self._id_dtype}
-        kinds["removed"], kinds["duplicates"] = (
-            pd.ArrowDtype(pa.int64()),
-            pd.ArrowDtype(pa.list_(_arrow_type(self._id_dtype))),
-        )
+        kinds["removed"] = np.dtype("int64")
+        kinds["duplicates"] = schema.dtype(pa.list_(_arrow_type(self._id_dtype)))
         names = {"id": self.id_field, "distance": "centroid_distance"}
+        named = {names.get(name, name): kinds.get(name) for name in columns}
+        known = schema.empty(name for name, kind in named.items() if kind is None)
         meta = pd.DataFrame(
-            {
-                names.get(name, name): pd.Series(
-                    [], dtype=kinds.get(name) or pd.ArrowDtype(schema.TYPES[names.get(name, name)])
-                )
-                for name in columns
-            }
+            {name: known[name] if kind is None else pd.Series([], dtype=kind) for name, kind in named.items()}
         )
-        meta = vectors.from_pandas(meta, self._like)
-        dtypes = [kinds.get(name) for name in columns]
-        parts = [dask.delayed(_view)(table, columns, dtypes, meta) for table in tables] or [dask.delayed(meta)]
-        return dd.from_delayed(parts, meta=meta, verify_meta=False, prefix=_Prefix(self))
+        like = vectors.from_pandas(meta, self._like)
+        parts = [dask.delayed(_view)(table, columns, meta, like) for table in tables] or [dask.delayed(like)]
+        return dd.from_delayed(parts, meta=like, verify_meta=False, prefix=_Prefix(self))
 
 
 def check_eps(eps: Any) -> None:
@@ -383,10 +375,10 @@ def id_dtype(column: Any) -> Any:
     """Return the type that ids have in the results: that of the frame's column on the host, plain where it is categorical."""
     dtype = vectors.to_pandas(column).dtype
     if isinstance(dtype, pd.ArrowDtype) and pa.types.is_dictionary(dtype.pyarrow_dtype):
-        return pd.ArrowDtype(dtype.pyarrow_dtype.value_type)
+        return schema.dtype(dtype.pyarrow_dtype.value_type)
     if not isinstance(dtype, pd.CategoricalDtype):
         return dtype
-    return pd.ArrowDtype(pa.int64() if pd.api.types.is_integer_dtype(dtype.categories.dtype) else pa.string())
+    return dtype.categories.dtype if pd.api.types.is_integer_dtype(dtype.categories.dtype) else schema.TEXT
 
 
 class _Prefix(str):
@@ -406,13 +398,10 @@ class _Prefix(str):
         return str, (str(self),)
 
 
-def _view(table: pa.Table, columns: Sequence[str], dtypes: Sequence[Any], meta: Any) -> Any:
-    """Return columns of a table as a partition on the backend, with the names and types of `meta`."""
-    part = table.select(list(columns)).to_pandas(types_mapper=pd.ArrowDtype)
-    part.columns = pd.Index(list(meta.columns))
-    known = {name: kind for name, kind in zip(part.columns, dtypes, strict=True) if kind is not None}
-    part = part.astype({name: known.get(name) or pd.ArrowDtype(schema.TYPES[name]) for name in part.columns})
-    return vectors.from_pandas(part, meta)
+def _view(table: pa.Table, columns: Sequence[str], meta: pd.DataFrame, like: Any) -> Any:
+    """Return columns of a table as a partition on the backend of `like`, with the names and types of `meta`."""
+    part = schema.to_pandas(table.select(list(columns)).rename_columns(list(meta.columns)))
+    return vectors.from_pandas(part.astype(dict(meta.dtypes)), like)
 
 
 def _arrow_type(dtype: Any) -> pa.DataType:
@@ -422,7 +411,7 @@ def _arrow_type(dtype: Any) -> pa.DataType:
 
 
 def _arrow_id_dtype(kind: pa.DataType) -> Any:
-    return pd.ArrowDtype(pa.string() if pa.types.is_large_string(kind) else kind)
+    return np.dtype(kind.to_pandas_dtype()) if pa.types.is_integer(kind) else schema.dtype(kind)
 
 
 def _node_table(ranked: nodes.Nodes, known: str) -> pa.Table:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pandas as pd
-import pyarrow as pa
 
 from imgcurate import fingerprint, measures, parts, phash, pixels, schema, storage, tar, vectors
 from imgcurate.encoders import load_encoder
@@ -26,6 +25,8 @@ from imgcurate.sources.webdataset import Shard, list_shards
 
 #: Raise it where what is computed of the same input changes, so that parts of an earlier version are not taken for this one's.
 _VERSION = 1
+#: Of the listing alone, on which what is made of the images' bytes does not depend.
+_LISTED = 2
 HEADS = {"aesthetic": aesthetic, "nsfw": nsfw}
 _READ = ["url", "offset", "bytes", "etag", "error"]
 # A shard becomes at most so many parts, so that what a run asks of a store does not grow with the images of a shard, of at least so many
@@ -74,7 +75,7 @@ def ranges(url: str, version: str, listed: str, n_rows: int, backend: str) -> li
 
 def listing_key(shard: Shard, version: str) -> str:
     """Return the key of a shard's listing."""
-    return fingerprint.of(_VERSION, "listed", shard.url, shard.name, version)
+    return fingerprint.of(_VERSION, "listed", _LISTED, shard.url, shard.name, version)
 
 
 def list_shard(shard: Shard, folder: str, key: str, storage_options: storage.Options) -> Part:
@@ -211,7 +212,7 @@ def _without_killers(host: pd.DataFrame, make: Make, like: Any, storage_options:
     errors = host["error"].to_list()
     for row, how in found.items():
         errors[row] = f"decode: the process that decoded it died ({how})"
-    return host.assign(error=pd.array([None if pd.isna(e) else e for e in errors], dtype=pd.ArrowDtype(pa.string())))
+    return host.assign(error=pd.array(errors, dtype=schema.TEXT))
 
 
 @contextlib.contextmanager

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
-import dask
 import dask.dataframe as dd
-import pandas as pd
 
 from imgcurate import schema, storage
 from imgcurate.cluster import backend
+from imgcurate.rowwise import map_rows
 
 
 def read_parquet(
     path: str | os.PathLike[str], *, columns: list[str] | None = None, storage_options: storage.Options = None
-) -> Any:
+) -> dd.DataFrame:
     """Read Parquet files as a Dask dataframe.
 
     Parameters
@@ -30,7 +28,8 @@ def read_parquet(
     Returns
     -------
     dask.dataframe.DataFrame
-        Arrow-typed, so that embeddings stay lists of float32 without a copy. The column ``size`` of an earlier version is ``bytes``.
+        With the types that pandas gives, but for whole numbers and lists of columns of other names than imgcurate's: these have Arrow's, which
+        hold nulls, and embeddings without a copy. The column ``size`` of an earlier version is ``bytes``.
 
     Raises
     ------
@@ -44,12 +43,13 @@ def read_parquet(
     >>> frame = read_parquet("curated/images.parquet")  # doctest: +SKIP
     """
     storage.expand(path, (".parquet", ".pq"), storage_options)
-    # cuDF's columns are Arrow's already. Dask would turn Arrow strings into pandas' own, with dtype_backend="pyarrow" too.
-    options = {} if backend() == "cudf" else {"arrow_to_pandas": {"types_mapper": pd.ArrowDtype}}
-    with dask.config.set({"dataframe.convert-string": False}):
-        frame = dd.read_parquet(os.fspath(path), storage_options=storage_options, **options)
+    on_host = backend() != "cudf"
+    options = {"arrow_to_pandas": {"types_mapper": schema.by_kind}} if on_host else {}
+    frame = dd.read_parquet(os.fspath(path), storage_options=storage_options, **options)
     earlier = schema.today(frame.columns)
     frame = frame.rename(columns=earlier) if earlier else frame
+    if on_host:
+        frame = map_rows(frame, schema.typed, meta=schema.typed(frame._meta), required_columns=[])
     if columns is None:
         return frame
     schema.require_columns(frame, columns, "read_parquet")
