@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imgcurate import images, pixels, schema, vectors
 from imgcurate.phash import phash
+from imgcurate.rowwise import map_rows
+
+if TYPE_CHECKING:
+    import dask.dataframe as dd
 
 #: The columns that `measure` can make, in their order.
 COLUMNS = (
@@ -38,7 +42,7 @@ def measure(
     truncated: bool = False,
     max_pixels: int = pixels.MAX_PIXELS,
     storage_options: Mapping[str, Any] | None = None,
-) -> Any:
+) -> dd.DataFrame:
     """Add what can be measured of each image without a model, from one decoding.
 
     Parameters
@@ -99,7 +103,8 @@ def measure(
         raise ValueError(f"max_pixels={max_pixels}: it must be at least 1")
     added_names = [*names, "error", "digest"]
     needed = [name for name in images.READ_COLUMNS if name in frame.columns]
-    added = frame[needed].map_partitions(
+    added = map_rows(
+        frame[needed],
         measure_part,
         names,
         draft=draft,

@@ -12,10 +12,12 @@ import pandas as pd
 
 from imgcurate import schema, storage, vectors
 from imgcurate.cluster import backend
+from imgcurate.sources import texts
+from imgcurate.sources.partitions import rows_at_once
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif")
 
-_TEXTS = {".txt": "caption", ".json": "metadata"}
+_BESIDE = tuple(f".{extension}" for extension in texts.COLUMNS)
 # Of a store, each answer is waited for.
 _THREADS = 16
 
@@ -29,14 +31,17 @@ class File(NamedTuple):
     texts: tuple[str, ...]
 
 
-def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_options: storage.Options = None) -> Any:
+def read_files(
+    urls: storage.Paths, *, rows_per_partition: int | None = None, storage_options: storage.Options = None
+) -> dd.DataFrame:
     """Read image files as a Dask dataframe with one row an image.
 
     Parameters
     ----------
     urls : str, path, or list of these
         An image, a folder (read to the bottom), a glob, or braces: any fsspec URL.
-    files_per_partition : int, default 1000
+    rows_per_partition : int, optional
+        Default: a sixteenth of the images, at least 32 (1,024 on a GPU) and at most 2,048.
     storage_options : dict, optional
         For the fsspec filesystem.
 
@@ -44,8 +49,8 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
     -------
     dask.dataframe.DataFrame
         The columns of `read_webdataset`. ``image_id`` is the file's path relative to the folder read (of several: to their
-        common folder), with its extension; ``caption`` and ``metadata`` are the .txt and .json files of the same name beside it. An empty or
-        unreadable file is a row with an ``error``, at the latest when it is decoded.
+        common folder), with its extension; ``caption`` and ``metadata`` are the .txt, without the newline that ends it, and the .json of the same
+        name beside it. An empty or unreadable file is a row with an ``error``, at the latest when it is decoded.
 
     Raises
     ------
@@ -58,15 +63,14 @@ def read_files(urls: storage.Paths, *, files_per_partition: int = 1000, storage_
     --------
     >>> frame = read_files("photos/")  # doctest: +SKIP
     """
-    if files_per_partition < 1:
-        raise ValueError(f"files_per_partition={files_per_partition}: must be at least 1")
-    found = storage.expand(urls, _EXTENSIONS, storage_options, beside=tuple(_TEXTS))
+    found = storage.expand(urls, _EXTENSIONS, storage_options, beside=_BESIDE)
     images = {url: entry for url, entry in found.items() if url.lower().endswith(_EXTENSIONS)}
     if not images:
         raise FileNotFoundError(f"{urls!r} names no image; images end in {', '.join(_EXTENSIONS)}")
     root = storage.root_of(urls, storage_options)
     files = [File(url, storage.relative(url, root), entry, _texts_beside(url, found)) for url, entry in images.items()]
-    groups = [files[i : i + files_per_partition] for i in range(0, len(files), files_per_partition)]
+    n_rows = rows_at_once(len(files), rows_per_partition, backend())
+    groups = [files[i : i + n_rows] for i in range(0, len(files), n_rows)]
     frame = dd.from_map(
         list_files,
         groups,
@@ -98,13 +102,13 @@ def _row(file: File, storage_options: storage.Options) -> dict[str, Any]:
     row: dict[str, Any] = {"image_id": file.image_id, "url": file.url, "offset": 0, "bytes": entry.size or 0}
     row |= {"etag": entry.etag, "error": error}
     for extension in file.texts:
-        content = storage.read_if_there(storage.replace_extension(file.url, extension), storage_options)
-        row[_TEXTS[extension]] = None if content is None else content.decode("utf-8", "replace")
+        content = storage.read_if_there(storage.replace_extension(file.url, f".{extension}"), storage_options)
+        row[texts.COLUMNS[extension]] = texts.decode(content, extension)
     return row
 
 
 def _texts_beside(url: str, found: Mapping[str, storage.Entry]) -> tuple[str, ...]:
     """Return the extensions of those files beside an image that are there, or of all where that is not known."""
     if not found[url].amid:
-        return tuple(_TEXTS)
-    return tuple(extension for extension in _TEXTS if storage.replace_extension(url, extension) in found)
+        return tuple(texts.COLUMNS)
+    return tuple(extension for extension in texts.COLUMNS if storage.replace_extension(url, f".{extension}") in found)
