@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from imgcurate.lists import ListDtype
+from imgcurate.objects import ObjectDtype, needs_name
 
 #: The type of text in pandas: its own, ``str``.
 TEXT = pd.StringDtype("pyarrow", na_value=np.nan)
@@ -116,7 +116,7 @@ def dtype(kind: pa.DataType, name: str = "") -> Any:
         return np.dtype(kind.to_pandas_dtype())
     if number and name in TYPES and not pa.types.is_uint64(kind):
         return np.dtype("float64")
-    return ListDtype(kind) if pa.types.is_nested(kind) else pd.ArrowDtype(kind)
+    return ObjectDtype(kind) if needs_name(kind) else pd.ArrowDtype(kind)
 
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:

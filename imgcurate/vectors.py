@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgcurate import identity, schema
-from imgcurate.lists import ListArray
+from imgcurate.objects import ObjectArray
 
 _MAX_CHILD_ELEMENTS = 2**31 - 1
 _NORM_BLOCK = 1 << 14
@@ -148,7 +148,7 @@ def to_column(matrix: Any, like: Any, valid: np.ndarray | None = None, encoder: 
         type=identity.list_type(encoder),
         mask=None if valid.all() else pa.array(~valid),
     )
-    return pd.Series(ListArray(lists), index=like.index, name="embedding")
+    return pd.Series(ObjectArray(lists), index=like.index, name="embedding")
 
 
 def to_series(values: Any, name: str, like: Any) -> Any:

@@ -13,6 +13,7 @@ import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import image_bytes, write_tar
@@ -188,6 +189,21 @@ def test_parquet_opens_in_every_reader(frame: Any, native: pd.DataFrame, tmp_pat
     assert polars.read_parquet(path / "*.parquet")["image_id"].to_list() == IDS
     again = ic.read_parquet(path)
     assert len(ic.semantic_duplicates(again, eps=1e-6).pairs.compute()) == 5
+
+
+def test_few_different_texts_are_read_again_as_a_category(tmp_path: Path) -> None:
+    kinds = pa.array(["exact", None, "semantic", "exact"]).dictionary_encode()
+    pq.write_table(pa.table({"reason_kind": kinds, "image_id": list("abcd")}), tmp_path / "rows.parquet")
+    frame = ic.read_parquet(tmp_path / "rows.parquet")
+    assert frame.reason_kind.value_counts().compute().to_dict() == {"exact": 2, "semantic": 1}
+    frame.to_parquet(tmp_path / "again", write_index=False)
+    for read in (pd.read_parquet, lambda path: dd.read_parquet(path).compute()):
+        assert read(tmp_path / "again").reason_kind.astype(object).fillna("").tolist() == [
+            "exact",
+            "",
+            "semantic",
+            "exact",
+        ]
 
 
 def test_what_dask_wrote_opens_where_imgcurate_is_not_installed(frame: Any, tmp_path: Path) -> None:
