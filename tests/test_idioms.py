@@ -158,12 +158,13 @@ def test_a_function_of_the_users_meets_no_value_that_it_cannot_judge(frame: Any)
 def test_numbers_have_the_types_that_numpy_has(frame: Any) -> None:
     rows = frame.compute()
     assert rows.dtypes.to_dict() == frame.dtypes.to_dict()
-    assert rows.dtypes.astype(str).to_dict() == {
+    kinds = {
         **dict.fromkeys(["image_id", "url", "member", "etag", "caption", "metadata", "error", "digest"], "str"),
         **dict.fromkeys(["sample_offset", "sample_size", "width", "height"], "float64"),
         **{"offset": "int64", "bytes": "int64", "aesthetic_score": "float32"},
         **{"phash": "uint64[pyarrow]", "embedding": "object"},
     }
+    assert kinds.items() <= rows.dtypes.astype(str).to_dict().items()
     assert (
         frame.width.mean().compute() == rows.width.mean() and frame.bytes.sum().compute() == rows.bytes.to_numpy().sum()
     )
