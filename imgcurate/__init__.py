@@ -17,7 +17,9 @@ try:
 except PackageNotFoundError:  # run from a folder that was not installed
     __version__ = "unknown"
 
-# Dask's P2P shuffle fails on a column of lists ("data type 'list<...>[pyarrow]' not understood"), so that a merge or sort of a frame with
-# embeddings would fail. cuml.dask sets the same default.
-if dask.config.get("dataframe.shuffle.method", None) is None:
-    dask.config.set({"dataframe.shuffle.method": "tasks"})
+# Where the user has not chosen. Dask's P2P shuffle fails on a column of lists ("data type 'list<...>[pyarrow]' not understood"), so that a merge or
+# sort of a frame with embeddings would fail; cuml.dask sets the same default. And Dask makes a text type of its own of pandas' ``str``, in which a
+# missing text is `pandas.NA`, whose truth is an error; of a merge of the two it warns. And it makes text of lists and arrays in a column of objects.
+for option, value in {"dataframe.shuffle.method": "tasks", "dataframe.convert-string": False}.items():
+    if dask.config.get(option, None) is None:
+        dask.config.set({option: value})

@@ -27,5 +27,6 @@ from .sources.embeddings import read_embeddings as read_embeddings
 from .sources.files import read_files as read_files
 from .sources.parquet import read_parquet as read_parquet
 from .sources.webdataset import read_webdataset as read_webdataset
+from .vectors import to_matrix as to_matrix
 
 __version__: str

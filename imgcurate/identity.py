@@ -74,7 +74,7 @@ def of_column(column: Any) -> frozenset[Identity]:
     if not isinstance(column, pa.ChunkedArray):
         return frozenset()
     kinds = [chunk.type for chunk in column.chunks if len(chunk) > chunk.null_count]
-    return frozenset(identity for kind in kinds if (identity := _of_type(kind)) is not None)
+    return frozenset(identity for kind in kinds if (identity := of_type(kind)) is not None)
 
 
 def one(identities: Iterable[Identity], what: str) -> Identity | None:
@@ -123,7 +123,14 @@ def from_metadata(metadata: dict[bytes, bytes] | None) -> Identity | None:
     return made if made is not None and all(type(getattr(made, name)) is kind for name, kind in kinds.items()) else None
 
 
-def _of_type(kind: pa.DataType) -> Identity | None:
+def of_type(kind: pa.DataType) -> Identity | None:
+    """Return the encoder that the type of an embedding column names.
+
+    Examples
+    --------
+    >>> of_type(list_type(Identity("org/model", "clip", 512, "0f"))).dimension
+    512
+    """
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         return None
     return from_metadata(kind.value_field.metadata)

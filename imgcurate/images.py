@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
-import pandas as pd
 import pyarrow as pa
 import xxhash
 
@@ -236,8 +235,7 @@ def _keeping_libc() -> ctypes.CDLL | None:
 
 def columns_like(part: Any, columns: Mapping[str, pa.Array]) -> Any:
     """Return columns as a partition on the backend of `part`, with its index."""
-    host = pd.DataFrame({name: pd.arrays.ArrowExtensionArray(array) for name, array in columns.items()})
-    result = vectors.from_pandas(host, part)
+    result = vectors.from_arrow(pa.table(dict(columns)), part)
     result.index = part.index
     return result
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from imgcurate import images, pixels, schema, vectors
 from imgcurate.phash import phash
+from imgcurate.rowwise import map_rows
+
+if TYPE_CHECKING:
+    import dask.dataframe as dd
 
 #: The columns that `measure` can make, in their order.
 COLUMNS = (
@@ -43,7 +47,7 @@ def measure(
     formats: Sequence[str] = (),
     timeout: float | None = None,
     storage_options: Mapping[str, Any] | None = None,
-) -> Any:
+) -> dd.DataFrame:
     """Add what can be measured of each image without a model, from one decoding.
 
     Parameters
@@ -103,7 +107,8 @@ def measure(
     pixels.check_limits(max_pixels, max_bytes, formats, timeout)
     added_names = [*names, "error", "digest"]
     needed = [name for name in images.READ_COLUMNS if name in frame.columns]
-    added = frame[needed].map_partitions(
+    added = map_rows(
+        frame[needed],
         measure_part,
         names,
         draft=draft,

@@ -65,7 +65,7 @@ class Part(NamedTuple):
 
 
 @interruptible
-def checkpoint(frame: Any, path: str | os.PathLike[str], *, storage_options: storage.Options = None) -> Any:
+def checkpoint(frame: Any, path: str | os.PathLike[str], *, storage_options: storage.Options = None) -> dd.DataFrame:
     """Compute a frame into a folder, but for the partitions that are there from an earlier time, and return it read from there.
 
     Parameters
@@ -225,7 +225,7 @@ def write_table(table: pa.Table, file: Any) -> None:
 def read_part(
     url: str, like: Any = None, columns: Sequence[str] | None = None, storage_options: storage.Options = None
 ) -> Any:
-    """Read a part, or those of `columns` that it has, Arrow-typed, on the backend of `like`; a `DamagedPart` where it cannot."""
+    """Read a part, or those of `columns` that it has, on the backend of `like`; a `DamagedPart` where it cannot."""
     try:
         with storage.open_input(url, storage_options) as file:
             content = pq.ParquetFile(file, page_checksum_verification=True)
@@ -240,8 +240,7 @@ def read_part(
     named = _part_of(url.rpartition("/")[2])
     if named is not None and named.rows != len(table):
         raise DamagedPart(url, f"it has {len(table):,} rows and its name says {named.rows:,}")
-    part = table.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
-    return part if like is None else vectors.from_pandas(part, like)
+    return schema.to_pandas(table) if like is None else vectors.from_arrow(table, like)
 
 
 def read_metadata(url: str, storage_options: storage.Options = None) -> dict[str, str]:
@@ -256,7 +255,7 @@ def read_metadata(url: str, storage_options: storage.Options = None) -> dict[str
         raise DamagedPart(url, problem) from None
 
 
-def from_parts(urls: Sequence[str], meta: Any, storage_options: storage.Options = None) -> Any:
+def from_parts(urls: Sequence[str], meta: Any, storage_options: storage.Options = None) -> dd.DataFrame:
     """Return parts as a frame of the types of `meta`."""
     if not urls:
         return dd.from_delayed([dask.delayed(meta)], meta=meta, verify_meta=False)

@@ -103,7 +103,7 @@ def phash_part(
     >>> import pandas as pd
     >>> phash_part(pd.DataFrame({"url": ["/nowhere.jpg"], "offset": [0], "bytes": [9]}))
        phash                            error digest
-    0   <NA>  read: No such file or directory   <NA>
+    0   <NA>  read: No such file or directory    NaN
     """
     function = partial(_of_file, formats=tuple(formats))
     types = {"phash": pa.uint64()}

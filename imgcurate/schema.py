@@ -1,12 +1,23 @@
-"""The columns of a row: their names, their Arrow types, and empty frames that carry them."""
+"""The columns of a row: their names, their types in Arrow and in pandas, and empty frames that carry them.
+
+Files, cuDF and Arrow have the types of `TYPES`. In pandas a column has the type that pandas itself gives to such values, so that what users know
+works: text is ``str``, and a number that may be missing is a float, NaN where it is.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+
+from imgcurate.objects import ObjectDtype, needs_name
+
+#: The type of text in pandas: its own, ``str``.
+TEXT = pd.StringDtype("pyarrow", na_value=np.nan)
 
 #: Every column imgcurate writes, with its Arrow type. Sources make those of `SOURCE_COLUMNS`, verbs add the rest.
 TYPES: dict[str, pa.DataType] = {
@@ -48,6 +59,9 @@ TYPES: dict[str, pa.DataType] = {
     "reason_kind": pa.dictionary(pa.int8(), pa.string()),
 }
 
+# The whole numbers and truths that every row has. Of others pandas makes floats, but for hashes, which need all of their bits.
+_COMPLETE = ("offset", "bytes", "text_cut", "cluster", "kept")
+
 #: What a source gives each row.
 SOURCE_COLUMNS = (
     "image_id",
@@ -82,8 +96,89 @@ def today(names: Iterable[str]) -> dict[str, str]:
     return {"size": "bytes"} if there >= {"url", "offset", "size"} and "bytes" not in there else {}
 
 
+def dtype(kind: pa.DataType, name: str = "") -> Any:
+    """Return the pandas type of a column.
+
+    Parameters
+    ----------
+    kind : pyarrow.DataType
+        What it is in Arrow.
+    name : str, optional
+        The column: of those of `TYPES` it is known whether a number may be missing. Whole numbers and truths of other columns keep Arrow's
+        type, which holds nulls without a change of any number.
+
+    Examples
+    --------
+    >>> [str(dtype(TYPES[name], name)) for name in ("caption", "bytes", "width", "aesthetic_score", "phash", "embedding")]
+    ['str', 'int64', 'float64', 'float32', 'uint64[pyarrow]', 'object']
+    """
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return TEXT
+    number = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    if pa.types.is_floating(kind) or (number and name in _COMPLETE):
+        return np.dtype(kind.to_pandas_dtype())
+    if number and name in TYPES and not pa.types.is_uint64(kind):
+        return np.dtype("float64")
+    return ObjectDtype(kind) if needs_name(kind) else pd.ArrowDtype(kind)
+
+
+def to_pandas(table: pa.Table) -> pd.DataFrame:
+    """Return an Arrow table as a pandas partition.
+
+    Examples
+    --------
+    >>> to_pandas(pa.table({"image_id": ["a", None], "width": pa.array([640, None], pa.int32())})).dtypes.astype(str).to_dict()
+    {'image_id': 'str', 'width': 'float64'}
+    """
+    return typed(table.to_pandas(types_mapper=by_kind, ignore_metadata=True))
+
+
+def to_arrow(part: pd.DataFrame) -> pa.Table:
+    """Return a pandas partition as an Arrow table, without its index and without pandas' metadata.
+
+    Examples
+    --------
+    >>> to_arrow(pd.DataFrame({"image_id": ["a", None], "width": [640.0, None]})).schema
+    image_id: string
+    width: int32
+    """
+    return stored(pa.Table.from_pandas(part, preserve_index=False))
+
+
+def stored(table: pa.Table) -> pa.Table:
+    """Return a table with the types that files have: of text ``string``, of whole numbers those of `TYPES`; without metadata."""
+    fields = list(table.schema)
+    for at, field in enumerate(fields):
+        kind = field.type
+        if pa.types.is_large_string(kind):
+            kind = pa.string()
+        elif pa.types.is_floating(kind) and pa.types.is_integer(TYPES.get(field.name, kind)):
+            kind = TYPES[field.name]
+        if kind != field.type:
+            with contextlib.suppress(pa.ArrowInvalid):  # fractions, in a column of a user's own that has that name
+                table = table.set_column(at, field.with_type(kind), table.column(at).cast(kind))
+    return table.replace_schema_metadata(None)
+
+
+def by_kind(kind: pa.DataType) -> Any:
+    """Return the pandas type of a column of which only the Arrow type is known; None for what pandas makes of it by itself."""
+    found = dtype(kind)
+    return None if isinstance(found, np.dtype) else found
+
+
+def typed(part: pd.DataFrame) -> pd.DataFrame:
+    """Return a pandas partition whose columns of Arrow's types have those that `dtype` gives their names."""
+    kinds = {
+        name: dtype(kind.pyarrow_dtype, name) for name, kind in part.dtypes.items() if isinstance(kind, pd.ArrowDtype)
+    }
+    for name in _COMPLETE:
+        if name in kinds and part[name].isna().any():  # not so in every file that others wrote
+            kinds[name] = np.dtype("float64")
+    return part.astype({name: kind for name, kind in kinds.items() if kind != part.dtypes[name]})
+
+
 def table(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-    """Build a pandas partition with the Arrow types of `TYPES`.
+    """Build a pandas partition of columns of `TYPES`.
 
     Parameters
     ----------
@@ -93,14 +188,15 @@ def table(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One Arrow-typed column a name.
 
     Examples
     --------
     >>> table({"image_id": ["a"], "bytes": [3]}).dtypes["bytes"]
-    int64[pyarrow]
+    dtype('int64')
     """
-    return pd.DataFrame({name: pd.array(values, dtype=pd.ArrowDtype(TYPES[name])) for name, values in columns.items()})
+    return to_pandas(
+        pa.table({name: pa.array(values, type=TYPES[name], from_pandas=True) for name, values in columns.items()})
+    )
 
 
 def empty(names: Iterable[str]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgcurate import identity, schema
+from imgcurate.objects import ObjectArray
 
 _MAX_CHILD_ELEMENTS = 2**31 - 1
 _NORM_BLOCK = 1 << 14
@@ -48,24 +49,29 @@ def take(matrix: Any, positions: np.ndarray) -> Any:
     return matrix[namespace(matrix).asarray(positions)]
 
 
-def to_matrix(column: Any) -> Any:
-    """Return the vectors of an embedding column as one matrix.
+def to_matrix(rows: Any, dimension: int | None = None) -> Any:
+    """Return the vectors of a partition, or of an embedding column, as one matrix.
 
     Parameters
     ----------
-    column : pandas or cuDF Series of shape (n,)
-        Lists of numbers: Arrow ``list``, ``large_list`` or ``fixed_size_list``, or an object column of arrays or lists, as
-        plain Parquet readers return.
+    rows : pandas or cuDF DataFrame of n rows, or Series of shape (n,)
+        A partition with a column ``embedding``, as a function has it that is given to ``map_partitions``; or a column of lists of numbers: Arrow
+        ``list``, ``large_list`` or ``fixed_size_list``, or an object column of arrays or lists, as plain Parquet readers return.
+    dimension : int, optional
+        How long the vectors are, for partitions in which no row has one, such as empty ones and those that Dask makes to know the result's type.
 
     Returns
     -------
     numpy.ndarray or cupy.ndarray of shape (n, d), float32
-        A null row is a row of NaN. With no null rows the matrix is a view of the column. ``d`` is 0 where every row is null.
+        A null row is a row of NaN. With no null rows the matrix is a view of the column. Where no row has a vector, ``d`` is `dimension`, else
+        that of the encoder which the column's type names, else 0.
 
     Raises
     ------
+    KeyError
+        Where a partition has no column ``embedding``.
     ValueError
-        Where the vectors are not of one length.
+        Where the vectors are not of one length, or not of `dimension`.
     TypeError
         Where the column does not hold lists of numbers.
 
@@ -74,12 +80,26 @@ def to_matrix(column: Any) -> Any:
     >>> to_matrix(pd.Series([[1.0, 2.0], None]))
     array([[ 1.,  2.],
            [nan, nan]], dtype=float32)
+
+    A column made of the vectors:
+
+    >>> import dask.dataframe as dd
+    >>> frame = dd.from_dict({"embedding": [[3.0, 4.0], [0.0, 2.0]]}, npartitions=1)
+    >>> def norms(part):
+    ...     return pd.Series(np.linalg.norm(to_matrix(part), axis=1), index=part.index)
+    >>> frame.map_partitions(norms, meta=(None, "float32")).compute().tolist()
+    [5.0, 2.0]
     """
+    if rows.ndim == 2:
+        schema.require_columns(rows, ["embedding"], "to_matrix")
+    column = rows["embedding"] if rows.ndim == 2 else rows
     if on_gpu(column):
-        return _to_cupy(column)
+        return _to_cupy(column, dimension)
     lists = _as_arrow_lists(column)
     valid = lists.is_valid().to_numpy(zero_copy_only=False)
-    dimension = _one_length(pc.list_value_length(lists.drop_null()).unique().to_pylist(), column.name)
+    encoder = identity.of_type(lists.type)
+    lengths = pc.list_value_length(lists.drop_null()).unique().to_pylist()
+    dimension = _one_length(lengths, column.name, dimension, encoder.dimension if encoder else 0)
     flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
     return _with_null_rows(flat.reshape(int(valid.sum()), dimension), valid)
 
@@ -128,7 +148,7 @@ def to_column(matrix: Any, like: Any, valid: np.ndarray | None = None, encoder: 
         type=identity.list_type(encoder),
         mask=None if valid.all() else pa.array(~valid),
     )
-    return pd.Series(pd.arrays.ArrowExtensionArray(lists), index=like.index, name="embedding")
+    return pd.Series(ObjectArray(lists), index=like.index, name="embedding")
 
 
 def to_series(values: Any, name: str, like: Any) -> Any:
@@ -154,8 +174,7 @@ def to_series(values: Any, name: str, like: Any) -> Any:
         series = cudf.Series.from_arrow(pa.array(values, type=schema.TYPES[name], from_pandas=True))
         series.index, series.name = like.index, name
         return series
-    array = pa.array(values, type=schema.TYPES[name], from_pandas=True)
-    return pd.Series(pd.arrays.ArrowExtensionArray(array), index=like.index, name=name)
+    return schema.table({name: values}).set_axis(like.index)[name]
 
 
 def empty_like(meta: Any, names: list[str]) -> Any:
@@ -164,38 +183,33 @@ def empty_like(meta: Any, names: list[str]) -> Any:
 
 
 def to_arrow(part: Any) -> pa.Table:
-    """Return a partition as an Arrow table without its index and without pandas' metadata.
-
-    Pandas' own metadata names ``list<float>[pyarrow]`` for an embedding column, which plain pandas and Dask then cannot read.
-    """
-    if on_gpu(part):
-        table = part.to_arrow(preserve_index=False).replace_schema_metadata(None)
-        # cuDF gives its strings as large_string, so that files written from a GPU would differ from those written without.
-        narrow = [
-            field.with_type(pa.string()) if pa.types.is_large_string(field.type) else field for field in table.schema
-        ]
-        return table.cast(pa.schema(narrow))
-    return pa.Table.from_pandas(part, preserve_index=False).replace_schema_metadata(None)
+    """Return a partition as an Arrow table of the types that files have, without its index and without metadata."""
+    return schema.stored(part.to_arrow(preserve_index=False)) if on_gpu(part) else schema.to_arrow(part)
 
 
 def to_pandas(part: Any) -> Any:
-    """Return a partition or column on the host, Arrow-typed; one of pandas is returned as it is."""
+    """Return a partition or column on the host, with the types of `schema.dtype`; one of pandas is returned as it is."""
     if not on_gpu(part):
         return part
     if part.ndim == 1:
         return to_pandas(part.to_frame(name="column"))["column"].rename(part.name)
-    host = to_arrow(part).to_pandas(types_mapper=pd.ArrowDtype)
+    host = schema.to_pandas(to_arrow(part))
     host.index = part.index.to_pandas()
     return host
 
 
 def from_pandas(part: pd.DataFrame, meta: Any) -> Any:
     """Return a pandas partition on the backend of `meta`."""
+    return from_arrow(to_arrow(part), meta) if on_gpu(meta) else part
+
+
+def from_arrow(table: pa.Table, meta: Any) -> Any:
+    """Return an Arrow table as a partition on the backend of `meta`."""
     if not on_gpu(meta):
-        return part
+        return schema.to_pandas(table)
     import cudf
 
-    return cudf.DataFrame.from_arrow(to_arrow(part))
+    return cudf.DataFrame.from_arrow(table)
 
 
 def empty_on(backend: str) -> Any:
@@ -257,12 +271,16 @@ def unit_rows(matrix: Any) -> tuple[Any, np.ndarray]:
     return unit, to_numpy(valid)
 
 
-def _one_length(lengths: list[int], name: Any) -> int:
+def _one_length(lengths: list[int], name: Any, asked: int | None, otherwise: int = 0) -> int:
     if len(lengths) > 1:
         raise ValueError(
             f"column {name!r} holds vectors of several lengths: {sorted(lengths)[:5]}; one frame holds one encoder"
         )
-    return lengths[0] if lengths else 0
+    if asked is not None and lengths not in ([], [asked]):
+        raise ValueError(
+            f"column {name!r} holds vectors of dimension {lengths[0]}, and dimension={asked} was asked for"
+        )
+    return lengths[0] if lengths else asked or otherwise
 
 
 def _with_null_rows(present: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -289,18 +307,18 @@ def _as_arrow_lists(column: pd.Series) -> pa.Array:
     return array
 
 
-def _to_cupy(column: Any) -> Any:
+def _to_cupy(column: Any, asked: int | None) -> Any:
     import cupy
 
     # dropna copies even where there is nothing to drop.
     present = column.dropna() if column.has_nulls else column
     if not len(present):
-        return cupy.full((len(column), 0), cupy.nan, dtype=cupy.float32)
+        return cupy.full((len(column), asked or 0), cupy.nan, dtype=cupy.float32)
     try:
         lengths, numbers = present.list.len(), present.list.leaves.values
     except (AttributeError, TypeError):
         raise TypeError(f"column {column.name!r} holds {column.dtype}, not vectors (lists of numbers)") from None
-    dimension = _one_length(lengths.unique().to_arrow().to_pylist(), column.name)
+    dimension = _one_length(lengths.unique().to_arrow().to_pylist(), column.name, asked)
     rows = numbers.astype(cupy.float32, copy=False).reshape(len(present), dimension)
     if len(present) == len(column):
         return rows

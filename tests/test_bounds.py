@@ -20,7 +20,6 @@ import pytest
 from conftest import write_tar
 from distributed import Client
 from hostile import encoded, noise
-from imgcurate.run.curate import curate
 from PIL import Image, features
 from test_embed import jpegs, pack
 
@@ -29,6 +28,7 @@ from imgcurate import images, measures, pixels
 from imgcurate.pixels import PixelError, decode, formats, within
 from imgcurate.pixels.bounds import boxes, others
 from imgcurate.pixels.share import Room, pixels_that_fit
+from imgcurate.run.curate import curate
 
 
 def error_of(data: bytes, **options: object) -> str:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
@@ -92,7 +93,7 @@ def test_embed_is_lazy_and_its_meta_is_what_it_computes(client: Client, tmp_path
     ]
     done = frame.compute()
     assert done.dtypes.to_dict() == frame._meta.dtypes.to_dict()
-    assert {name: done.dtypes[name].pyarrow_dtype for name in ADDED} == {name: schema.TYPES[name] for name in ADDED}
+    assert done.dtypes[ADDED].to_dict() == schema.empty(ADDED).dtypes.to_dict()
 
 
 def test_a_frame_without_errors_gets_the_column(tmp_path: Path, model: str) -> None:
@@ -131,7 +132,7 @@ def test_bad_images_are_errors_of_their_rows(tmp_path: Path, model: str) -> None
 
 
 def test_a_row_with_an_error_is_not_read_and_keeps_it(tmp_path: Path, model: str) -> None:
-    part = pack(tmp_path / "a.bin", jpegs(3))
+    part = pack(tmp_path / "a.bin", jpegs(3)).astype({"offset": float, "bytes": float})
     part.loc[1, ["error", "offset", "bytes", "url"]] = ["two images in one sample", None, None, None]
     done = embed_part(part, model)
     assert done["error"].fillna("").tolist() == ["", "two images in one sample", ""]
@@ -425,3 +426,19 @@ def test_one_task_waits_beside_the_next_and_no_more() -> None:
         for gate in GATES:
             gate.set()
         assert client.gather(futures) == [0, 1, 2]
+
+
+def noted(batch: np.ndarray) -> np.ndarray:
+    with open(os.environ["IMGCURATE_NOTED"], "a") as file:
+        file.write("x" * len(batch))
+    return batch.reshape(len(batch), -1, 3).mean(axis=1) + 1
+
+
+def test_a_first_look_embeds_the_rows_that_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMGCURATE_NOTED", str(tmp_path / "noted"))
+    frame = embed(frame_of(pack(tmp_path / "a.bin", jpegs(20))), noted)
+    with dask.config.set(scheduler="synchronous"):
+        assert len(frame) == 20 and not (tmp_path / "noted").exists()
+        assert frame.head(3)["embedding"].notna().sum() == 3
+        assert len((tmp_path / "noted").read_text()) <= 3 + 2  # a function is tried on two
+        assert frame.image_id.head(3).tolist() == ["a/0", "a/1", "a/2"]

@@ -53,4 +53,4 @@ def test_what_cannot_be_decoded_is_an_error_and_no_hash(tmp_path: Path) -> None:
     found = phash_part(part)
     assert found["phash"].notna().tolist() == [True, False, False, False]
     assert found["phash"][0] == int(str(imagehash.phash(Image.open(urls[0]))), 16)
-    assert [str(error).split(":")[0] for error in found["error"]] == ["<NA>", "decode", "read", "mine"]
+    assert [str(error).split(":")[0] for error in found["error"]] == ["nan", "decode", "read", "mine"]

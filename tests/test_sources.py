@@ -6,20 +6,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import dask
 import fsspec
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tars
-from conftest import image_bytes, write_tar
+from conftest import image_bytes, read_tar, write_tar
 from distributed import Client
 
 from imgcurate import parts, schema, storage, tar, vectors
 from imgcurate.measures import measure
+from imgcurate.sinks.webdataset import write_webdataset
+from imgcurate.sources import webdataset
 from imgcurate.sources.files import read_files
 from imgcurate.sources.parquet import read_parquet
-from imgcurate.sources.webdataset import read_webdataset
+from imgcurate.sources.webdataset import list_shards, read_webdataset
 
 
 @pytest.fixture
@@ -71,9 +75,8 @@ def test_a_shard_that_changes_between_finding_and_listing_is_named(shards: Path)
 def test_rows_have_the_types_of_the_schema(shards: Path, tmp_path: Path) -> None:
     for frame in (read_webdataset(shards), read_files(_photos(tmp_path))):
         for rows in (frame._meta, frame.compute()):
-            assert {name: kind.pyarrow_dtype for name, kind in rows.dtypes.items()} == {
-                name: schema.TYPES[name] for name in schema.SOURCE_COLUMNS
-            }
+            assert rows.dtypes.to_dict() == schema.empty(schema.SOURCE_COLUMNS).dtypes.to_dict()
+            assert vectors.to_arrow(rows).schema == pa.schema({name: schema.TYPES[name] for name in rows.columns})
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,49 @@ def test_folders_globs_braces_and_lists_name_shards(shards: Path, pattern: Any) 
     frame = read_webdataset(urls)
     assert (frame.npartitions, len(frame)) == (3, 12)
     assert read_webdataset(urls, shards_per_partition=2).npartitions == 2
+
+
+def test_a_shard_is_cut_into_partitions_and_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2):
+        write_tar(tmp_path / f"{number}.tar", [(f"{row:03d}.jpg", b"i") for row in range(200)])
+    listed = []
+
+    def spy(shards: Any, storage_options: Any = None) -> pd.DataFrame:
+        listed.extend(shards)
+        return list_shards(shards, storage_options)
+
+    monkeypatch.setattr(webdataset, "list_shards", spy)
+    frame = read_webdataset(tmp_path, rows_per_partition=50)
+    parts = dask.compute(*frame.to_delayed(), scheduler="synchronous")
+    assert [len(part) for part in parts] == [50] * 8 and len(listed) == 2
+    assert pd.concat(parts)["image_id"].tolist() == [f"{n}/{row:03d}" for n in range(2) for row in range(200)]
+    assert read_webdataset(tmp_path).npartitions == 14
+    assert read_webdataset(tmp_path, rows_per_partition=1000, shards_per_partition=2).npartitions == 1
+    with dask.config.set(scheduler="synchronous"):
+        assert len(frame.head(3)) == 3 and len(listed) == 3
+
+
+def test_how_many_rows_a_large_shard_has_is_told_from_its_beginning(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [(f"{row:03d}.jpg", bytes(60_000)) for row in range(100)])
+    frame = read_webdataset(tmp_path / "x.tar", rows_per_partition=10)
+    assert 9 <= frame.npartitions <= 12 and len(frame) == 100
+    (tmp_path / "x.tar").write_bytes(b"")
+    assert read_webdataset(tmp_path / "x.tar").npartitions == 1
+
+
+def test_files_are_cut_into_partitions(tmp_path: Path) -> None:
+    for row in range(800):
+        (tmp_path / f"{row:03d}.jpg").write_bytes(b"i")
+    assert read_files(tmp_path).npartitions == 16
+    frame = read_files(tmp_path, rows_per_partition=300)
+    assert frame.map_partitions(len).compute(scheduler="synchronous").tolist() == [300, 300, 200]
+
+
+@pytest.mark.parametrize("rows", [0, -1, 2.5])
+def test_a_number_of_rows_that_is_none_is_refused(shards: Path, rows: Any) -> None:
+    for read in (read_webdataset, read_files):
+        with pytest.raises(ValueError, match=r"rows_per_partition=.* must be a whole number of at least 1"):
+            read(shards if read is read_webdataset else _photos(shards), rows_per_partition=rows)
 
 
 def test_any_fsspec_filesystem_serves(shards: Path) -> None:
@@ -148,7 +194,7 @@ def test_odd_samples_are_rows_with_an_error(tmp_path: Path) -> None:
         "x/apart": True,
         "x/between": True,
     }
-    assert rows.loc["x/apart", "caption"] == "far away" and rows.loc["x/apart", "sample_offset"] is pd.NA
+    assert rows.loc["x/apart", "caption"] == "far away" and np.isnan(rows.loc["x/apart", "sample_offset"])
 
 
 def test_the_image_is_found_beside_other_pictures_of_the_sample(tmp_path: Path) -> None:
@@ -268,6 +314,20 @@ def test_the_encoding_of_text_that_is_not_utf8_is_told_and_counted(
     assert "(cp1252: 3, utf-16: 1, latin-1: 1)" in caplog.text and "x.tar" in caplog.text
 
 
+def test_a_caption_is_without_the_newline_that_ends_its_file_which_is_written_with_it(tmp_path: Path) -> None:
+    texts = {"a": b"A frog.\n", "b": b"A frog.\r\n", "c": b"two\nlines\n\n", "d": b"A frog."}
+    members = [(f"{key}.{kind}", text) for key, text in texts.items() for kind, text in (("jpg", b"i"), ("txt", text))]
+    path = write_tar(tmp_path / "x.tar", members)
+    for name, content in members:
+        (tmp_path / "files").mkdir(exist_ok=True)
+        (tmp_path / "files" / name).write_bytes(content)
+    for frame in (read_webdataset(path), read_files(tmp_path / "files")):
+        assert frame.caption.compute().tolist() == ["A frog.", "A frog.", "two\nlines\n", "A frog."]
+        assert len(frame[frame.caption == "A frog."]) == 3
+        write_webdataset(frame, tmp_path / "out", overwrite=True)
+        assert sorted(read_tar(tmp_path / "out" / "00000.tar")) == sorted(members)
+
+
 def test_a_truncated_shard_gives_its_whole_samples_and_an_error(shards: Path, client: Client) -> None:
     first = shards / "00000.tar"
     first.write_bytes(first.read_bytes()[:6000])
@@ -358,7 +418,7 @@ def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
         read_files(tmp_path)
 
 
-def test_parquet_of_other_writers_is_read_with_arrow_types(tmp_path: Path) -> None:
+def test_lists_in_parquet_of_other_writers_have_arrow_types(tmp_path: Path) -> None:
     pd.DataFrame({"id": ["a", "b"], "vector": [[1.0, 2.0], [3.0, 4.0]]}).to_parquet(tmp_path / "x.parquet")
     rows = read_parquet(tmp_path / "x.parquet").compute()
     assert isinstance(rows["vector"].dtype, pd.ArrowDtype) and pa.types.is_list(rows["vector"].dtype.pyarrow_dtype)
@@ -383,7 +443,7 @@ def test_parquet_with_the_earlier_name_of_bytes_is_read(shards: Path, tmp_path: 
 
 def test_a_frame_with_the_earlier_name_of_bytes_is_refused_with_what_to_type(shards: Path) -> None:
     frame = read_webdataset(shards).rename(columns={"bytes": "size"})
-    with pytest.raises(KeyError, match=r"which was called .size.: frame\.rename"):
+    with pytest.raises(KeyError, match=r"which was called 'size': frame\.rename"):
         measure(frame)
     assert "bytes" in measure(frame.rename(columns={"size": "bytes"})).columns
 

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from imgcurate import schema, vectors
+import imgcurate as ic
+from imgcurate import identity, schema, vectors
 
 matrices = hnp.arrays(
     np.float32, st.tuples(st.integers(0, 20), st.integers(1, 9)), elements=st.floats(-1e3, 1e3, width=32)
@@ -121,3 +122,31 @@ def test_a_missing_column_is_named_with_those_that_are_there() -> None:
 def test_a_frame_that_is_not_dasks_is_refused_with_the_remedy() -> None:
     with pytest.raises(TypeError, match=r"embed takes a Dask dataframe, not DataFrame; .*from_pandas"):
         schema.require(schema.empty(["url"]), ["url"], "embed")
+
+
+def test_a_function_of_the_users_has_the_vectors_of_a_partition() -> None:
+    matrix = np.arange(12, dtype=np.float32).reshape(4, 3)
+    part = pd.DataFrame({"image_id": list("abcd")}, index=[3, 1, 4, 5])
+    part["embedding"] = vectors.to_column(matrix, part, np.array([True, True, False, True]))
+
+    def first(part: pd.DataFrame) -> pd.Series:
+        return pd.Series(ic.to_matrix(part, dimension=3)[:, 0], index=part.index)
+
+    frame = dd.from_pandas(part, npartitions=2, sort=False)
+    chosen = frame[frame.image_id != "d"]
+    for made in (chosen.map_partitions(first, meta=(None, "float32")), chosen.map_partitions(first)):
+        assert made.compute(scheduler="sync").fillna(-1).tolist() == [0, 3, -1]
+    nothing = frame[frame.image_id == "e"].map_partitions(first, meta=(None, "float32"))
+    assert len(nothing.compute(scheduler="sync")) == 0
+    with pytest.raises(ValueError, match="holds vectors of dimension 3, and dimension=4 was asked for"):
+        ic.to_matrix(part, dimension=4)
+    with pytest.raises(KeyError, match="to_matrix needs column 'embedding'; the frame has 'image_id'"):
+        ic.to_matrix(part[["image_id"]])
+
+
+def test_a_partition_without_vectors_knows_their_dimension_from_the_encoder() -> None:
+    encoder = identity.Identity("org/model", "clip", 5, "0f")
+    part = pd.DataFrame(index=range(2))
+    column = vectors.to_column(np.ones((2, 5), dtype=np.float32), part, np.zeros(2, dtype=bool), encoder)
+    assert vectors.to_matrix(column).shape == (2, 5) and vectors.to_matrix(column[:0]).shape == (0, 5)
+    assert vectors.to_matrix(schema.empty(["embedding"])).shape == (0, 0)

@@ -130,7 +130,8 @@ def odd_frame(
         elif kind < 3:
             rows[at] = rows[other] + np.float32(0.1) * rng.standard_normal(dimension).astype(np.float32)
     numbers = rng.permutation(10 * n)[:n]
-    part = table({"image_id": numbers if whole_numbers else [f"{number:04}" for number in numbers]})
+    texts = table({"image_id": [f"{number:04}" for number in numbers]})
+    part = pd.DataFrame({"image_id": numbers}) if whole_numbers else texts
     rows[rng.random(n) < 0.05] = 0
     rows[rng.random(n) < 0.05] = np.nan
     null = rng.random(n) < 0.05

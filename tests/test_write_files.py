@@ -47,7 +47,7 @@ def photos(tmp_path: Path) -> Path:
 def test_what_was_read_is_written_with_what_stands_beside_it(
     client: Client, photos: Path, tmp_path: Path, link: bool
 ) -> None:
-    frame = ic.read_files(photos, files_per_partition=3)
+    frame = ic.read_files(photos, rows_per_partition=3)
     written = ic.write_files(frame, tmp_path / "out", link=link)
     expected = tree(photos)
     del expected["deep/c.xmp"]

@@ -37,7 +37,7 @@ def decontaminate(
     eps: float = 0.05,
     id_field: str = "image_id",
     embedding_field: str = "embedding",
-) -> Any:
+) -> dd.DataFrame:
     """Name the training images that are too close to an evaluation image. Every pair is compared.
 
     Parameters
@@ -81,7 +81,7 @@ def decontaminate(
         {
             id_field: pd.Series([], dtype=id_dtype(train._meta[id_field])),
             "duplicate_of": pd.Series([], dtype=id_dtype(evaluation._meta[id_field])),
-            "similarity": pd.Series([], dtype=pd.ArrowDtype(schema.TYPES["similarity"])),
+            "similarity": schema.empty(["similarity"])["similarity"],
         }
     )
     prepare, compare, choose = dask.delayed(_training), dask.delayed(_nearest_in), dask.delayed(_nearest)
@@ -217,4 +217,4 @@ def _nearest(meta: pd.DataFrame, like: Any, *found: list[pa.Table]) -> Any:
     part, row = part[order], row[order]
     first = order[(np.diff(part, prepend=-1) != 0) | (np.diff(row, prepend=-1) != 0)]
     named = table.select(["id", "duplicate_of", "similarity"]).take(pa.array(first)).rename_columns(list(meta.columns))
-    return vectors.from_pandas(named.to_pandas(types_mapper=pd.ArrowDtype).astype(dict(meta.dtypes)), like)
+    return vectors.from_pandas(schema.to_pandas(named).astype(dict(meta.dtypes)), like)

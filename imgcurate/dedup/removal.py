@@ -29,7 +29,7 @@ _NAMED = 5
 
 def remove(
     frame: Any, removals: Any, on: str = "image_id", *, removals_on: str | None = None, missing: str = "warn"
-) -> Any:
+) -> dd.DataFrame:
     """Drop the rows whose id is on a removal list.
 
     Parameters

@@ -107,7 +107,7 @@ class Duplicates:
         return f" ({self.chosen[name]})" if name in self.chosen else ""
 
     @property
-    def pairs(self) -> Any:
+    def pairs(self) -> dd.DataFrame:
         """One row a removed image, lazily.
 
         Its id, ``duplicate_of`` (``rule="cover"``: the nearest kept image that ranks higher; ``"pointwise"``: the nearest that ranks higher, kept or
@@ -117,17 +117,17 @@ class Duplicates:
         return self._frame(self._matches(self.eps), ["id", "duplicate_of", "similarity", "cluster"])
 
     @property
-    def removed(self) -> Any:
+    def removed(self) -> dd.DataFrame:
         """The same as `pairs`."""
         return self.pairs
 
     @property
-    def selected(self) -> Any:
+    def selected(self) -> dd.DataFrame:
         """One row a compared image that stays, lazily: its id."""
         return self._frame(self._graph.left(1 - self.eps, self.rule, self._matches(self.eps)), ["id"])
 
     @property
-    def groups(self) -> Any:
+    def groups(self) -> dd.DataFrame:
         """One row a kept image that has duplicates, lazily, the largest group of each partition first.
 
         Its id, how many were ``removed``, ``duplicates`` (their ids) and the lowest ``similarity`` among them.
@@ -136,7 +136,7 @@ class Duplicates:
         return self._frame(grouped, ["id", "removed", "duplicates", "similarity"])
 
     @property
-    def edges(self) -> Any:
+    def edges(self) -> dd.DataFrame:
         """Every stored pair, lazily, whatever the rule and eps.
 
         ``id``, ``other_id`` (the better-ranked of the two) and ``similarity``. Of images that are equal bit by bit in what was compared, one has the
@@ -148,7 +148,7 @@ class Duplicates:
         return self._frame([*named, *copies], ["id", "other_id", "similarity"])
 
     @property
-    def assignments(self) -> Any:
+    def assignments(self) -> dd.DataFrame:
         """One row a compared image, lazily: its id, ``cluster`` and ``centroid_distance`` (1 - cosine); by cluster, best-ranked first."""
         n_parts = max(1, min(self.n_clusters, self.n_compared // 2**20))
         tables = self._graph.tables
@@ -162,7 +162,7 @@ class Duplicates:
         """The share of the compared images that go, at once."""
         return self._count([self.eps])[0] / max(self.n_compared, 1)
 
-    def removals(self, eps: float | None = None) -> Any:
+    def removals(self, eps: float | None = None) -> dd.DataFrame:
         """Return the ids of the images to remove, lazily.
 
         Parameters
@@ -355,15 +355,12 @@ class Duplicates:
         """Return a frame of no rows, on the host, of what a user sees of some columns of a table."""
         ids = self._id_dtype
         kinds = dict.fromkeys(("id", "duplicate_of", "other_id"), ids)
-        kinds |= {"removed": pd.ArrowDtype(pa.int64()), "duplicates": pd.ArrowDtype(pa.list_(_arrow_type(ids)))}
+        kinds |= {"removed": np.dtype("int64"), "duplicates": schema.dtype(pa.list_(_arrow_type(ids)))}
         names = {"id": self.id_field, "distance": "centroid_distance"}
+        named = {names.get(name, name): kinds.get(name) for name in columns}
+        known = schema.empty(name for name, kind in named.items() if kind is None)
         return pd.DataFrame(
-            {
-                names.get(name, name): pd.Series(
-                    [], dtype=kinds.get(name) or pd.ArrowDtype(schema.TYPES[names.get(name, name)])
-                )
-                for name in columns
-            }
+            {name: known[name] if kind is None else pd.Series([], dtype=kind) for name, kind in named.items()}
         )
 
 
@@ -380,10 +377,10 @@ def id_dtype(column: Any) -> Any:
     """Return the type that ids have in the results: that of the frame's column on the host, plain where it is categorical."""
     dtype = vectors.to_pandas(column).dtype
     if isinstance(dtype, pd.ArrowDtype) and pa.types.is_dictionary(dtype.pyarrow_dtype):
-        return pd.ArrowDtype(dtype.pyarrow_dtype.value_type)
+        return schema.dtype(dtype.pyarrow_dtype.value_type)
     if not isinstance(dtype, pd.CategoricalDtype):
         return dtype
-    return pd.ArrowDtype(pa.int64() if pd.api.types.is_integer_dtype(dtype.categories.dtype) else pa.string())
+    return dtype.categories.dtype if pd.api.types.is_integer_dtype(dtype.categories.dtype) else schema.TEXT
 
 
 class _Prefix(str):
@@ -409,8 +406,7 @@ def _part(table: pa.Table, columns: Sequence[str], like: pd.DataFrame, meta: Any
 
 
 def _on_host(table: pa.Table, columns: Sequence[str], like: pd.DataFrame) -> pd.DataFrame:
-    part = table.select(list(columns)).to_pandas(types_mapper=pd.ArrowDtype)
-    part.columns = like.columns
+    part = schema.to_pandas(table.select(list(columns)).rename_columns(list(like.columns)))
     return part.astype(dict(like.dtypes))
 
 
@@ -421,4 +417,4 @@ def _arrow_type(dtype: Any) -> pa.DataType:
 
 
 def _arrow_id_dtype(kind: pa.DataType) -> Any:
-    return pd.ArrowDtype(pa.string() if pa.types.is_large_string(kind) else kind)
+    return np.dtype(kind.to_pandas_dtype()) if pa.types.is_integer(kind) else schema.dtype(kind)

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import distributed
 import numpy as np
@@ -14,6 +14,10 @@ import pyarrow as pa
 
 from imgcurate import images, measures, pixels, schema, vectors
 from imgcurate.encoders import Model, check_dtype, fingerprint_of, load_encoder, resolve
+from imgcurate.rowwise import map_rows
+
+if TYPE_CHECKING:
+    import dask.dataframe as dd
 
 _ADDED = ["embedding", "width", "height", "error", "digest"]
 
@@ -36,7 +40,7 @@ def embed(
     timeout: float | None = None,
     measure: bool | Sequence[str] = False,
     storage_options: Mapping[str, Any] | None = None,
-) -> Any:
+) -> dd.DataFrame:
     """Add the vector of each image, its size, and the reason where there is none.
 
     Parameters
@@ -122,7 +126,8 @@ def embed(
     added_names = columns_of(measured)
     meta = vectors.empty_like(frame._meta, added_names)
     needed = [name for name in images.READ_COLUMNS if name in frame.columns]
-    added = frame[needed].map_partitions(
+    added = map_rows(
+        frame[needed],
         embed_part,
         resolve(model, model_dir),
         batch_size,

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pandas as pd
-import pyarrow as pa
 
 from imgcurate import fingerprint, measures, parts, phash, pixels, schema, storage, tar, vectors
 from imgcurate.encoders import load_encoder
@@ -219,7 +218,7 @@ def _without_killers(host: pd.DataFrame, make: Make, like: Any, storage_options:
     errors = host["error"].to_list()
     for row, how in found.items():
         errors[row] = f"decode: the process that decoded it died ({how})"
-    return host.assign(error=pd.array([None if pd.isna(e) else e for e in errors], dtype=pd.ArrowDtype(pa.string())))
+    return host.assign(error=pd.array(errors, dtype=schema.TEXT))
 
 
 @contextlib.contextmanager

@@ -112,8 +112,8 @@ class Steps:
         """
         source = enumerate(tasks)
         results: dict[int, Any] = {}
-        pending: dict[distributed.Future, int] = {}
-        done: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
+        pending: dict[distributed.Future[Any], int] = {}
+        done: queue.SimpleQueue[distributed.Future[Any]] = queue.SimpleQueue()
         watch = _Watch(self)
         options = {
             "unit": unit,
@@ -176,7 +176,7 @@ class Steps:
             return self._explain(problem, "")
         return result  # type: ignore[return-value]
 
-    def _result_of(self, future: distributed.Future, what: str) -> Any:
+    def _result_of(self, future: distributed.Future[Any], what: str) -> Any:
         try:
             return future.result()
         except Exception as problem:

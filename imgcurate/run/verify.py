@@ -20,7 +20,7 @@ from imgcurate.run.folder import Folder, is_output
 from imgcurate.run.steps import Steps
 from imgcurate.run.write import Cut
 from imgcurate.sinks.webdataset import keys_of
-from imgcurate.sources.webdataset import images_of
+from imgcurate.sources.sidecars import images_of
 
 
 @dataclass(frozen=True)

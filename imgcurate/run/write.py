@@ -99,8 +99,7 @@ def write(cuts: Sequence[Cut], url: str, records: str, key: str, storage_options
 def table_of(written: Sequence[Written]) -> pd.DataFrame:
     """Return the table of shards."""
     columns: dict[str, Any] = {name: [shard[at] for shard in written] for at, name in enumerate(Written._fields)}
-    kinds = {"shard": "string[pyarrow]", "digest": "string[pyarrow]"}
-    return pd.DataFrame(columns).astype({name: kinds.get(name, "int64[pyarrow]") for name in columns})
+    return pd.DataFrame(columns).astype({name: "str" if name in ("shard", "digest") else "int64" for name in columns})
 
 
 def _etag(url: str, storage_options: storage.Options) -> str | None:

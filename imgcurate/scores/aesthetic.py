@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imgcurate import schema, vectors, weights
 from imgcurate.scores.head import DIMENSION, Head, add_score, score_part
+
+if TYPE_CHECKING:
+    import dask.dataframe as dd
 
 REPO = "ttj/sac-logos-ava1-l14-linearMSE"
 _FOLDER = REPO.partition("/")[2]
@@ -30,7 +33,7 @@ _NAMES = (
 )
 
 
-def score_aesthetic(frame: Any, *, model_dir: str | os.PathLike[str] | None = None) -> Any:
+def score_aesthetic(frame: Any, *, model_dir: str | os.PathLike[str] | None = None) -> dd.DataFrame:
     """Add ``aesthetic_score``: LAION's prediction of how much people like an image.
 
     Parameters

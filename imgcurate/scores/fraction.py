@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
 import numpy as np
@@ -11,13 +11,16 @@ from dask.delayed import Delayed
 from imgcurate import schema, vectors
 from imgcurate.cluster import interruptible
 
+if TYPE_CHECKING:
+    import dask.dataframe as dd
+
 # A number is found 16 bits at a time, from the highest: four counts of 65,536, however many rows there are.
 _BITS = 16
 _STEPS = 64 // _BITS
 _MERGED = 16
 
 
-def top_fraction(frame: Any, column: str, fraction: float) -> Any:
+def top_fraction(frame: Any, column: str, fraction: float) -> dd.DataFrame:
     """Keep the rows with the highest values of a column.
 
     Parameters

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imgcurate import identity, vectors, weights
+from imgcurate.rowwise import map_rows
+
+if TYPE_CHECKING:
+    import dask.dataframe as dd
 
 DIMENSION = 768
 ENCODER = "openai/clip-vit-large-patch14"
@@ -30,7 +34,7 @@ class Head:
     """Vectors of shape (n, 768), float64 and finite, and parameters, to n scores: in the array API of the vectors."""
 
 
-def add_score(frame: Any, head: Head, function: Callable[[Any, str, str], Any], path: Path) -> Any:
+def add_score(frame: Any, head: Head, function: Callable[[Any, str, str], Any], path: Path) -> dd.DataFrame:
     """Return `frame` with the head's column; nothing is computed yet.
 
     Parameters
@@ -51,7 +55,7 @@ def add_score(frame: Any, head: Head, function: Callable[[Any, str, str], Any], 
     fingerprint = weights.fingerprint(path)
     head.load(str(path), fingerprint)
     meta = vectors.to_series([], head.column, like=frame._meta)
-    scores = frame[["embedding"]].map_partitions(function, str(path), fingerprint, meta=meta)
+    scores = map_rows(frame[["embedding"]], function, str(path), fingerprint, meta=meta)
     return frame.assign(**{head.column: scores})
 
 

@@ -8,12 +8,15 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imgcurate import schema, vectors, weights
 from imgcurate.scores.head import DIMENSION, Head, add_score, score_part
+
+if TYPE_CHECKING:
+    import dask.dataframe as dd
 
 URL = "https://github.com/LAION-AI/CLIP-based-NSFW-Detector/raw/main/clip_autokeras_binary_nsfw.zip"
 SHA256 = "905520bb0336accc73ee282c605d926aef90cf14248889d44b9cee50eef71f8a"
@@ -60,7 +63,7 @@ _MOST_BYTES = 64 << 20
 Layers = list[tuple[np.ndarray, np.ndarray]]
 
 
-def score_nsfw(frame: Any, *, model_dir: str | os.PathLike[str] | None = None) -> Any:
+def score_nsfw(frame: Any, *, model_dir: str | os.PathLike[str] | None = None) -> dd.DataFrame:
     """Add ``nsfw_score``: the probability that an image is not safe for work, by LAION's detector.
 
     Parameters

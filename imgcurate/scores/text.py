@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from imgcurate import identity, images, schema, vectors
 from imgcurate.encoders import check_dtype, find_text, load_text_encoder
 from imgcurate.encoders.text import check_texts
+from imgcurate.rowwise import map_rows
 
 if TYPE_CHECKING:
+    import dask.dataframe as dd
+
     from imgcurate.encoders.language import TextEncoder
 
 _DEFAULT = "openai/clip-vit-large-patch14"
@@ -28,7 +30,7 @@ def score_text(
     model: str | os.PathLike[str] = _DEFAULT,
     dtype: str = "auto",
     model_dir: str | os.PathLike[str] | None = None,
-) -> Any:
+) -> dd.DataFrame:
     """Add ``clip_score``: how well each image and its text go together.
 
     The filter of LAION (cosine >= 0.28 with ViT-B/32) and of DataComp (the highest 30 % with ViT-L/14): see `imgcurate.top_fraction`.
@@ -45,7 +47,7 @@ def score_text(
     -------
     Dask DataFrame
         Lazy, with ``clip_score`` (float32: the cosine of image and text, -1 to 1; null where either is null) and ``text_cut`` (bool: whether
-        the text was longer than the model reads, and was cut; null where there is none). ``frame.text_cut.sum()`` counts these.
+        the text was longer than the model reads, and was cut). ``frame.text_cut.sum()`` counts these.
 
     Raises
     ------
@@ -67,9 +69,8 @@ def score_text(
     check_dtype(dtype)
     source = find_text(model, model_dir).source
     names = ["clip_score", "text_cut"]
-    scores = frame[["embedding", column]].map_partitions(
-        _score_text_part, column, source, dtype, meta=vectors.empty_like(frame._meta, names)
-    )
+    meta = vectors.empty_like(frame._meta, names)
+    scores = map_rows(frame[["embedding", column]], _score_text_part, column, source, dtype, meta=meta)
     return frame.assign(**{name: scores[name] for name in names})
 
 
@@ -80,7 +81,7 @@ def score_prompts(
     model: str | os.PathLike[str] = _DEFAULT,
     dtype: str = "auto",
     model_dir: str | os.PathLike[str] | None = None,
-) -> Any:
+) -> dd.DataFrame:
     """Add a column a class: how probable it is that an image is of it, told from prompts alone (zero-shot).
 
     Parameters
@@ -136,13 +137,14 @@ def score_prompts(
             "prompts has one class, and CLIP tells only which of several is the most probable: add what else an image may be, such as "
             "{'clean': ['a photo']}"
         )
-    empty = {name: pd.Series([], dtype=pd.ArrowDtype(pa.float32())) for name in classes}
-    scores = frame[["embedding"]].map_partitions(
+    empty = pa.schema({name: pa.float32() for name in classes}).empty_table()
+    scores = map_rows(
+        frame[["embedding"]],
         _score_prompts_part,
         tuple(classes.items()),
         found.source,
         dtype,
-        meta=vectors.from_pandas(pd.DataFrame(empty), frame._meta),
+        meta=vectors.from_arrow(empty, frame._meta),
     )
     return frame.assign(**{name: scores[name] for name in classes})
 
@@ -151,7 +153,7 @@ def _score_text_part(part: Any, column: str, model: str, dtype: str) -> Any:
     texts = images.host_columns(part, [column])[column]
     rows = [row for row, text in enumerate(texts) if text is not None]
     matrix = vectors.to_matrix(part["embedding"])
-    scores, cut = np.full(len(texts), np.nan, dtype=np.float32), np.full(len(texts), None, dtype=object)
+    scores, cut = np.full(len(texts), np.nan, dtype=np.float32), np.zeros(len(texts), dtype=bool)
     if rows and matrix.shape[1]:
         encoder = _encoder_of(part, matrix.shape[1], model, dtype)
         made, were_cut = encoder.encode([str(texts[row]) for row in rows])
@@ -162,7 +164,7 @@ def _score_text_part(part: Any, column: str, model: str, dtype: str) -> Any:
         scores[rows] = vectors.to_numpy(xp.einsum("ij,ij->i", these, text))
     columns = {
         "clip_score": pa.array(scores, from_pandas=True),
-        "text_cut": pa.array(cut.tolist(), type=pa.bool_()),
+        "text_cut": pa.array(cut),
     }
     return images.columns_like(part, columns)
 

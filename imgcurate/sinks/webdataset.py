@@ -34,7 +34,7 @@ def write_webdataset(
     samples_per_shard: int = 10_000,
     overwrite: bool = False,
     storage_options: storage.Options = None,
-) -> Any:
+) -> dd.DataFrame:
     """Write the samples of a frame's rows as tar shards ``00000.tar``, ``00001.tar``, ...
 
     Parameters

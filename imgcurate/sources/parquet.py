@@ -6,14 +6,13 @@ import glob
 import os
 from typing import Any
 
-import dask
 import dask.dataframe as dd
-import pandas as pd
 import pyarrow as pa
 
 from imgcurate import images, schema, storage, vectors
 from imgcurate.cluster import backend
 from imgcurate.printable import printable
+from imgcurate.rowwise import map_rows
 
 
 def read_parquet(
@@ -22,7 +21,7 @@ def read_parquet(
     columns: list[str] | None = None,
     roots: storage.Paths | None = None,
     storage_options: storage.Options = None,
-) -> Any:
+) -> dd.DataFrame:
     """Read Parquet files as a Dask dataframe.
 
     Parameters
@@ -40,7 +39,8 @@ def read_parquet(
     Returns
     -------
     dask.dataframe.DataFrame
-        Arrow-typed, so that embeddings stay lists of float32 without a copy. The column ``size`` of an earlier version is ``bytes``.
+        With the types that pandas gives, but for whole numbers and lists of columns of other names than imgcurate's: these have Arrow's, which
+        hold nulls, and embeddings without a copy. The column ``size`` of an earlier version is ``bytes``.
 
     Raises
     ------
@@ -54,8 +54,8 @@ def read_parquet(
     >>> frame = read_parquet("curated/images.parquet")  # doctest: +SKIP
     """
     storage.expand(path, (".parquet", ".pq"), storage_options)
-    # cuDF's columns are Arrow's already. Dask would turn Arrow strings into pandas' own, with dtype_backend="pyarrow" too.
-    options: dict[str, Any] = {} if backend() == "cudf" else {"arrow_to_pandas": {"types_mapper": pd.ArrowDtype}}
+    on_host = backend() != "cudf"
+    options: dict[str, Any] = {"arrow_to_pandas": {"types_mapper": schema.by_kind}} if on_host else {}
     place = os.fspath(path)
     if storage.is_there(place) and (glob.has_magic(place) or "::" in place):
         # Dask would take it for a pattern or a chain.
@@ -63,10 +63,11 @@ def read_parquet(
         place = glob.escape(place)
     else:
         options["storage_options"] = storage_options
-    with dask.config.set({"dataframe.convert-string": False}):
-        frame = dd.read_parquet(place, **options)
+    frame = dd.read_parquet(place, **options)
     earlier = schema.today(frame.columns)
     frame = frame.rename(columns=earlier) if earlier else frame
+    if on_host:
+        frame = map_rows(frame, schema.typed, meta=schema.typed(frame._meta), required_columns=[])
     if columns is not None:
         schema.require_columns(frame, columns, "read_parquet")
         frame = frame[list(columns)]

@@ -117,6 +117,8 @@ def texts_of(sample: tar.Sample, image: tar.Member, sidecars: Sidecars) -> Texts
     )
     if sidecars.key is not None and caption is not None:
         caption = _in_json(caption, sidecars)
+    elif sidecars.caption != "json" and caption is not None:
+        caption = as_caption(caption)
     return Texts(caption, metadata, of_caption or of_metadata)
 
 
@@ -140,6 +142,17 @@ def decode(content: bytes) -> tuple[str, str | None]:
         except UnicodeDecodeError:
             continue
     return content.decode("latin-1"), "latin-1"
+
+
+def as_caption(text: str) -> str:
+    r"""Return the text of a caption's file without the newline that ends it.
+
+    Examples
+    --------
+    >>> as_caption("A frog.\r\n"), as_caption("two\nlines\n\n")
+    ('A frog.', 'two\nlines\n')
+    """
+    return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
 
 
 def _read(sample: tar.Sample, image: tar.Member, extension: str, most: int) -> tuple[str | None, str | None]:

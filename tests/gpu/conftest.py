@@ -18,7 +18,6 @@ import dask.dataframe as dd
 import distributed
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 from dask.delayed import delayed
 
@@ -49,9 +48,7 @@ class Backend:
             return part
         import cudf
 
-        moved = cudf.DataFrame.from_arrow(
-            pa.Table.from_pandas(part, preserve_index=False).replace_schema_metadata(None)
-        )
+        moved = cudf.DataFrame.from_arrow(schema.to_arrow(part))
         moved.index = cudf.Index(part.index.to_numpy())
         return moved
 

@@ -96,7 +96,7 @@ def test_folders_are_listed_as_on_the_cpu(on: Backend, tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_bytes(image_bytes(i))
     (tmp_path / "1.txt").write_text("é")
-    frame = ic.read_files(tmp_path, files_per_partition=2)
+    frame = ic.read_files(tmp_path, rows_per_partition=2)
     found = host(frame)
     assert type(frame._meta).__module__.startswith(on.name)
     assert found["image_id"].tolist() == ["0.jpg", "1.jpg", "2.jpg"]

@@ -16,6 +16,7 @@ from imgcurate.dedup.graph import build, rank
 from imgcurate.dedup.graph.found import counts, read_found
 from imgcurate.dedup.semantic import compare, exchange, files, kmeans, normalise
 from imgcurate.dedup.semantic.frame import Frame, fit, threads
+from imgcurate.dedup.semantic.store import VectorStore
 from imgcurate.dedup.waves import in_waves
 
 _FILES_OF_A_SUM = 64
@@ -143,7 +144,7 @@ def by_cluster(rows: Frame, centroids: np.ndarray, probes: int, least: float) ->
         search = Search(len(centroids), probes, least, False, 0, centroids)
         plan = _plan(rows, search, False, "corpus-")
         paths, sizes, _ = _exchange(rows, search, plan)
-        exchanged = files.Exchanged(paths, files.VectorStore(rows.parts))
+        exchanged = files.Exchanged(paths, VectorStore(rows.parts))
         stored = [
             (range(bucket.low, bucket.high), files.StoredBucket(exchanged, tuple(plan.tables), bucket.low, bucket.high))
             for bucket in files.lay_out(sizes, 1, rows.dimension)
@@ -238,7 +239,7 @@ def _find_through_files(rows: Frame, search: Search, plan: _Plan, device: str) -
     folder = rows.folder
     assert folder is not None
     paths, sizes, exact = _exchange(rows, search, plan)
-    exchanged = dask.delayed(files.Exchanged(paths, files.VectorStore(rows.parts)), traverse=False).persist()
+    exchanged = dask.delayed(files.Exchanged(paths, VectorStore(rows.parts)), traverse=False).persist()
     how = (search.least, exact, device)
     inside, tiles, count = (
         dask.delayed(function, pure=False) for function in (files.compare_bucket, files.compare_tiles, counts)
