@@ -94,9 +94,9 @@ def test_a_shard_is_cut_into_partitions_and_listed_once(tmp_path: Path, monkeypa
         write_tar(tmp_path / f"{number}.tar", [(f"{row:03d}.jpg", b"i") for row in range(200)])
     listed = []
 
-    def spy(shards: Any, storage_options: Any = None) -> pd.DataFrame:
+    def spy(shards: Any, *arguments: Any, **options: Any) -> pd.DataFrame:
         listed.extend(shards)
-        return list_shards(shards, storage_options)
+        return list_shards(shards, *arguments, **options)
 
     monkeypatch.setattr(webdataset, "list_shards", spy)
     frame = read_webdataset(tmp_path, rows_per_partition=50)
