@@ -25,12 +25,12 @@ demo: $(VENV)/.ready
 	$(BIN)/imgcurate demo $(DEMO) --overwrite
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-gpu: $(VENV)/.ready
 	$(BIN)/python -m pytest -q tests/gpu
 
-FUZZ ?= archives programs
+FUZZ ?= archives programs pictures
 FUZZ_SECONDS ?= 600
 
 fuzz: $(VENV)/.ready

@@ -87,7 +87,7 @@ def work(
 
     Examples
     --------
-    >>> import fsspec
+    >>> import fsspec, pandas as pd
     >>> fsspec.filesystem("memory").pipe("/work.bin", b"0123456789")
     >>> places = {"url": ["memory://work.bin"] * 3, "offset": [9, 0, 2], "bytes": [1, 1, 3], "error": [None, "broken", None]}
     >>> worked = work(pd.DataFrame(places), bytes.decode)
@@ -192,6 +192,7 @@ def digests_of(part: Any) -> list[str | None]:
 
     Examples
     --------
+    >>> import pandas as pd
     >>> digests_of(pd.DataFrame({"digest": ["sha256:0a", None]}))
     Traceback (most recent call last):
     ValueError: column 'digest' holds 'sha256:0a', and a digest is 32 hexadecimal digits of XXH3-128; rename the column
@@ -245,6 +246,7 @@ def host_columns(part: Any, names: list[str]) -> dict[str, list[Any]]:
 
     Examples
     --------
+    >>> import pandas as pd
     >>> host_columns(pd.DataFrame({"bytes": [3, None]}), ["bytes", "error"])
     {'bytes': [3.0, None]}
     """

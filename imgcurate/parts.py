@@ -290,10 +290,7 @@ def _read_typed(
 ) -> Any:
     part = read_part(url, like, columns, storage_options)
     for name in columns or like.columns:
-        kind = like.dtypes[name]
-        if name not in part.columns or (
-            isinstance(kind, pd.ArrowDtype) and _holds_lists(kind) != _holds_lists(part.dtypes[name])
-        ):
+        if name not in part.columns or _holds_lists(like.dtypes[name]) != _holds_lists(part.dtypes[name]):
             raise DamagedPart(url, f"it lacks the column {name!r}, or that is of another kind")
     other = {
         name: kind

@@ -38,7 +38,8 @@ def map_rows(frame: Any, function: Callable[..., Any], *arguments: Any, meta: An
     ...     seen.append(len(part))
     ...     return part * 2
     >>> frame = dd.from_pandas(pd.DataFrame({"n": range(100)}), npartitions=2)
-    >>> map_rows(frame, double, meta=frame._meta).head(2, compute=True)["n"].tolist(), seen
+    >>> first = map_rows(frame, double, meta=frame._meta).head(2, compute=False)
+    >>> first.compute(scheduler="synchronous")["n"].tolist(), seen
     ([0, 2], [2])
     """
     mapped = frame.map_partitions(function, *arguments, meta=meta, **options)

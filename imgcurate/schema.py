@@ -174,7 +174,9 @@ def typed(part: pd.DataFrame) -> pd.DataFrame:
     for name in _COMPLETE:
         if name in kinds and part[name].isna().any():  # not so in every file that others wrote
             kinds[name] = np.dtype("float64")
-    return part.astype({name: kind for name, kind in kinds.items() if kind != part.dtypes[name]})
+    part = part.astype({name: kind for name, kind in kinds.items() if kind != part.dtypes[name]})
+    # NumPy's columns may be views of Arrow's memory, in which a user cannot set a value. Those of Arrow's types are not copied.
+    return part.copy()
 
 
 def table(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:

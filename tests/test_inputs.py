@@ -150,7 +150,8 @@ def test_what_is_no_frame_is_refused_in_a_sentence() -> None:
         ic.semantic_duplicates(as_given("arrays"), keep=[("score", "max")])
     with pytest.raises(TypeError, match="remove takes a Dask, pandas or cuDF dataframe"):
         ic.remove([1, 2], [1])
-    text = dd.from_pandas(pd.DataFrame({"image_id": ["a"], "embedding": [[1.0]]}), npartitions=1)
+    with dask.config.set({"dataframe.convert-string": True}):
+        text = dd.from_pandas(pd.DataFrame({"image_id": ["a"], "embedding": [[1.0]]}), npartitions=1)
     with pytest.raises(TypeError, match=r"holds text, not vectors.* give the pandas frame itself"):
         ic.semantic_duplicates(text)
 

@@ -281,6 +281,18 @@ def test_sidecars_that_are_too_large_are_not_read_and_their_samples_are_errors(t
     assert rows["error"].notna().tolist() == [True, False, False]
 
 
+def test_texts_beside_an_image_are_read_in_their_encoding_and_to_a_bound(tmp_path: Path) -> None:
+    for key, text in {"a": b"caf\xe9\n", "b": b"x" * 1001}.items():
+        (tmp_path / f"{key}.jpg").write_bytes(image_bytes())
+        (tmp_path / f"{key}.txt").write_bytes(text)
+    rows = read_files(tmp_path, max_sidecar=1000).compute().set_index("image_id")
+    assert (rows.loc["a.jpg", "caption"], rows.loc["a.jpg", "text_encoding"]) == ("café", "cp1252")
+    assert rows.loc["b.jpg", "error"].endswith("b.txt has more than 1,000 bytes (max_sidecar)")
+    assert rows["error"].notna().tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"max_sidecar=0"):
+        read_files(tmp_path, max_sidecar=0)
+
+
 def test_messages_name_a_few_members_and_no_long_names(tmp_path: Path) -> None:
     members = [(f"a.{'n' * 5000}{number}.cls", b"") for number in range(200)]
     (error,) = read_webdataset(write_tar(tmp_path / "x.tar", members)).compute()["error"]

@@ -177,7 +177,7 @@ def test_a_link_that_is_named_is_followed(tmp_path: Path) -> None:
     (tmp_path / "folder").symlink_to(tmp_path / "real")
     for urls in (tmp_path / "a.jpg", tmp_path / "folder", f"{tmp_path}/folder/*.jpg"):
         (row,) = ic.measure(ic.read_files(urls), ["width"]).compute().itertuples()
-        assert row.error is pd.NA and row.width == 40, urls
+        assert pd.isna(row.error) and row.width == 40, urls
 
 
 def test_shards_may_be_links_wherever_they_lead(tmp_path: Path) -> None:

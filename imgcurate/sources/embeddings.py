@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from imgcurate import identity, storage, vectors
 from imgcurate.cluster import backend
+from imgcurate.schema import to_pandas
 from imgcurate.sources import arrays
 from imgcurate.sources.pieces import TEXT, Piece, find_vectors, pieces_of_arrays, pieces_of_table
 
@@ -141,7 +142,7 @@ def read_piece(
             if len(table) != len(matrix):
                 raise ValueError(f"{piece.url} holds {len(matrix):,} vectors, and there are {len(table):,} ids of them")
     table = _fit(table, layout.id_field, wanted, piece.url)
-    part = table.to_pandas(types_mapper=pd.ArrowDtype) if no_vectors else _part(table, matrix, valid, encoder)
+    part = to_pandas(table) if no_vectors else _part(table, matrix, valid, encoder)
     return part if columns is None else part[list(columns)]
 
 
@@ -220,7 +221,7 @@ def _fit(table: pa.Table, id_field: str, wanted: pa.Schema, url: str) -> pa.Tabl
 
 
 def _part(table: pa.Table, matrix: np.ndarray, valid: np.ndarray, encoder: identity.Identity | None) -> pd.DataFrame:
-    part = table.to_pandas(types_mapper=pd.ArrowDtype)
+    part = to_pandas(table)
     part.insert(1, "embedding", vectors.to_column(matrix, like=part, valid=valid, encoder=encoder))
     return part
 

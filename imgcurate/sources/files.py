@@ -12,6 +12,7 @@ import pandas as pd
 
 from imgcurate import schema, storage, vectors
 from imgcurate.cluster import backend
+from imgcurate.printable import printable
 from imgcurate.sources import sidecars
 from imgcurate.sources.partitions import rows_at_once
 
@@ -47,7 +48,11 @@ class File(NamedTuple):
 
 
 def read_files(
-    urls: storage.Paths, *, rows_per_partition: int | None = None, storage_options: storage.Options = None
+    urls: storage.Paths,
+    *,
+    rows_per_partition: int | None = None,
+    max_sidecar: int = sidecars.MAX_SIDECAR,
+    storage_options: storage.Options = None,
 ) -> dd.DataFrame:
     """Read image files as a Dask dataframe with one row an image.
 
@@ -58,6 +63,8 @@ def read_files(
         which `embed` takes where they are asked for; a glob such as ``"photos/*.psd"`` finds them.
     rows_per_partition : int, optional
         Default: a sixteenth of the images, at least 32 (1,024 on a GPU) and at most 2,048.
+    max_sidecar : int, default 1 MiB
+        Bytes that a caption or a JSON may have; an image beside which a larger one lies is a row with an error.
     storage_options : dict, optional
         For the fsspec filesystem.
 
@@ -81,6 +88,8 @@ def read_files(
     --------
     >>> frame = read_files("photos/")  # doctest: +SKIP
     """
+    if max_sidecar < 1:
+        raise ValueError(f"max_sidecar={max_sidecar}: it must be at least 1 byte")
     found = storage.expand(urls, EXTENSIONS, storage_options, beside=tuple(TEXTS), contained=True)
     files = files_of(found, urls, storage_options)
     n_rows = rows_at_once(len(files), rows_per_partition, backend())
@@ -88,6 +97,7 @@ def read_files(
     frame = dd.from_map(
         list_files,
         groups,
+        max_sidecar=max_sidecar,
         storage_options=storage_options,
         meta=schema.empty(schema.SOURCE_COLUMNS),
         label="read-files",
@@ -110,9 +120,11 @@ def files_of(
     return [File(url, storage.relative(url, root), entry, *_texts_beside(url, found)) for url, entry in images.items()]
 
 
-def list_files(files: Sequence[File], storage_options: storage.Options = None) -> pd.DataFrame:
+def list_files(
+    files: Sequence[File], storage_options: storage.Options = None, max_sidecar: int = sidecars.MAX_SIDECAR
+) -> pd.DataFrame:
     """List files as one partition of rows: what `read_files` runs on the workers."""
-    list_file = partial(_row, storage_options=storage_options)
+    list_file = partial(_row, storage_options=storage_options, max_sidecar=max_sidecar)
     if all(storage.is_local(file.url) for file in files):
         rows = [list_file(file) for file in files]
     else:
@@ -121,7 +133,7 @@ def list_files(files: Sequence[File], storage_options: storage.Options = None) -
     return schema.table({column: [row.get(column) for row in rows] for column in schema.SOURCE_COLUMNS})
 
 
-def _row(file: File, storage_options: storage.Options) -> dict[str, Any]:
+def _row(file: File, storage_options: storage.Options, max_sidecar: int) -> dict[str, Any]:
     entry, problem = file.entry, file.entry.problem or file.problem
     if problem is None and (entry.size is None or entry.etag is None):
         try:
@@ -131,8 +143,11 @@ def _row(file: File, storage_options: storage.Options) -> dict[str, Any]:
     row: dict[str, Any] = {"image_id": file.image_id, "url": file.url, "offset": 0, "bytes": entry.size or 0}
     row |= {"etag": entry.etag, "error": None if problem is None else f"read: {problem}"}
     for extension in file.texts if problem is None else ():
-        content = storage.read_if_there(storage.replace_extension(file.url, extension), storage_options)
-        if content is not None:
+        beside = storage.replace_extension(file.url, extension)
+        content = storage.read_if_there(beside, storage_options, max_sidecar + 1)
+        if content is not None and len(content) > max_sidecar:
+            row["error"] = f"sidecar: {printable(beside)} has more than {max_sidecar:,} bytes (max_sidecar)"
+        elif content is not None:
             text, encoding = sidecars.decode(content)
             row[TEXTS[extension]] = sidecars.as_caption(text) if extension == ".txt" else text
             row["text_encoding"] = row.get("text_encoding") or encoding

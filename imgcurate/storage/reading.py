@@ -69,12 +69,12 @@ def open_sequential(url: str, storage_options: Options = None) -> Iterator[Binar
             yield cast(BinaryIO, forward)
 
 
-def read_if_there(url: str, storage_options: Options = None) -> bytes | None:
-    """Return a file's content, or None where there is no such file."""
+def read_if_there(url: str, storage_options: Options = None, most: int = -1) -> bytes | None:
+    """Return a file's content, or the first `most` bytes of it, or None where there is no such file."""
 
     def read() -> bytes:
         with open_input(url, storage_options) as file:
-            return file.read()
+            return file.read(most)
 
     try:
         return retrying()(read)
