@@ -119,7 +119,9 @@ def test_a_row_that_kills_only_once_is_not_to_blame(tmp_path: Path) -> None:
 def test_a_process_that_takes_too_much_memory_is_ended() -> None:
     def work(row: int) -> None:
         if row == 1:
-            bytearray(2 << 30)[:: 1 << 12] = b"x" * (1 << 19)
+            taken = bytearray(2 << 30)
+            taken[:: 1 << 12] = b"x" * (1 << 19)
+            threading.Event().wait(60)  # it is looked at now and then
 
     (found,) = killers(range(3), work, memory_limit=3 << 29).items()
     assert found == (1, "it needs more than the 1.5 GiB of memory of a worker")

@@ -265,12 +265,13 @@ def kill(client: distributed.Client) -> None:
     local, ours = None, client if isinstance(client, Client) else None
     if ours is not None:
         local, ours.local = ours.local, None
-    if local is not None:
-        local.kill()
-    with _quiet(), contextlib.suppress(Exception):
-        client.close(timeout=1)
-    if local is not None:
-        local.close(grace=0)
+    with _quiet():  # all the while: connections are missed between two of these steps, too
+        if local is not None:
+            local.kill()
+        with contextlib.suppress(Exception):
+            client.close(timeout=1)
+        if local is not None:
+            local.close(grace=0)
 
 
 def revive(client: distributed.Client) -> int:
