@@ -25,7 +25,7 @@ demo: $(VENV)/.ready
 	$(BIN)/imgcurate demo $(DEMO) --overwrite
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-gpu: $(VENV)/.ready
 	$(BIN)/python -m pytest -q tests/gpu
