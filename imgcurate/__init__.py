@@ -4,6 +4,7 @@ One image is one row. Read shards, add columns, keep rows with predicates, drop 
 the originals.
 """
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import dask
@@ -23,3 +24,8 @@ except PackageNotFoundError:  # run from a folder that was not installed
 for option, value in {"dataframe.shuffle.method": "tasks", "dataframe.convert-string": False}.items():
     if dask.config.get(option, None) is None:
         dask.config.set({option: value})
+
+# Before Python 3.11.9, Dask's profiler can stop a worker for ever: it asks for all threads' frames, a garbage collection comes between, and a thread
+# that begins waits for both (python/cpython issue 106883, dask/distributed issue 8616). Workers of clusters that start from here on are without it.
+if sys.version_info < (3, 11, 9):
+    dask.config.set({"distributed.worker.profile.enabled": False})

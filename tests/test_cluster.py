@@ -448,3 +448,9 @@ def main():
     assert len(list(tmp_path.glob("imgcurate-*"))) == 1
     assert run_script(script, "live", env=environment).returncode == 0
     assert list(tmp_path.glob("imgcurate-*")) == []
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 11, 9), reason="Python's deadlock is mended in 3.11.9")
+def test_workers_are_without_the_profiler_that_can_stop_them_for_ever(client: Client) -> None:
+    enabled = client.run(lambda dask_worker: "profile" in dask_worker.periodic_callbacks)
+    assert enabled and not any(enabled.values())
