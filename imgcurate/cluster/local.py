@@ -12,7 +12,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import IO, Any
@@ -84,8 +84,7 @@ class LocalWorkers:
             self.cluster.sync(self._kill, callback_timeout=_CLOSE_SECONDS)
 
     async def _kill(self) -> None:
-        for nanny in self.cluster._created:
-            _end_process(nanny)
+        _end_processes(self.cluster._created)
 
     def close(self, grace: float = _GRACE_SECONDS) -> None:
         """End the workers, the scheduler and the scratch folder; what works after `grace` seconds is killed."""
@@ -114,16 +113,20 @@ class LocalWorkers:
             await self.cluster.scheduler.close()  # a cluster that has not started does not close it
 
 
-def _end_process(nanny: Any) -> None:
-    """Kill a nanny's worker with all that it started; told before, the nanny starts no other."""
-    if nanny.status.name not in ("closing", "closed", "failed"):
-        nanny.close_gracefully()
-    with contextlib.suppress(psutil.Error):
-        if nanny.pid is not None:
-            worker = psutil.Process(nanny.pid)
-            for process in [*worker.children(recursive=True), worker]:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
+def _end_processes(nannies: Iterable[Any]) -> None:
+    """Kill the workers of nannies with all that they started; told before, a nanny starts no other."""
+    processes = []
+    for nanny in nannies:
+        if nanny.status.name not in ("closing", "closed", "failed"):
+            nanny.close_gracefully()
+        with contextlib.suppress(psutil.Error):
+            if nanny.pid is not None:
+                worker = psutil.Process(nanny.pid)
+                processes += [*worker.children(recursive=True), worker]
+    # All at once: a worker that sees another go has time to say so.
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 @contextlib.contextmanager
