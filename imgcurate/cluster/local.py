@@ -123,10 +123,11 @@ def _end_processes(nannies: Iterable[Any]) -> None:
             if nanny.pid is not None:
                 worker = psutil.Process(nanny.pid)
                 processes += [*worker.children(recursive=True), worker]
-    # All at once: a worker that sees another go has time to say so.
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
+    # Stopped first, because a worker that sees another go would say so.
+    for end in (psutil.Process.suspend, psutil.Process.kill):
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                end(process)
 
 
 @contextlib.contextmanager
