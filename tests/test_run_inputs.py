@@ -57,6 +57,25 @@ def test_a_folder_of_images_is_curated_into_shards(
     assert verify(tmp_path / "out").problems == ()
 
 
+def test_a_run_follows_no_link_out_of_a_folder_of_images_and_names_compressed_shards(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (tmp_path / "secret.jpg").write_bytes(image_bytes())
+    (folder / "a.jpg").write_bytes(image_bytes())
+    (folder / "b.jpg").symlink_to(tmp_path / "secret.jpg")
+    (unit,) = inputs.find(folder)
+    rows = unit.list(None)
+    assert rows["error"].fillna("").str.startswith("read: a link out of the folder").tolist() == [False, True]
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_tar(tmp_path / "0.tar", [("a.jpg", image_bytes())])
+    (shards / "0.tar").symlink_to(tmp_path / "0.tar")  # of shards, people make folders of links
+    assert len(inputs.find(shards)) == 1
+    (shards / "1.tar.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1\.tar\.gz.*convert"):
+        inputs.find(shards)
+
+
 def test_a_text_or_an_image_that_changes_is_found_and_named(client: Client, photos: Path, tmp_path: Path) -> None:
     run(photos, tmp_path / "out")
     (photos / "cats" / "01.txt").write_text("another caption")

@@ -72,7 +72,8 @@ def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[U
         Where shards and images are named together, or lie in one folder; or as `read_webdataset` and `read_files`.
     """
     of_images = tuple(files.EXTENSIONS)
-    found = storage.expand(urls, (".tar", *of_images), storage_options, beside=tuple(files.TEXTS))
+    extensions, beside = (*webdataset.EXTENSIONS, *of_images), tuple(files.TEXTS)
+    found = storage.expand(urls, extensions, storage_options, beside=beside, contained=files.CONTAINED)
     images = sum(url.lower().endswith(of_images) for url in found)
     tars = sum(url.lower().endswith(".tar") for url in found)
     if images and tars:

@@ -25,6 +25,8 @@ _NAMED_EXTENSIONS = (".psd", ".ico", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".p
 
 #: Files beside an image, and the columns that they become.
 TEXTS = {".txt": "caption", ".json": "metadata"}
+#: Files that are read where they lie in the folder that was named, and not where a link in it leads.
+CONTAINED = (*EXTENSIONS, *_NAMED_EXTENSIONS, *TEXTS)
 # Of a store, each answer is waited for.
 _THREADS = 16
 
@@ -90,7 +92,7 @@ def read_files(
     """
     if max_sidecar < 1:
         raise ValueError(f"max_sidecar={max_sidecar}: it must be at least 1 byte")
-    found = storage.expand(urls, EXTENSIONS, storage_options, beside=tuple(TEXTS), contained=True)
+    found = storage.expand(urls, EXTENSIONS, storage_options, beside=tuple(TEXTS), contained=CONTAINED)
     files = files_of(found, urls, storage_options)
     n_rows = rows_at_once(len(files), rows_per_partition, backend())
     groups = [files[i : i + n_rows] for i in range(0, len(files), n_rows)]

@@ -20,6 +20,8 @@ from imgcurate.sources.sidecars import AS_USUAL, MAX_SIDECAR, BadSidecar, Sideca
 
 logger = logging.getLogger("imgcurate")
 
+#: What the name of a shard ends in; the compressed ones are refused with what to do.
+EXTENSIONS = (".tar", *tar.COMPRESSED)
 # How many of the names of a sample's members a message has.
 _NAMED = 5
 # What a store sends at once at little cost, of which is told how many samples a shard has.
@@ -119,7 +121,7 @@ def read_webdataset(
 
 def find_shards(urls: storage.Paths, storage_options: storage.Options = None) -> list[Shard]:
     """Find the shards that `read_webdataset` would read, in order; it says what is raised."""
-    return shards_of(storage.expand(urls, (".tar", *tar.COMPRESSED), storage_options), storage_options)
+    return shards_of(storage.expand(urls, EXTENSIONS, storage_options), storage_options)
 
 
 def shards_of(found: Mapping[str, storage.Entry], storage_options: storage.Options = None) -> list[Shard]:

@@ -48,7 +48,7 @@ def expand(
     storage_options: Options = None,
     *,
     beside: tuple[str, ...] = (),
-    contained: bool = False,
+    contained: tuple[str, ...] = (),
 ) -> dict[str, Entry]:
     """Find the files that paths, globs, braces and folders name.
 
@@ -63,8 +63,8 @@ def expand(
         For the fsspec filesystem.
     beside : tuple of str, optional
         More extensions, of files that a folder may hold beside those.
-    contained : bool, default False
-        Whether links out of a folder, or out of that of a glob, are problems. Links to folders are not followed.
+    contained : tuple of str, optional
+        Extensions of files of which links out of a folder, or out of that of a glob, are problems. Links to folders are not followed.
 
     Returns
     -------
@@ -205,7 +205,11 @@ def is_there(pattern: str) -> bool:
 
 
 def _find(
-    name: _Name, extensions: tuple[str, ...], beside: tuple[str, ...], contained: bool, storage_options: Options
+    name: _Name,
+    extensions: tuple[str, ...],
+    beside: tuple[str, ...],
+    contained: tuple[str, ...],
+    storage_options: Options,
 ) -> dict[str, Entry]:
     fs, path = open_filesystem(name.text, storage_options)
     if name.is_pattern and any(sign in path for sign in _WILDCARDS):
@@ -214,11 +218,11 @@ def _find(
         if not listing:
             raise FileNotFoundError(f"no file matches {name.text!r}")
         folder = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
-        return _entries(fs, listing, folder if contained else None)
+        return _entries(fs, listing, folder, contained)
     try:
         info = {"type": "directory"} if name.text.endswith("/") else retrying()(fs.info, path)
         if info["type"] == "file" or not (info["type"] == "directory" or fs.isdir(path)):
-            return _entries(fs, {path: info}, None)
+            return _entries(fs, {path: info})
         found = retrying()(fs.find, path, detail=True)
     except FileNotFoundError:
         found = {}
@@ -237,14 +241,17 @@ def _find(
     }
     if not any(name.lower().endswith(extensions) for name in listing):
         raise FileNotFoundError(f"the folder {name.text!r} holds no {' or '.join(extensions)} file")
-    entries = _entries(fs, listing, path if contained else None)
+    entries = _entries(fs, listing, path, contained)
     return {url: entry._replace(amid=True) for url, entry in entries.items()}
 
 
-def _entries(fs: Any, listing: dict[str, Any], folder: str | None) -> dict[str, Entry]:
+def _entries(
+    fs: Any, listing: dict[str, Any], folder: str | None = None, contained: tuple[str, ...] = ()
+) -> dict[str, Entry]:
     entries = {}
     for name, info in sorted(listing.items()):
-        problem = problem_of(name, folder) if isinstance(fs, LocalFileSystem) else None
+        inside = folder if name.lower().endswith(contained) else None
+        problem = problem_of(name, inside) if isinstance(fs, LocalFileSystem) else None
         entry = entry_of(fs, name, info)._replace(problem=problem)
         # Where it is not UTF-8 the name is only shown.
         url = as_url(fs, name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
