@@ -21,9 +21,7 @@ except PackageNotFoundError:  # run from a folder that was not installed
 # Where the user has not chosen. Dask's P2P shuffle fails on a column of lists ("data type 'list<...>[pyarrow]' not understood"), so that a merge or
 # sort of a frame with embeddings would fail; cuml.dask sets the same default. And Dask makes a text type of its own of pandas' ``str``, in which a
 # missing text is `pandas.NA`, whose truth is an error; of a merge of the two it warns. And it makes text of lists and arrays in a column of objects.
-for option, value in {"dataframe.shuffle.method": "tasks", "dataframe.convert-string": False}.items():
-    if dask.config.get(option, None) is None:
-        dask.config.set({option: value})
+dask.config.update_defaults({"dataframe": {"shuffle": {"method": "tasks"}, "convert-string": False}})
 
 # Before Python 3.11.9, Dask's profiler can stop a worker for ever: it asks for all threads' frames, a garbage collection comes between, and a thread
 # that begins waits for both (python/cpython issue 106883, dask/distributed issue 8616). Workers of clusters that start from here on are without it.

@@ -16,6 +16,8 @@ from imgcurate import images, storage, tar
 
 # Small enough to stay in a core's cache while it is read, digested twice and written.
 _BLOCK = 1 << 20
+#: What the names of the texts beside an image file end in.
+SIDECARS = (".txt", ".json")
 
 
 class Row(NamedTuple):
@@ -250,6 +252,14 @@ def content_of(row: Row, offset: int, size: int, sources: Sources, *, compared: 
         place += len(block)
 
 
+def texts_beside(row: Row, sources: Sources) -> Iterator[tuple[str, bytes]]:
+    """Yield the extensions and the contents of the texts that lie beside an image file."""
+    for extension in SIDECARS:
+        content = storage.read_if_there(storage.replace_extension(row.url, extension), sources.storage_options)
+        if content is not None:
+            yield extension, content
+
+
 class Writer:
     """Appends samples to a shard, joining runs that follow one another in their source into one copy."""
 
@@ -275,11 +285,8 @@ class Writer:
             raise row.changed(f"the image is said to be bytes {row.offset} to {row.offset + row.bytes}")
         self._write(tar.header(key + os.path.splitext(row.url)[1], row.bytes))
         self._copy_content(row, row.offset, row.bytes, compared=True)
-        for extension in (".txt", ".json"):
-            beside = storage.replace_extension(row.url, extension)
-            content = storage.read_if_there(beside, self.sources.storage_options)
-            if content is not None:
-                self._write(tar.header(key + extension, len(content)) + content + tar.padding(len(content)))
+        for extension, content in texts_beside(row, self.sources):
+            self._write(tar.header(key + extension, len(content)) + content + tar.padding(len(content)))
 
     def finish(self) -> None:
         """End the archive."""

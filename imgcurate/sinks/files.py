@@ -18,12 +18,21 @@ import pandas as pd
 import xxhash
 
 from imgcurate import images, schema, storage, tar, vectors
-from imgcurate.sinks.copying import Row, Sources, checked, content_of, is_image, pieces_of, rows_of
+from imgcurate.sinks.copying import (
+    SIDECARS,
+    Row,
+    Sources,
+    checked,
+    content_of,
+    is_image,
+    pieces_of,
+    rows_of,
+    texts_beside,
+)
 
 _COLUMNS = ["image_id", "url", "member", "offset", "bytes", "sample_offset", "sample_size"]
 # What is compared while it is copied, where the frame has it.
 _COMPARED = ["etag", "digest"]
-_SIDECARS = (".txt", ".json")
 _THREADS = 16
 
 
@@ -251,10 +260,7 @@ def _contents(row: Row, extension: str, sources: Sources) -> Iterator[tuple[str,
     """Yield an image and what stands beside it: what each name ends in, and the bytes."""
     if row.member is None:
         yield extension, b"".join(content_of(row, row.offset, row.bytes, sources, compared=True))
-        for suffix in _SIDECARS:
-            content = storage.read_if_there(storage.replace_extension(row.url, suffix), sources.storage_options)
-            if content is not None:
-                yield suffix, content
+        yield from texts_beside(row, sources)
         return
     key = row.member.removesuffix(extension)
     for piece in pieces_of(row, key, sources):
@@ -274,7 +280,7 @@ def _link_images(
             for _ in content_of(row, row.offset, row.bytes, sources, compared=True):
                 pass
         base = target.removesuffix(extension)
-        beside = {base + suffix: storage.replace_extension(row.url, suffix) for suffix in _SIDECARS}
+        beside = {base + suffix: storage.replace_extension(row.url, suffix) for suffix in SIDECARS}
         _link(row.url, target, overwrite)
         for name, source in beside.items():
             if os.path.exists(source) and not (os.path.exists(name) and os.path.samefile(source, name)):

@@ -23,7 +23,7 @@ from imgcurate.dedup.semantic import normalise, store
 _KNOWN = b"imgcurate"
 
 
-class Kind(NamedTuple):
+class Fingerprint(NamedTuple):
     """A kind of fingerprint.
 
     Attributes
@@ -56,7 +56,7 @@ class Entries(NamedTuple):
     Attributes
     ----------
     table : pyarrow.Table
-        What `Kind.read` gives of one of each set of equal images, in order of ``key``, and ``at``, its position in the block.
+        What `Fingerprint.read` gives of one of each set of equal images, in order of ``key``, and ``at``, its position in the block.
     copies : pyarrow.Table
         ``copy`` and ``original``, the positions of the others and of what they equal.
     """
@@ -105,7 +105,7 @@ class StoredImages:
 
 def print_block(
     partitions: Sequence[Any],
-    kind: Kind,
+    kind: Fingerprint,
     id_field: str,
     keys: Sequence[str],
     seed: int,

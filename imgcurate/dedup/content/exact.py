@@ -18,7 +18,7 @@ from dask.delayed import Delayed
 
 from imgcurate import storage, vectors
 from imgcurate.dedup.content import digest
-from imgcurate.dedup.content.blocks import Kind
+from imgcurate.dedup.content.blocks import Fingerprint
 from imgcurate.dedup.content.prints import Prints
 from imgcurate.dedup.graph.found import Found, copies_found
 from imgcurate.dedup.graph.nodes import table_of
@@ -33,7 +33,7 @@ _TASK_IMAGES, _MOST_TASKS, _AT_ONCE = 2000, 10_000, 1 << 14
 
 
 def read(part: Any, storage_options: storage.Options) -> pa.Table:
-    """Return the digests of a partition, their high halves as ``key``, and where its images lie, as `Kind.read` does."""
+    """Return the digests of a partition, their high halves as ``key``, and where its images lie, as `Fingerprint.read` does."""
     known = vectors.to_arrow(digest.digest_part(part, storage_options))
     high, low = digest.halves(known["digest"])
     comparable = pc.and_(pc.is_valid(known["digest"]), pc.is_null(known["error"])).to_numpy()
@@ -43,7 +43,7 @@ def read(part: Any, storage_options: storage.Options) -> pa.Table:
 
 
 def equal(table: pa.Table, storage_options: storage.Options) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions of the rows of which an earlier one has the same bytes, and of those, as `Kind.equal` does."""
+    """Return the positions of the rows of which an earlier one has the same bytes, and of those, as `Fingerprint.equal` does."""
     order, group = _groups(table)
     copies, originals = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     while len(order):
@@ -62,7 +62,7 @@ def equal(table: pa.Table, storage_options: storage.Options) -> tuple[np.ndarray
     return np.concatenate(copies), np.concatenate(originals)
 
 
-DIGESTS = Kind("exact_duplicates", read, equal)
+DIGESTS = Fingerprint("exact_duplicates", read, equal)
 
 
 def find(prints: Prints, storage_options: storage.Options) -> list[Delayed]:

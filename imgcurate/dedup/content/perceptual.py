@@ -18,7 +18,7 @@ from dask.delayed import Delayed
 
 from imgcurate import phash, storage, vectors
 from imgcurate.dedup.content import hamming
-from imgcurate.dedup.content.blocks import Kind
+from imgcurate.dedup.content.blocks import Fingerprint
 from imgcurate.dedup.content.prints import Prints
 from imgcurate.dedup.graph.found import Found, concatenate, copies_found
 from imgcurate.dedup.graph.nodes import table_of
@@ -31,7 +31,7 @@ _MOST_TASKS = 20_000
 
 
 def read(part: Any, storage_options: storage.Options) -> pa.Table:
-    """Return the perceptual hashes of a partition, mixed as ``key`` so that ranges of it are of one size, as `Kind.read` does."""
+    """Return the perceptual hashes of a partition, mixed as ``key`` so that ranges of it are of one size, as `Fingerprint.read` does."""
     if "phash" not in part.columns:
         known = vectors.to_arrow(phash.phash_part(part, storage_options))
     else:
@@ -48,14 +48,14 @@ def read(part: Any, storage_options: storage.Options) -> pa.Table:
 
 
 def equal(table: pa.Table, storage_options: storage.Options) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions of the rows of which an earlier one has the same hash, and of those, as `Kind.equal` does."""
+    """Return the positions of the rows of which an earlier one has the same hash, and of those, as `Fingerprint.equal` does."""
     _, first, which = np.unique(table["phash"].to_numpy(), return_index=True, return_inverse=True)
     original = first[which]
     copy = np.flatnonzero(original != np.arange(len(original)))
     return copy, original[copy]
 
 
-HASHES = Kind("perceptual_duplicates", read, equal)
+HASHES = Fingerprint("perceptual_duplicates", read, equal)
 
 
 def find(prints: Prints, max_distance: int) -> list[Delayed]:

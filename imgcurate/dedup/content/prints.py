@@ -9,7 +9,7 @@ memory up to 128 r pieces between them; reads of files b r; on disk and in memor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -21,13 +21,13 @@ from dask.delayed import Delayed
 from imgcurate import fingerprint, parts, storage
 from imgcurate.dedup import ids
 from imgcurate.dedup.content import blocks
-from imgcurate.dedup.content.blocks import Kind, StoredEntries, StoredImages, StoredTable, Summary
+from imgcurate.dedup.content.blocks import Fingerprint, StoredEntries, StoredImages, StoredTable, Summary
 from imgcurate.dedup.graph import build, rank
 from imgcurate.dedup.graph.found import read_found, write_found
 from imgcurate.dedup.mapped import Folder, write_table
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic import store
-from imgcurate.dedup.waves import in_waves
+from imgcurate.dedup.waves import in_waves, written
 
 #: Small partitions are put together up to so many images, or so many that there are not more blocks, as long as every thread has some.
 _BLOCK_ROWS, _MOST_BLOCKS, _BLOCKS_OF_A_THREAD = 1 << 16, 20_000, 8
@@ -131,7 +131,7 @@ class Prints:
 
 def prepare(
     frame: Any,
-    kind: Kind,
+    kind: Fingerprint,
     columns: Sequence[str],
     id_field: str,
     keys: Sequence[str],
@@ -144,7 +144,7 @@ def prepare(
     Parameters
     ----------
     frame : Dask DataFrame
-    kind : Kind
+    kind : Fingerprint
     columns : sequence of str
         Which ones `kind` reads.
     id_field : str
@@ -186,18 +186,15 @@ def prepare(
     if folder.durable:  # so that another run makes the same blocks
         folder.write_json(measured, known)
     names = [fingerprint.of(names[at.start : at.stop], arguments) for at in groups]
-    folder.keep("prints", names)
-    there = folder.names("prints")
-    wanted = [number for number, name in enumerate(names) if f"{name}.arrow" not in there]
     write = dask.delayed(blocks.write_block, pure=False)
-
-    def writing() -> Iterator[Delayed]:
-        for number in wanted:
-            yield write(tuple(printed(groups[number])), folder.file("prints", names[number]), folder.durable)
-
-    made = dict(zip(wanted, in_waves(writing()), strict=True))
+    known = written(
+        folder,
+        "prints",
+        names,
+        lambda number, path: write(tuple(printed(groups[number])), path, folder.durable),
+        blocks.read_summary,
+    )
     paths = [folder.file("prints", name) for name in names]
-    known = [made.get(number) or blocks.read_summary(path) for number, path in enumerate(paths)]
     return _in_files(paths, known, folder, id_field)
 
 

@@ -16,7 +16,7 @@ from dask.delayed import Delayed
 from imgcurate import schema, storage
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.content import exact, perceptual
-from imgcurate.dedup.content.blocks import Kind as Fingerprint
+from imgcurate.dedup.content.blocks import Fingerprint
 from imgcurate.dedup.content.prints import Prints, prepare
 from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result import Duplicates, Kind, id_dtype

@@ -6,7 +6,7 @@ Growth, in n rows: time n; memory of a task a group of small partitions or one l
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -23,7 +23,7 @@ from imgcurate.dedup import ids
 from imgcurate.dedup.mapped import Folder, temporary
 from imgcurate.dedup.semantic import kmeans, normalise, store
 from imgcurate.dedup.semantic.store import Stored, StoredRows
-from imgcurate.dedup.waves import in_waves
+from imgcurate.dedup.waves import written
 
 #: Vectors stay in memory where they take at most this share of the workers': they are held once, sent to their clusters `probes` times, and
 #: beside them stands the frame itself.
@@ -125,18 +125,14 @@ def prepare(
     if folder.durable:  # so that another run makes the same groups
         folder.write_json(measured, known)
     names = [fingerprint.of(keys[at.start : at.stop], arguments) for at in groups]
-    folder.keep("rows", names)
-    there = folder.names("rows")
     write = dask.delayed(store.write_rows, pure=False)
-    wanted = [number for number, name in enumerate(names) if f"{name}.arrow" not in there]
-
-    def writing() -> Iterator[Delayed]:
-        for number in wanted:
-            outputs = tuple(prepared(groups[number]))
-            yield write([outputs], embedding_field, folder.file("rows", names[number]), folder.durable)
-
-    made = dict(zip(wanted, in_waves(writing()), strict=True))
-    records = [made.get(n) or store.read_record(folder.file("rows", name)) for n, name in enumerate(names)]
+    records = written(
+        folder,
+        "rows",
+        names,
+        lambda number, path: write([tuple(prepared(groups[number]))], embedding_field, path, folder.durable),
+        store.read_record,
+    )
     return _in_files(records, folder, id_field, embedding_field)
 
 
