@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,19 +142,28 @@ def _blocks(n: int) -> Iterator[tuple[Any, None]]:
 
 def _neighbourhoods(unit: np.ndarray, centroids: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
     """Yield rows and the numbers of the centroids around them, rising, block by block."""
-    root = len(centroids) ** 0.5
-    middles = kmeans.fit(centroids, round(_NEIGHBOURHOODS * root), 0)
+    middles, around = _around(centroids.tobytes(), centroids.shape[1])
     own = place(unit, middles).labels[:, 0]
     order, first = np.argsort(own, kind="stable"), np.searchsorted(np.sort(own), range(len(middles) + 1))
+    for number in range(len(middles)):
+        for low in range(first[number], first[number + 1], _BLOCK):
+            yield order[low : min(low + _BLOCK, first[number + 1])], around[number]
+
+
+# All blocks of rows have the same centroids.
+@lru_cache(maxsize=2)
+def _around(content: bytes, dimension: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the middles of the neighbourhoods of centroids, and the numbers of the centroids nearest to each, rising."""
+    centroids = np.frombuffer(content, np.float32).reshape(-1, dimension)
+    root = len(centroids) ** 0.5
+    middles = kmeans.fit(centroids, round(_NEIGHBOURHOODS * root), 0)
     size, exact = round(_NEIGHBOURS * root), centroids.astype(np.float64)
+    around: list[np.ndarray] = []
     for start in range(0, len(middles), _GROUPS):
         # In float64, so that rounding, which depends on the machine, leaves the order as it is.
         farness = middles[start : start + _GROUPS].astype(np.float64) @ -exact.T
-        for number, far in enumerate(farness, start):
-            rows = order[first[number] : first[number + 1]]
-            among = np.sort(np.argpartition(far, size)[:size]) if len(rows) else rows
-            for low in range(0, len(rows), _BLOCK):
-                yield rows[low : low + _BLOCK], among
+        around += list(np.sort(np.argpartition(farness, size, axis=1)[:, :size], axis=1))
+    return middles, around
 
 
 class _Coarse(NamedTuple):
