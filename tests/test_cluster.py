@@ -190,6 +190,27 @@ def main():
     assert float(seconds) < 3
 
 
+@pytest.mark.parametrize("how", ["client.close()", "kill(client)"])
+def test_what_dask_says_once_its_cluster_has_closed_is_not_printed(how: str) -> None:
+    script = f"""
+import logging
+
+def main():
+    client = connect(devices=[], workers=1)
+    close = client.cluster.close
+
+    def close_and_speak(*args, **kwargs):
+        close(*args, **kwargs)
+        logging.getLogger("distributed.batched").info("Batched Comm Closed")
+
+    client.cluster.close = close_and_speak
+    {how}
+    logging.getLogger("distributed.batched").info("said later")
+"""
+    run = run_script(script)
+    assert run.returncode == 0 and "Batched" not in run.stderr and "said later" in run.stderr
+
+
 @pytest.mark.parametrize("seconds", [0.05, 0.15, 0.5])
 def test_ctrl_c_while_a_cluster_starts_ends_it_quietly_and_leaves_nothing(seconds: float, tmp_path: Path) -> None:
     script = """

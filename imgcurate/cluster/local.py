@@ -22,7 +22,7 @@ import distributed
 import psutil
 from distributed import SpecCluster, Status
 from distributed.client import AllExit
-from distributed.utils import LoopRunner, silence_logging_cmgr
+from distributed.utils import LoopRunner
 
 # Workers that were asked to end get so long; one that works on a task would not end before the task does.
 _GRACE_SECONDS = 1.5
@@ -133,8 +133,19 @@ def _end_processes(nannies: Iterable[Any]) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """What Dask warns of when a cluster ends is what an end is: workers that go, and results that go with them."""
-    with silence_logging_cmgr(logging.CRITICAL + 1):
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    # Not the handlers' levels: a cluster that closes sets them back to what they were before it started.
+    handlers = list(logging.getLogger("distributed").handlers)
+    for handler in handlers:
+        handler.addFilter(nothing)
+    try:
         yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(nothing)
 
 
 def _loop_without_interrupts() -> LoopRunner:
