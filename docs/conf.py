@@ -3,7 +3,11 @@
 Nothing is fetched: no intersphinx, and furo's styles and scripts are files beside the pages.
 """
 
-from imgcurate import __version__
+import argparse
+import os
+from typing import Any
+
+from imgcurate import __version__, cli
 
 project = "imgcurate"
 author = "the imgcurate maintainers"
@@ -15,7 +19,6 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx_copybutton",
-    "sphinxarg.ext",
 ]
 exclude_patterns = ["_build"]
 
@@ -38,3 +41,18 @@ html_show_sourcelink = False
 copybutton_prompt_text = "$ "
 copybutton_only_copy_prompt_lines = True
 copybutton_line_continuation_character = "\\"
+
+
+def say_options(app: Any, page: str, source: list[str]) -> None:
+    """Put what each command's ``--help`` says at the end of the page of the command line."""
+    if page != "reference/command-line":
+        return
+    os.environ["COLUMNS"] = "86"
+    parser = cli._parser()
+    (commands,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for name, command in {"": parser, **commands}.items():
+        source[0] += f"\n### imgcurate {name}\n\n```text\n{command.format_help()}```\n"
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", say_options)

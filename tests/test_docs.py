@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 import json
@@ -86,7 +87,9 @@ def test_every_verb_that_is_shown_is_there_and_takes_what_it_is_given(page: Path
             if call is not None:
                 this = [] if of == "ic" or attribute == "load" else [None]
                 given = {keyword.arg: None for keyword in call.keywords if keyword.arg}
-                positional = [value for value in call.args if not (isinstance(value, ast.Constant) and value.value is ...)]
+                positional = [
+                    value for value in call.args if not (isinstance(value, ast.Constant) and value.value is ...)
+                ]
                 inspect.signature(shown).bind_partial(*this, *positional, **given)
 
 
@@ -98,18 +101,46 @@ def test_every_command_that_is_shown_is_understood(page: Path) -> None:
                 cli._parser().parse_args(shlex.split(line, comments=True)[2:])
 
 
-def test_the_tutorial_runs(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_tutorial_runs_and_what_comes_after_it(
+    client: Client, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    for block in blocks(ROOT / "docs" / "tutorial.md", "python"):
-        exec(compile(block, "tutorial.md", "exec"), names)
+
+    def run(page: str, which: slice = slice(None)) -> None:
+        for block in blocks(ROOT / "docs" / page, "python")[which]:
+            exec(compile(block, page, "exec"), names)
+
+    run("tutorial.md")
     assert "29 of 29 planted copies were found" in capsys.readouterr().out
+    names["frame"] = names["frame"].assign(aesthetic_score=names["frame"].sharpness / 10_000)
+    run("how-to/look.md")
+    assert "<img" in (tmp_path / "duplicates.html").read_text()
+    run("how-to/thresholds.md", slice(2))
+    run("how-to/embeddings.md", slice(1, 2))
+    frame = names["frame"]
+    names |= {
+        "corpus": frame.partitions[:1],
+        "new": frame.partitions[1:],
+        "train": frame,
+        "evaluation": frame.partitions[:1],
+    }
+    run("how-to/embeddings.md", slice(3, None))
+    assert len(names["kept"]) < len(names["new"])
 
 
 def test_the_reference_has_every_public_name() -> None:
     text = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
     shown = set(re.findall(r"^\.\. auto\w+:: (?:imgcurate\.)?(\w+)", text, re.MULTILINE))
     assert shown >= set(ic.__all__)
+
+
+def test_the_page_of_the_command_line_has_every_command() -> None:
+    page = (ROOT / "docs" / "reference" / "command-line.md").read_text()
+    (commands,) = (
+        action.choices for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    assert set(re.findall(r"^\| `imgcurate (\w+)", page, re.MULTILINE)) == set(commands)
 
 
 def test_the_map_has_every_room() -> None:
