@@ -157,9 +157,26 @@ def open_folder(
     Raises
     ------
     FileExistsError
-        Where it is a file, holds sources, or holds something else and `overwrite` is false.
+        As `check_folder`.
     BlockingIOError
         Where another run is on in it.
+    """
+    url = check_folder(out, units, overwrite, storage_options)
+    if storage.is_local(url):
+        os.makedirs(f"{url}/{WORK}", exist_ok=True)
+    with locked(f"{url}/{WORK}/lock", storage_options):
+        yield Folder(url, storage_options)
+
+
+def check_folder(
+    out: str | os.PathLike[str], units: Sequence[Unit], overwrite: bool, storage_options: storage.Options
+) -> str:
+    """See that a folder can be a run's, and return its URL; nothing is made or changed.
+
+    Raises
+    ------
+    FileExistsError
+        Where it is a file, holds sources, or holds something else and `overwrite` is false.
     """
     fs, path = storage.open_filesystem(os.fspath(out), storage_options)
     if fs.isfile(path):
@@ -176,10 +193,7 @@ def open_folder(
             raise FileExistsError(
                 f"{out}/shards is not of an earlier run: no images.parquet lies beside it; name another folder"
             )
-    if storage.is_local(url):
-        os.makedirs(f"{path}/{WORK}", exist_ok=True)
-    with locked(f"{url}/{WORK}/lock", storage_options):
-        yield Folder(url, storage_options)
+    return url
 
 
 def _real(url: str) -> str:

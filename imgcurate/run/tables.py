@@ -73,13 +73,17 @@ def ranges_of(job: Job, listed: Sequence[Part]) -> list[Rows]:
 
 def embed(job: Job, rows: Sequence[Rows]) -> list[Part]:
     """Make the columns of the model and the measures."""
-    make = Columns(
+    return _make(job, "columns", encoder_columns(job), rows, "embedded")
+
+
+def encoder_columns(job: Job) -> Columns:
+    """Return what makes the columns of the model and the measures."""
+    return Columns(
         encoders.resolve(job.options.model, job.options.model_dir),
         job.models["encoder"]["fingerprint"],
         job.options.of_columns(),
         job.storage_options,
     )
-    return _make(job, "columns", make, rows, "embedded")
 
 
 def hash_images(job: Job, rows: Sequence[Rows]) -> list[Part]:
