@@ -21,8 +21,8 @@ def add_to(commands: Any) -> None:
         "run",
         help="curate tar shards, or folders of images",
         description="Embed the images of tar shards or folders, score and filter them where a limit is given, remove semantic duplicates, and write "
-        "OUT/shards/*.tar (original bytes), OUT/images.parquet (every image, kept or not, and why), OUT/shards.parquet (a digest of each shard) and "
-        "OUT/manifest.json. A run that was stopped goes on when the same command is given again.",
+        "OUT/shards/*.tar or OUT/files (original bytes), OUT/images.parquet (every image, kept or not, and why), OUT/shards.parquet or OUT/files.parquet "
+        "(a digest of each shard or file) and OUT/manifest.json. A run that was stopped goes on when the same command is given again.",
         epilog="Exit status: 0; 1 where something is wrong; 2 for a wrong command; 3 where no image is kept; 128 + the signal where it was stopped.",
     )
     run.add_argument(
@@ -98,7 +98,29 @@ def add_to(commands: Any) -> None:
         metavar="S",
         help="seconds that decoding an image may take; default: no limit but that of its size",
     )
+    run.add_argument(
+        "--write",
+        choices=("shards", "files"),
+        default="shards",
+        help="what kept images become: tar shards, or files in a folder, with what stands beside them (default %(default)s)",
+    )
     run.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default %(default)s")
+    run.add_argument(
+        "--caption-from",
+        default="txt",
+        metavar="EXT",
+        help="tar shards: the extension of captions, or json:KEY (default %(default)s)",
+    )
+    run.add_argument(
+        "--image", metavar="EXT", help="tar shards: the extension of the image, of samples that have several"
+    )
+    run.add_argument(
+        "--max-sidecar",
+        type=int,
+        default=1 << 20,
+        metavar="BYTES",
+        help="a caption or a JSON of more bytes is an error (default %(default)s)",
+    )
     run.add_argument(
         "--max-read-errors",
         type=float,
@@ -116,7 +138,7 @@ def add_to(commands: Any) -> None:
     verify = commands.add_parser(
         "verify",
         help="check what a run wrote",
-        description="Read OUT again: each shard against its digest, each sample against images.parquet, every kept image in exactly one shard.",
+        description="Read OUT again: each shard or file against its digest and against images.parquet, every kept image in exactly one.",
     )
     verify.add_argument("out", metavar="OUT", help="the folder of a run that has finished")
     clusters.add_options(verify)
@@ -168,7 +190,8 @@ def _run(arguments: argparse.Namespace) -> int:
             connect=connect,
         )
     print(table(manifest))
-    print(f"\n{arguments.out}/shards  {arguments.out}/images.parquet  {arguments.out}/manifest.json")
+    out = printable(arguments.out)
+    print(f"\n{out}/{options.write}  {out}/images.parquet  {out}/manifest.json")
     if manifest["counts"]["kept"]:
         return 0
     print(f"imgcurate: {nothing_kept(manifest['counts'], arguments.out)}", file=sys.stderr)
