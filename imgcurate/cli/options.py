@@ -70,6 +70,26 @@ def add_pixels(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sidecars(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how samples are read."""
+    parser.add_argument(
+        "--caption-from",
+        default="txt",
+        metavar="EXT",
+        help="tar shards: the extension of captions, or json:KEY (default %(default)s)",
+    )
+    parser.add_argument(
+        "--image", metavar="EXT", help="tar shards: the extension of the image, of samples that have several"
+    )
+    parser.add_argument(
+        "--max-sidecar",
+        type=int,
+        default=1 << 20,
+        metavar="BYTES",
+        help="a caption or a JSON of more bytes is an error (default %(default)s)",
+    )
+
+
 def add_duplicates(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which images are duplicates, and which of them stays."""
     parser.add_argument(

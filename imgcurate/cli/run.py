@@ -21,8 +21,8 @@ def add_to(commands: Any) -> None:
         "run",
         help="curate tar shards, or folders of images",
         description="Embed the images of tar shards or folders, score and filter them where a limit is given, remove semantic duplicates, and write "
-        "OUT/shards/*.tar (original bytes), OUT/images.parquet (every image, kept or not, and why), OUT/shards.parquet (a digest of each shard) and "
-        "OUT/manifest.json. A run that was stopped goes on when the same command is given again.",
+        "OUT/shards/*.tar or OUT/files (original bytes), OUT/images.parquet (every image, kept or not, and why), OUT/shards.parquet or OUT/files.parquet "
+        "(a digest of each shard or file) and OUT/manifest.json. A run that was stopped goes on when the same command is given again.",
         epilog="Exit status: 0; 1 where something failed; 2 where it was asked for wrongly; 3 where no image is kept; 128 + the signal where it was stopped.",
     )
     run.add_argument(
@@ -64,7 +64,14 @@ def add_to(commands: Any) -> None:
         "--measure", action="store_true", help="add sharpness, brightness, pHash and so on to images.parquet"
     )
     options.add_pixels(run)
+    run.add_argument(
+        "--write",
+        choices=("shards", "files"),
+        default="shards",
+        help="what kept images become: tar shards, or files in a folder, with what stands beside them (default %(default)s)",
+    )
     run.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default %(default)s")
+    options.add_sidecars(run)
     run.add_argument(
         "--max-read-errors",
         type=float,
@@ -82,7 +89,7 @@ def add_to(commands: Any) -> None:
     verify = commands.add_parser(
         "verify",
         help="check what a run wrote",
-        description="Read OUT again: each shard against its digest, each sample against images.parquet, every kept image in exactly one shard.",
+        description="Read OUT again: each shard or file against its digest and against images.parquet, every kept image in exactly one.",
     )
     verify.add_argument("out", metavar="OUT", help="the folder of a run that has finished")
     options.add_cluster(verify)
@@ -116,7 +123,7 @@ def _run(given: argparse.Namespace) -> int:
             connect=connect,
         )
     out = printable(given.out)
-    answer(given, manifest, f"{table(manifest)}\n\n{out}/shards  {out}/images.parquet  {out}/manifest.json")
+    answer(given, manifest, f"{table(manifest)}\n\n{out}/{given.write}  {out}/images.parquet  {out}/manifest.json")
     if manifest["counts"]["kept"]:
         return 0
     print(f"imgcurate: {nothing_kept(manifest['counts'], out)}", file=sys.stderr)

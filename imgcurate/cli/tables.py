@@ -83,7 +83,7 @@ def table(manifest: dict[str, Any]) -> str:
         ("above NSFW", "above_nsfw", _limit("nsfw_score >=", options["max_nsfw"])),
         ("duplicates", "duplicates", _kinds(options)),
         *((f"  {kind}", kind, "") for kind in kinds),
-        ("kept", "kept", f"in {counts['shards']} shard{'s' * (counts['shards'] != 1)}"),
+        ("kept", "kept", _written(counts)),
     ]
     read = max(1, counts["read"])
     return "\n".join(
@@ -104,6 +104,13 @@ def nothing_kept(counts: dict[str, int], out: str) -> str:
     if not counts["read"]:
         return "no image is kept, for the input holds none"
     return f"no image is kept: of {counts['read']:,} images {why}; the column reason of {out}/images.parquet says why of each"
+
+
+def _written(counts: dict[str, int]) -> str:
+    """Say what kept images have become."""
+    what = "file" if "files" in counts else "shard"
+    count = counts[f"{what}s"]
+    return f"in {count:,} {what}{'s' * (count != 1)}"
 
 
 def _kinds(options: dict[str, Any]) -> str:

@@ -18,11 +18,12 @@ from dask.utils import format_bytes
 from imgcurate import cluster, encoders, parts, storage, vectors
 from imgcurate.run import account, folder, resume, tables
 from imgcurate.run.columns import Columns, ranges
-from imgcurate.run.inputs import Unit, describe, find
+from imgcurate.run.inputs import Unit, check_sidecars, describe, find
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options
 from imgcurate.run.progress import duration
 from imgcurate.run.steps import Steps
+from imgcurate.sources.sidecars import Sidecars
 from imgcurate.sources.webdataset import Shard
 
 #: So many images are embedded to learn how long one takes.
@@ -136,6 +137,7 @@ def estimate(
     tables.check_stages(options)
     folder.refuse_inside(out, paths)
     units = find(paths, storage_options)
+    check_sidecars(options.sidecars, units)
     models = account.models_of(options)
     options, _ = account.with_eps(options, models["encoder"])
     place = folder.Folder(folder.check_folder(out, units, overwrite, storage_options), storage_options)
@@ -146,7 +148,8 @@ def estimate(
     listed = _some(units)
     with steps("listing"):
         look = dask.delayed(_look, pure=False)
-        tasks = (look(unit, -(-MEASURED // len(listed)), storage_options) for unit in listed)
+        n = -(-MEASURED // len(listed))
+        tasks = (look(unit, options.sidecars, n, storage_options) for unit in listed)
         looked = steps.run(tasks, len(listed), unit=job.unit_noun)
     counted = len(listed) == len(units)
     share = sum(sizes[unit.url] for unit in listed) / max(sum(sizes.values()), 1)
@@ -194,8 +197,8 @@ def _some(units: Sequence[Unit]) -> list[Unit]:
     return [units[number] for number in at]
 
 
-def _look(unit: Unit, n: int, storage_options: storage.Options) -> _Looked:
-    rows = unit.list(storage_options)
+def _look(unit: Unit, sidecars: Sidecars, n: int, storage_options: storage.Options) -> _Looked:
+    rows = unit.list(storage_options, sidecars)
     usable = rows[rows["error"].isna()]
     at = np.unique(np.linspace(0, max(len(usable) - 1, 0), n).astype(int))
     return _Looked(len(rows), len(rows) - len(usable), usable.iloc[at[: len(usable)]])
@@ -207,7 +210,7 @@ def _embedded(job: Job, make: Columns, listed: Sequence[Unit], looked: Sequence[
     return sum(
         there[key].rows
         for unit, found in zip(listed, looked, strict=True)
-        for rows in ranges(unit, job.versions[unit.url], "", found.rows, job.backend)
+        for rows in ranges(unit, job.versions[unit.url], "", found.rows, job.backend, job.options.sidecars.image)
         if (key := make.key(rows)) in there
     )
 

@@ -15,8 +15,9 @@ import pandas as pd
 
 from imgcurate import measures, pixels, storage
 from imgcurate.cluster import connect
-from imgcurate.run.inputs import Unit, describe, find
+from imgcurate.run.inputs import Unit, check_sidecars, describe, find
 from imgcurate.run.steps import Steps
+from imgcurate.sources.sidecars import AS_USUAL, Sidecars
 
 # What of an image is read first; of nearly all formats its header lies in it.
 _HEAD = 64 << 10
@@ -136,6 +137,7 @@ def inspect(
     inputs: storage.Paths,
     *,
     decode: bool = False,
+    sidecars: Sidecars = AS_USUAL,
     storage_options: storage.Options = None,
     progress: bool = False,
     connect: Callable[[], distributed.Client] = connect,
@@ -149,6 +151,8 @@ def inspect(
     decode : bool, default False
         Decode every image, which finds those whose end is missing or whose pixels are damaged. Else of an image no more is read than its header
         takes.
+    sidecars : Sidecars, optional
+        How samples are read.
     storage_options : dict, optional
         For the fsspec filesystem.
     progress : bool, default False
@@ -173,13 +177,14 @@ def inspect(
     Counter({'JPEG': 9998, 'PNG': 2})
     """
     units = find(inputs, storage_options)
+    check_sidecars(sidecars, units)
     said = describe(units)
     steps = Steps(connect, progress)
     steps.say(f"reading {said}")
     task = dask.delayed(_inspect_unit, pure=False)
     with steps("decoding" if decode else "reading headers"):
         found = steps.run(
-            (task(unit, decode, storage_options) for unit in units),
+            (task(unit, decode, sidecars, storage_options) for unit in units),
             len(units),
             unit="shard" if said.endswith(("shard", "shards")) else "group of files",
         )
@@ -199,8 +204,8 @@ def kind_of(error: str) -> str:
     return re.sub(r"\d[\d,.]*(?<=\d)", "N", text)[:200]
 
 
-def _inspect_unit(unit: Unit, decode: bool, storage_options: storage.Options) -> Inspected:
-    rows = unit.list(storage_options)
+def _inspect_unit(unit: Unit, decode: bool, sidecars: Sidecars, storage_options: storage.Options) -> Inspected:
+    rows = unit.list(storage_options, sidecars)
     if decode:
         # One that is of the pixels, so that they are decoded.
         names = ["width", "height", "format", "brightness"]

@@ -17,7 +17,7 @@ from imgcurate.dedup.result import Duplicates
 from imgcurate.dedup.semantic.search import check, semantic_duplicates
 from imgcurate.encoders.embed import columns_of
 from imgcurate.parts import Part
-from imgcurate.run import account, columns, write
+from imgcurate.run import account, columns, files, write
 from imgcurate.run import decide as deciding
 from imgcurate.run.columns import HEADS, Columns, Hashes, Make, Rows, Scores, Sources
 from imgcurate.run.folder import WORK
@@ -50,12 +50,15 @@ def list_inputs(job: Job) -> list[Part]:
     """List each unit of the inputs."""
     table = job.place.table("listed")
     there = parts.there(table, job.storage_options)
-    keys = [columns.listing_key(unit, job.versions[unit.url]) for unit in job.units]
+    sidecars = job.options.sidecars
+    keys = [columns.listing_key(unit, job.versions[unit.url], sidecars) for unit in job.units]
     missing = [(unit, key) for unit, key in zip(job.units, keys, strict=True) if key not in there]
     _say_there(job, len(keys) - len(missing), len(keys), f"{job.unit_noun}s are listed")
     task = dask.delayed(columns.list_unit, pure=False)
     made = job.steps.run(
-        (task(unit, table, key, job.storage_options) for unit, key in missing), len(missing), unit=job.unit_noun
+        (task(unit, sidecars, table, key, job.storage_options) for unit, key in missing),
+        len(missing),
+        unit=job.unit_noun,
     )
     there |= {part.key: part for part in made}
     return [there[key] for key in keys]
@@ -67,7 +70,9 @@ def ranges_of(job: Job, listed: Sequence[Part]) -> list[Rows]:
     return [
         rows
         for unit, part in zip(job.units, listed, strict=True)
-        for rows in columns.ranges(unit, job.versions[unit.url], f"{table}/{part.name}", part.rows, job.backend)
+        for rows in columns.ranges(
+            unit, job.versions[unit.url], f"{table}/{part.name}", part.rows, job.backend, job.options.sidecars.image
+        )
     ]
 
 
@@ -201,6 +206,26 @@ def write_shards(
     with storage.open_atomic(f"{job.place.url}/shards.parquet", job.storage_options) as file:
         parts.write_table(vectors.to_arrow(write.table_of(written)), file)
     return written
+
+
+def write_files(
+    job: Job, sources: Sequence[Sources], pairs: Sequence[Pairs], decided: Sequence[deciding.Decided]
+) -> list[files.Written]:
+    """Write the kept images as files, and the account of them."""
+    key = fingerprint.of("files", _found_so_far(job, sources, pairs))
+    job.place.make_room("files", key)
+    urls = [f"{job.place.url}/images.parquet/{part.name}" for part in decided]
+    siblings: dict[str, list[str]] = {}
+    for source, url in zip(sources, urls, strict=True):
+        siblings.setdefault(source.rows.url, []).append(url)
+    records = job.place.table("written")
+    task = dask.delayed(files.write_files, pure=False)
+    tasks = (
+        task(url, siblings[source.rows.url], job.place.url, records, key, job.storage_options)
+        for source, url in zip(sources, urls, strict=True)
+    )
+    kept = sum(part.counts["kept"] for part in decided)
+    return job.steps.run(tasks, kept, unit="image", size=lambda part: part.samples)
 
 
 def check_stages(options: Options) -> None:
