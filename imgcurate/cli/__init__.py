@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import os
 import re
@@ -17,6 +18,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from imgcurate import __version__
@@ -45,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         was stopped.
     """
     parser = _parser()
-    given = parser.parse_args(arguments)
+    given, others = parser.parse_known_args(arguments)
+    if others:
+        given.parser.refuse(others)
     if given.command is None:
         parser.print_help()
         return 0
@@ -69,7 +73,7 @@ def _end(problem: BaseException, given: argparse.Namespace, status: int) -> int:
         return 1
     if given.debug:
         traceback.print_exception(problem)
-    print(f"imgcurate: {printable(as_options(_said(problem), given.flags), _MOST_SAID)}", file=sys.stderr)
+    print(f"imgcurate: {printable(as_options(_said(problem), given.parser.flags()), _MOST_SAID)}", file=sys.stderr)
     return status
 
 
@@ -110,19 +114,26 @@ def as_options(text: str, flags: Mapping[str, str]) -> str:
 class _Parser(argparse.ArgumentParser):
     """A parser, and that of each of its commands, whose options are written out: a prefix of one may be that of another tomorrow.
 
-    What it has parsed has the options' names by those of the parameters, as ``flags``. What it cannot parse it says in a sentence.
+    What it has parsed has it as ``parser``. What it cannot parse it says in a sentence.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.flags = {"address": "--scheduler"}
-        super().__init__(*arguments, **{"allow_abbrev": False, **options})
-        self.set_defaults(flags=self.flags)
+        form = partial(argparse.HelpFormatter, max_help_position=26)
+        super().__init__(*arguments, **{"allow_abbrev": False, "formatter_class": form, **options})
+        self.set_defaults(parser=self)
 
-    def add_argument(self, *arguments: Any, **options: Any) -> argparse.Action:
-        action = super().add_argument(*arguments, **options)
-        if action.option_strings:
-            self.flags.setdefault(action.dest, action.option_strings[0])
-        return action
+    def flags(self) -> dict[str, str]:
+        """Return the options' names by those of the parameters."""
+        own = {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
+        return {"address": "--scheduler", **own}
+
+    def refuse(self, others: Sequence[str]) -> NoReturn:
+        """Say of arguments that are left over what was perhaps meant."""
+        message = f"unrecognized arguments: {' '.join(others)}"
+        if not others[0].startswith("-"):
+            self.error(f"{message}; files and folders stand one after the other, before the options or after them")
+        near = difflib.get_close_matches(others[0].partition("=")[0], self._option_string_actions, n=1)
+        self.error(message + (f" (did you mean {near[0]}?)" if near else ""))
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"imgcurate: {printable(message, _MOST_SAID)}; see {self.prog} --help\n")
@@ -157,6 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():
         # What stands before the command holds where nothing stands after it.
         options.add_common(command, default=argparse.SUPPRESS)
+        positionals = (action for action in command._actions if not action.option_strings)
+        named = (f"{action.metavar or action.dest}{' ...' if action.nargs == '+' else ''}" for action in positionals)
+        command.usage = " ".join([command.prog, "[OPTION ...]", *named])
     return parser
 
 

@@ -7,32 +7,42 @@ import json
 from typing import Any
 
 
+def group(parser: argparse.ArgumentParser, title: str) -> Any:
+    """Return the group of options that stands under a title in the help; there is one of each."""
+    there = (known for known in parser._action_groups if known.title == title)
+    return next(there, None) or parser.add_argument_group(title)
+
+
 def add_common(parser: argparse.ArgumentParser, **default: Any) -> None:
     """Add the options that every command has, which may stand before the command too."""
-    parser.add_argument(
+    options = group(parser, "what is printed")
+    options.add_argument(
         "--quiet", action="store_true", help="print no progress: results, warnings and errors only", **default
     )
-    parser.add_argument("--debug", action="store_true", help="print the traceback of what went wrong", **default)
+    options.add_argument("--debug", action="store_true", help="print the traceback of what went wrong", **default)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add the option of commands that have something to say to a machine."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else there")
+    group(parser, "what is printed").add_argument(
+        "--json", action="store_true", help="print one JSON object on stdout, and nothing else there"
+    )
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where a command runs."""
-    parser.add_argument(
+    options = group(parser, "where it runs")
+    options.add_argument(
         "--scheduler", metavar="ADDRESS", help="a running Dask scheduler; default: this machine's GPUs or cores"
     )
-    parser.add_argument("--scheduler-file", metavar="FILE", help="the file that a running Dask scheduler wrote")
-    parser.add_argument("--workers", type=int, metavar="N", help="worker processes to start; default: one a core")
-    parser.add_argument("--memory-limit", metavar="SIZE", help="memory of a worker, such as 8GiB; default: its share")
+    options.add_argument("--scheduler-file", metavar="FILE", help="the file that a running Dask scheduler wrote")
+    options.add_argument("--workers", type=int, metavar="N", help="worker processes to start; default: one a core")
+    options.add_argument("--memory-limit", metavar="SIZE", help="memory of a worker, such as 8GiB; default: its share")
 
 
 def add_storage(parser: argparse.ArgumentParser) -> None:
     """Add the options of the file systems that a command reads and writes."""
-    parser.add_argument(
+    group(parser, "where it runs").add_argument(
         "--storage-options",
         type=storage_options,
         metavar="JSON",
@@ -42,27 +52,29 @@ def add_storage(parser: argparse.ArgumentParser) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what embeds, and how."""
-    parser.add_argument(
+    options = group(parser, "model")
+    options.add_argument(
         "--model",
         default="openai/clip-vit-large-patch14",
         help="a checkpoint of CLIP, SigLIP, DINOv2, ... (hub id or folder), or efficientnet-lite0 (default %(default)s)",
     )
-    parser.add_argument("--model-dir", metavar="DIR", help="where weights lie, for use without a network")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images a forward pass; default: by device")
+    options.add_argument("--model-dir", metavar="DIR", help="where weights lie, for use without a network")
+    options.add_argument("--batch-size", type=int, metavar="N", help="images a forward pass; default: by device")
 
 
 def add_pixels(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which images are taken."""
-    parser.add_argument(
+    options = group(parser, "which images are read, and how")
+    options.add_argument(
         "--truncated", action="store_true", help="keep images whose end is missing; else they are errors"
     )
-    parser.add_argument(
+    options.add_argument(
         "--formats",
         default="",
         metavar="NAMES",
         help="formats to take beside the usual ones: some of PSD,ICO,TGA,PPM,PCX,QOI",
     )
-    parser.add_argument(
+    options.add_argument(
         "--timeout",
         type=float,
         metavar="S",
@@ -72,16 +84,17 @@ def add_pixels(parser: argparse.ArgumentParser) -> None:
 
 def add_sidecars(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how samples are read."""
-    parser.add_argument(
+    options = group(parser, "which images are read, and how")
+    options.add_argument(
         "--caption-from",
         default="txt",
         metavar="EXT",
         help="tar shards: the extension of captions, or json:KEY (default %(default)s)",
     )
-    parser.add_argument(
+    options.add_argument(
         "--image", metavar="EXT", help="tar shards: the extension of the image, of samples that have several"
     )
-    parser.add_argument(
+    options.add_argument(
         "--max-sidecar",
         type=int,
         default=1 << 20,
@@ -92,34 +105,36 @@ def add_sidecars(parser: argparse.ArgumentParser) -> None:
 
 def add_duplicates(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which images are duplicates, and which of them stays."""
-    parser.add_argument(
+    options = group(parser, "duplicates")
+    options.add_argument(
         "--eps",
         type=float,
         help="duplicates have cosine >= 1 - EPS; default: what is known of the model (0.01 for CLIP, 0.2 for efficientnet-lite0), else 0.01",
     )
-    parser.add_argument(
+    options.add_argument(
         "--n-clusters", type=int, metavar="K", help="k-means clusters to look for duplicates in; default: by cost"
     )
-    parser.add_argument(
+    options.add_argument(
         "--probes",
         type=int,
         default=2,
         metavar="P",
         help="compare an image in up to P + 1 clusters near to it; 1: in the nearest (default 2)",
     )
-    parser.add_argument("--exact", action="store_true", help="lose no pair of semantic duplicates, whatever it costs")
-    parser.add_argument(
+    options.add_argument("--exact", action="store_true", help="lose no pair of semantic duplicates, whatever it costs")
+    options.add_argument(
         "--keep",
         type=keep,
         default="largest",
         help="which of several duplicates stays: largest (most pixels, then most bytes), hard, easy, random, id, or columns such as "
         "aesthetic_score:max,bytes:max (default %(default)s)",
     )
-    parser.add_argument(
+    options.add_argument(
         "--rule",
         choices=("cover", "pointwise", "component"),
         default="cover",
-        help="see the README (default %(default)s)",
+        help="an image goes where a better-ranked one that is kept is within EPS (cover), where any is (pointwise), or where such pairs connect it with one "
+        "(component; default %(default)s)",
     )
 
 

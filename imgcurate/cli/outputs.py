@@ -8,9 +8,6 @@ from typing import Any
 from imgcurate.cli import clusters, options
 from imgcurate.cli.tables import answer, count, lines
 
-# Where the pairs of semantic duplicates lie: of `imgcurate dedup`, of a run, and what `Duplicates.save` wrote.
-_PLACES = ("duplicates", ".run/pairs", "")
-
 
 def add_to(commands: Any) -> None:
     """Add the commands to the parser's."""
@@ -76,16 +73,20 @@ def _stored(given: argparse.Namespace) -> Any:
     """Return the pairs that a folder stores."""
     from imgcurate import storage
     from imgcurate.dedup.result import Duplicates
+    from imgcurate.run.folder import Folder
 
     out = storage.absolute(given.out, given.storage_options).rstrip("/")
-    for place in _PLACES:
-        folder = f"{out}/{place}".rstrip("/")
+    run = Folder(out, given.storage_options)
+    for folder in (out, f"{out}/duplicates", *run.graphs().values()):
         if "nodes.parquet" in storage.sizes_in(folder, given.storage_options):
             return Duplicates.load(folder, storage_options=given.storage_options)
-    if storage.sizes_in(out, given.storage_options).get("manifest.json") is None:
-        raise FileNotFoundError(f"{given.out} is the folder of no finished run, and Duplicates.save wrote nothing there")
+    if run.manifest() is None:
+        raise FileNotFoundError(
+            f"{given.out} holds no finished run, and no pairs that imgcurate dedup or Duplicates.save wrote"
+        )
     raise FileNotFoundError(
-        f"{given.out} stores no pairs of semantic duplicates: its run looked for none, an earlier version wrote it, or .run was removed"
+        f"{given.out} stores no pairs of semantic duplicates: its run looked for none, an earlier version wrote it, or .run was removed; "
+        "Duplicates.save stores them too"
     )
 
 
@@ -98,7 +99,7 @@ def _why(given: argparse.Namespace) -> None:
 
 def _told(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what a person is told of an image: names, and what is said of each."""
-    kept = f"kept, in {found['shard']}" if found.get("shard") else "kept"
+    kept = f"kept, in {found['written']}" if found.get("written") else "kept"
     told = [
         ("image", found["image_id"]),
         ("fate", kept if found["kept"] else f"not kept: {found['reason']}"),
@@ -109,7 +110,13 @@ def _told(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     twin = found["twin"]
     if twin is not None:
-        told += [("", ""), ("kept instead", twin["image_id"]), ("  source", _place(twin)), ("  size", _size(twin)), ("  scores", _scores(twin))]
+        told += [
+            ("", ""),
+            ("kept instead", twin["image_id"]),
+            ("  source", _place(twin)),
+            ("  size", _size(twin)),
+            ("  scores", _scores(twin)),
+        ]
     if found["n_duplicates"]:
         more = found["n_duplicates"] - len(found["duplicates"])
         ids = ", ".join(found["duplicates"]) + (f" and {more:,} more" if more else "")

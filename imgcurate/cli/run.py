@@ -33,57 +33,62 @@ def add_to(commands: Any) -> None:
     )
     run.add_argument("out", metavar="OUT", help="a folder that is empty, not there yet, or that of a run to go on with")
     options.add_model(run)
-    options.add_cluster(run)
-    options.add_storage(run)
-    options.add_json(run)
-    run.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="write nothing: say what would be read, with which model, and how long it would take at the rate of a hundred images",
-    )
-    run.add_argument(
+    filters = options.group(run, "filters")
+    filters.add_argument(
         "--min-aesthetic", type=float, metavar="S", help="keep aesthetic_score >= S (0 to 1); default: not scored"
     )
-    run.add_argument("--max-nsfw", type=float, metavar="S", help="keep nsfw_score < S (0 to 1); default: not scored")
-    run.add_argument(
+    filters.add_argument(
+        "--max-nsfw", type=float, metavar="S", help="keep nsfw_score < S (0 to 1); default: not scored"
+    )
+    duplicates = options.group(run, "duplicates")
+    duplicates.add_argument(
         "--dedup",
         default="semantic",
         metavar="KINDS",
         help="which duplicates to remove: some of exact,perceptual,semantic (default %(default)s)",
     )
-    run.add_argument("--no-dedup", dest="dedup", action="store_const", const="", help="keep duplicates")
-    run.add_argument(
+    duplicates.add_argument("--no-dedup", dest="dedup", action="store_const", const="", help="keep duplicates")
+    options.add_duplicates(run)
+    duplicates.add_argument(
         "--max-distance",
         type=int,
         default=4,
         metavar="BITS",
         help="perceptual: hashes differ in at most BITS (default 4)",
     )
-    options.add_duplicates(run)
-    run.add_argument(
-        "--measure", action="store_true", help="add sharpness, brightness, pHash and so on to images.parquet"
-    )
     options.add_pixels(run)
-    run.add_argument(
-        "--write",
-        choices=("shards", "files"),
-        default="shards",
-        help="what kept images become: tar shards, or files in a folder, with what stands beside them (default %(default)s)",
-    )
-    run.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default %(default)s")
     options.add_sidecars(run)
-    run.add_argument(
+    options.group(run, "which images are read, and how").add_argument(
         "--max-read-errors",
         type=float,
         metavar="SHARE",
         help="stop where more than this share of the images cannot be read; default: 0.01, and ten images of few",
     )
-    run.add_argument("--retry-errors", action="store_true", help="read again what a finished run could not read")
-    run.add_argument(
+    output = options.group(run, "what is written")
+    output.add_argument(
+        "--write",
+        choices=("shards", "files"),
+        default="shards",
+        help="what kept images become: tar shards, or files in a folder, with what stands beside them (default %(default)s)",
+    )
+    output.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default %(default)s")
+    output.add_argument(
+        "--measure", action="store_true", help="add sharpness, brightness, pHash and so on to images.parquet"
+    )
+    output.add_argument(
         "--overwrite",
         action="store_true",
         help="replace the outputs of a run with other options, models or inputs; only what depends on the difference is computed again",
     )
+    output.add_argument("--retry-errors", action="store_true", help="read again what a finished run could not read")
+    output.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="write nothing: say what would be read, with which model, and how long it would take at the rate of a hundred images",
+    )
+    options.add_cluster(run)
+    options.add_storage(run)
+    options.add_json(run)
     run.set_defaults(function=_run, dtype="auto", draft=True)
 
     verify = commands.add_parser(

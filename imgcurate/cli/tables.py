@@ -37,13 +37,14 @@ def plain(value: Any) -> Any:
 
 
 def lines(rows: Sequence[tuple[str, str]]) -> str:
-    """Lay out names and what is said of each, safe for a terminal; of what is empty there is no line.
+    """Lay out names and what is said of each, safe for a terminal; of what is empty there is no line, and without a name it goes on.
 
     Examples
     --------
-    >>> print(lines([("images", "49"), ("note", ""), ("bytes", "12")]))
+    >>> print(lines([("images", "49"), ("note", ""), ("bytes", "12"), ("", "in all")]))
     images  49
     bytes   12
+            in all
     """
     width = max((len(name) for name, said in rows if said), default=0)
     return "\n".join(f"{name:<{width}}  {printable(said, 1000)}" for name, said in rows if said)

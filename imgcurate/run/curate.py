@@ -209,6 +209,7 @@ def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     manifest = account.manifest_of(job, given, counts, decided, n_clusters, written)
     known["duplicates"] = [part for found in pairs for part in found.parts]
     resume.sweep(job, known)
+    job.place.remove_graphs([found.key for found in pairs])
     job.place.write_json("manifest.json", manifest)
     return manifest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from dask.utils import format_bytes
 
-from imgcurate import cluster, encoders, parts, storage, vectors
+from imgcurate import cluster, parts, storage, vectors
 from imgcurate.run import account, folder, resume, tables
 from imgcurate.run.columns import Columns, ranges
 from imgcurate.run.inputs import Unit, check_sidecars, describe, find
@@ -96,7 +96,10 @@ class Estimate:
             yield "would write", f"nothing: {self.out} is finished"
             return
         vectors = 2 * 4 * self.model["dimension"] * self.images
-        yield "would write", f"{self.out}: at most {format_bytes(self.bytes)} of samples, {format_bytes(vectors)} of embeddings"
+        yield (
+            "would write",
+            f"{self.out}: at most {format_bytes(self.bytes)} of samples, {format_bytes(vectors)} of embeddings",
+        )
         if self.embedded:
             yield "there already", f"{about}{self.embedded:,} embeddings"
         if self.rate and self.seconds is not None:
@@ -143,40 +146,48 @@ def estimate(
     place = folder.Folder(folder.check_folder(out, units, overwrite, storage_options), storage_options)
     steps = Steps(connect, progress)
     job = Job(options, units, models, place, steps)
-    finished = resume.compare(job, overwrite, retry_errors=False) is not None
     sizes = _sizes(units, storage_options)
-    listed = _some(units)
-    with steps("listing"):
-        look = dask.delayed(_look, pure=False)
-        n = -(-MEASURED // len(listed))
-        tasks = (look(unit, options.sidecars, n, storage_options) for unit in listed)
-        looked = steps.run(tasks, len(listed), unit=job.unit_noun)
-    counted = len(listed) == len(units)
-    share = sum(sizes[unit.url] for unit in listed) / max(sum(sizes.values()), 1)
-    rows = sum(found.rows for found in looked)
-    make = tables.encoder_columns(job)
-    embedded = _embedded(job, make, listed, looked)
-    exact = sum(1 if isinstance(unit.content, Shard) else len(unit.content) for unit in units)
-    images = exact if job.noun == "folder" else rows if counted else round(rows / max(share, 1e-9))
     known = Estimate(
         inputs=describe(units),
         bytes=sum(sizes.values()),
-        images=images,
-        counted=counted or job.noun == "folder",
-        unusable=sum(found.unusable for found in looked),
-        embedded=embedded if counted else round(embedded / max(share, 1e-9)),
+        images=0,
+        counted=True,
+        unusable=0,
+        embedded=0,
         model=models["encoder"],
         options=options.as_json(),
-        finished=finished,
+        finished=False,
         out=os.fspath(out),
     )
-    some = pd.concat([found.some for found in looked], ignore_index=True).iloc[:MEASURED]
+    manifest = resume.compare(job, overwrite, retry_errors=False)
+    if manifest is not None:
+        images = manifest["counts"]["read"]
+        return replace(known, finished=True, images=images, embedded=images)
+    known, some = _count(job, known, sizes)
     left = known.images - known.embedded
-    if finished or left <= 0 or some.empty:
+    if left <= 0 or some.empty:
         return known
-    workers, seconds = _measure(job, make, some)
+    workers, seconds = _measure(job, some)
     rate = len(some) / seconds
     return replace(known, measured=len(some), workers=workers, rate=rate, seconds=left / rate)
+
+
+def _count(job: Job, known: Estimate, sizes: Mapping[str, int]) -> tuple[Estimate, pd.DataFrame]:
+    """Count the images of all units, or of some to tell those of all from; gives some of the usable ones too."""
+    listed = _some(job.units)
+    with job.steps("listing"):
+        look, n = dask.delayed(_look, pure=False), -(-MEASURED // len(listed))
+        tasks = (look(unit, job.options.sidecars, n, job.storage_options) for unit in listed)
+        looked = job.steps.run(tasks, len(listed), unit=job.unit_noun)
+    share = sum(sizes[unit.url] for unit in listed) / max(known.bytes, 1)
+    images = round(sum(found.rows for found in looked) / max(share, 1e-9))
+    counted = len(listed) == len(job.units)
+    if job.noun == "folder":
+        images, counted = sum(len(unit.content) for unit in job.units), True
+    some = pd.concat([found.some for found in looked], ignore_index=True).iloc[:MEASURED]
+    unusable = sum(found.unusable for found in looked)
+    embedded = round(_embedded(job, listed, looked) / max(share, 1e-9))
+    return replace(known, images=images, counted=counted, unusable=unusable, embedded=embedded), some
 
 
 def _sizes(units: Sequence[Unit], storage_options: storage.Options) -> dict[str, int]:
@@ -204,8 +215,9 @@ def _look(unit: Unit, sidecars: Sidecars, n: int, storage_options: storage.Optio
     return _Looked(len(rows), len(rows) - len(usable), usable.iloc[at[: len(usable)]])
 
 
-def _embedded(job: Job, make: Columns, listed: Sequence[Unit], looked: Sequence[_Looked]) -> int:
+def _embedded(job: Job, listed: Sequence[Unit], looked: Sequence[_Looked]) -> int:
     """Return how many of the images that were listed an earlier start has embedded."""
+    make = tables.encoder_columns(job)
     there = parts.there(f"{job.place.url}/{folder.WORK}/columns", job.storage_options)
     return sum(
         there[key].rows
@@ -215,9 +227,9 @@ def _embedded(job: Job, make: Columns, listed: Sequence[Unit], looked: Sequence[
     )
 
 
-def _measure(job: Job, make: Columns, some: pd.DataFrame) -> tuple[int, float]:
+def _measure(job: Job, some: pd.DataFrame) -> tuple[int, float]:
     """Embed some images on all workers at once; returns how many there are, and the seconds that it took with the model loaded."""
-    client, steps = job.steps.client, job.steps
+    client, steps, make = job.steps.client, job.steps, tables.encoder_columns(job)
     threads = client.nthreads()
     slots = [worker for worker, n in threads.items() for _ in range(n)]
     pieces = [piece for piece in np.array_split(np.arange(len(some)), len(slots)) if len(piece)]

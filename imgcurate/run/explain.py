@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgcurate import parts, storage, vectors
+from imgcurate.run import files
 from imgcurate.run.folder import Folder, is_output
 
 _THREADS = 16
@@ -24,9 +24,7 @@ _DUPLICATES, _NEAR = 20, 3
 _NEIGHBOURS, _CONTAINING = 50, 200
 
 
-def explain(
-    out: str | os.PathLike[str], image_id: str, *, storage_options: storage.Options = None
-) -> dict[str, Any]:
+def explain(out: str | os.PathLike[str], image_id: str, *, storage_options: storage.Options = None) -> dict[str, Any]:
     """Say what became of an image of a run.
 
     Parameters
@@ -40,7 +38,7 @@ def explain(
     Returns
     -------
     dict
-        The image's row of ``images.parquet`` without its embedding; ``shard``, the curated shard in which it is, if it is kept; ``twin``, the row of
+        The image's row of ``images.parquet`` without its embedding; ``written``, the shard or file that it became, if it is kept; ``twin``, the row of
         the image that is kept in its stead, if it is a duplicate; ``duplicates``, ids of images that it is kept for, with how many in all as
         ``n_duplicates``.
 
@@ -60,9 +58,11 @@ def explain(
     place = Folder(url, storage_options)
     if place.manifest() is None:
         raise FileNotFoundError(
-            f"{os.fspath(out)} holds no finished run: there is no manifest.json; run the same command again to finish it"
+            f"{os.fspath(out)} holds no finished run: there is no manifest.json; name the OUT of an imgcurate run that has ended"
         )
-    names = sorted(name for name in storage.sizes_in(f"{url}/images.parquet", storage_options) if is_output("images.parquet", name))
+    names = sorted(
+        name for name in storage.sizes_in(f"{url}/images.parquet", storage_options) if is_output("images.parquet", name)
+    )
     urls = [f"{url}/images.parquet/{name}" for name in names]
 
     def read(part: str) -> pa.Table:
@@ -78,9 +78,9 @@ def explain(
     part, row = at
     found = _row(urls[part], row, storage_options)
     if found["kept"]:
-        before = sum(pc.sum(table["kept"]).as_py() or 0 for table in known[:part])
-        before += pc.sum(known[part]["kept"][:row]).as_py() or 0
-        found["shard"] = _shard(url, before, storage_options)
+        before = [*(table["kept"] for table in known[:part]), known[part]["kept"][:row]]
+        n_before = sum(pc.sum(column).as_py() or 0 for column in before)
+        found["written"] = _file(url, names[part], image_id, storage_options) or _shard(url, n_before, storage_options)
     twin = _find(known, found["duplicate_of"]) if found["duplicate_of"] is not None else None
     found["twin"] = None if twin is None else _row(urls[twin[0]], twin[1], storage_options)
     its = [table["image_id"].filter(pc.equal(table["duplicate_of"], image_id)) for table in known]
@@ -117,7 +117,7 @@ def near_ids(columns: Iterable[Any], image_id: str, n: int = _NEAR) -> list[str]
         if key:
             containing = pc.match_substring(ids, key, ignore_case=True)
             candidates.update(ids.filter(containing)[:_CONTAINING].to_pylist())
-    return difflib.get_close_matches(image_id, sorted(candidates), n=n, cutoff=0.5)
+    return difflib.get_close_matches(image_id, sorted(candidates), n=n, cutoff=0.3)
 
 
 def _find(known: Sequence[pa.Table], image_id: str) -> tuple[int, int] | None:
@@ -130,9 +130,19 @@ def _find(known: Sequence[pa.Table], image_id: str) -> tuple[int, int] | None:
 
 
 def _row(url: str, row: int, storage_options: storage.Options) -> dict[str, Any]:
-    part = parts.read_part(url, None, None, storage_options)
-    kept = part[[name for name in part.columns if name not in _LEFT_OUT]].iloc[row].to_dict()
-    return {name: None if pd.isna(value) else value for name, value in kept.items()}
+    table = vectors.to_arrow(parts.read_part(url, None, None, storage_options))
+    wanted = [name for name in table.column_names if name not in _LEFT_OUT]
+    return dict(table.select(wanted).slice(row, 1).to_pylist()[0])
+
+
+def _file(url: str, part: str, image_id: str, storage_options: storage.Options) -> str | None:
+    """Return the file of a kept image of a part, of a run that wrote files."""
+    try:
+        account = files.read_account(f"{url}/{files.ACCOUNT}/{part}", storage_options)
+    except FileNotFoundError:
+        return None
+    mine = account[account["image"].to_numpy(dtype=bool) & (account["image_id"] == image_id)]
+    return f"{url}/{files.FOLDER}/{mine['file'].iloc[0]}" if len(mine) else None
 
 
 def _shard(url: str, before: int, storage_options: storage.Options) -> str | None:

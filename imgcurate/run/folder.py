@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,8 @@ from imgcurate.run.inputs import Unit
 from imgcurate.run.lock import locked
 
 WORK = ".run"
+#: The folder, in that one, of graphs of duplicates.
+GRAPHS = "graphs"
 _FOLDERS = (WORK, "shards", "files", "images.parquet", "files.parquet")
 OUTPUTS = ("shards", "files", "images.parquet", "shards.parquet", "files.parquet", "manifest.json")
 
@@ -113,6 +115,19 @@ class Folder:
             name = file.rpartition("/")[2]
             if name.startswith(".unfinished-") or (name.endswith(".begun") and f"/{WORK}/" in file):
                 fs.rm_file(file)
+
+    def graphs(self) -> dict[str, str]:
+        """Return the URLs of the graphs of duplicates, by the keys of their searches."""
+        fs, path = storage.open_filesystem(f"{self.url}/{WORK}/{GRAPHS}", self.storage_options)
+        names = [name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)] if fs.exists(path) else []
+        return {name: f"{self.url}/{WORK}/{GRAPHS}/{name}" for name in names}
+
+    def remove_graphs(self, kept: Collection[str]) -> None:
+        """Remove the graphs of duplicates of other searches."""
+        for key, url in self.graphs().items():
+            if key not in kept:
+                fs, path = storage.open_filesystem(url, self.storage_options)
+                fs.rm(path, recursive=True)
 
     def remove(self, name: str) -> None:
         """Remove an output's files, and nothing that somebody else put beside them."""

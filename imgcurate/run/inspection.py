@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import pairwise
 from typing import Any
 
 import dask
@@ -247,7 +248,11 @@ def _open(
     def place(row: int) -> tuple[str, int, int]:
         size = int(rows["bytes"][row])
         # Of a file that is too large, reading says so.
-        return rows["url"][row], int(rows["offset"][row]), size if most is None or size > pixels.MAX_BYTES else min(size, most)
+        return (
+            rows["url"][row],
+            int(rows["offset"][row]),
+            size if most is None or size > pixels.MAX_BYTES else min(size, most),
+        )
 
     places = (place(row) for row in which)
     for row, data in zip(which, pixels.read_images(places, storage_options), strict=True):
@@ -297,5 +302,5 @@ def _names_of_sides() -> list[str]:
     >>> _names_of_sides()[:2], _names_of_sides()[-1]
     (['below 64', '64 to 223'], 'from 2048 on')
     """
-    between = [f"{low} to {high - 1}" for low, high in zip(SIDES, SIDES[1:], strict=False)]
+    between = [f"{low} to {high - 1}" for low, high in pairwise(SIDES)]
     return [f"below {SIDES[0]}", *between, f"from {SIDES[-1]} on"]

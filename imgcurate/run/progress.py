@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 _LINE_SECONDS = 10.0
 _BAR_SECONDS = 0.1
+# Of less than this it is not told how long it took, where that is all that could be told.
+_TOLD_SECONDS = 1.0
 # From here on a bar counts in thousands.
 _SCALED = 10_000
 
@@ -44,7 +46,11 @@ def shown(label: str, total: int | None, unit: str, *, visible: bool) -> Iterato
     if not visible or total == 0:
         yield _Nothing()
     elif sys.stderr.isatty():
-        form = {"bar_format": "{desc}: {elapsed}"} if total is None else {"unit": f" {unit}s", "unit_scale": total >= _SCALED}
+        form = (
+            {"bar_format": "{desc}: {elapsed}"}
+            if total is None
+            else {"unit": f" {unit}s", "unit_scale": total >= _SCALED}
+        )
         with tqdm(total=total, desc=f"{label:<18}", mininterval=_BAR_SECONDS, file=sys.stderr, **form) as bar:
             yield _Bar(bar)
     else:
@@ -117,21 +123,17 @@ class _Lines:
 
     def end(self) -> None:
         seconds = time.monotonic() - self._started
-        if self._total is None:
+        if self._total is None and seconds >= _TOLD_SECONDS:
             _write(f"{self._label}: {duration(seconds)}")
-        else:
-            _write(
-                f"{self._label}: {self._counted(self._done)} in {duration(seconds)}, {rate(self._done, seconds)}"
-            )
+        elif self._total is not None:
+            _write(f"{self._label}: {self._counted(self._done)} in {duration(seconds)}, {rate(self._done, seconds)}")
 
     def _say(self, seconds: float) -> None:
         if self._total is None:
             _write(f"{self._label}: for {duration(seconds)} so far")
             return
         left = f", {duration(seconds * (self._total - self._done) / self._done)} left" if self._done else ""
-        _write(
-            f"{self._label}: {self._done:,} of {self._counted(self._total)}, {rate(self._done, seconds)}{left}"
-        )
+        _write(f"{self._label}: {self._done:,} of {self._counted(self._total)}, {rate(self._done, seconds)}{left}")
 
     def _counted(self, n: int) -> str:
         return f"{n:,} {self._unit}{'s' * (n != 1)}"

@@ -20,7 +20,7 @@ from imgcurate.parts import Part
 from imgcurate.run import account, columns, files, write
 from imgcurate.run import decide as deciding
 from imgcurate.run.columns import HEADS, Columns, Hashes, Make, Rows, Scores, Sources
-from imgcurate.run.folder import WORK
+from imgcurate.run.folder import GRAPHS, WORK
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options
 
@@ -38,12 +38,15 @@ class Pairs(NamedTuple):
         Of the parts.
     n_clusters : int
         In how many clusters they were looked for.
+    key : str
+        Of the search; the whole graph of semantic duplicates lies in the folder of this name, for other thresholds to be tried.
     """
 
     stage: str
     parts: list[Part]
     urls: list[str]
     n_clusters: int
+    key: str
 
 
 def list_inputs(job: Job) -> list[Part]:
@@ -127,6 +130,9 @@ def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Se
     first = there.get(_numbered(key, 0))
     if first is None:
         found = job.steps.watch(lambda: _search(job, stage, sources, before))
+        if stage == "semantic":
+            graph = f"{job.place.url}/{WORK}/{GRAPHS}/{key}"
+            job.steps.watch(lambda: found.save(graph, overwrite=True, storage_options=job.storage_options))
         pairs = found.pairs[_PAIR_COLUMNS].to_delayed()
         task = dask.delayed(parts.write_part, pure=False)
         known = {"n_clusters": str(found.n_clusters), "n_parts": str(len(pairs))}
@@ -143,7 +149,8 @@ def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Se
         job.steps.say(f"{stage} duplicates are found already")
     known = parts.read_metadata(f"{table}/{first.name}", job.storage_options)
     found_parts = [there[_numbered(key, number)] for number in range(int(known["n_parts"]))]
-    return Pairs(stage, found_parts, [f"{table}/{part.name}" for part in found_parts], int(known["n_clusters"]))
+    urls = [f"{table}/{part.name}" for part in found_parts]
+    return Pairs(stage, found_parts, urls, int(known["n_clusters"]), key)
 
 
 def _numbered(key: str, number: int) -> str:
