@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -36,8 +37,8 @@ class Spread:
 
     n: int = 0
     total: float = 0
-    least: float | None = None
-    most: float | None = None
+    least: float = math.inf
+    most: float = -math.inf
 
     @classmethod
     def of(cls, values: pd.Series) -> Spread:
@@ -48,11 +49,8 @@ class Spread:
         return cls(len(values), float(values.sum()), float(values.min()), float(values.max()))
 
     def __add__(self, other: Spread) -> Spread:
-        if not (self.n and other.n):
-            return self if self.n else other
-        return Spread(
-            self.n + other.n, self.total + other.total, min(self.least, other.least), max(self.most, other.most)
-        )
+        least, most = min(self.least, other.least), max(self.most, other.most)
+        return Spread(self.n + other.n, self.total + other.total, least, most)
 
     def as_json(self) -> dict[str, float] | None:
         """Return least, mean and most; None where there is no number."""
