@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from imgcurate import __version__
-from imgcurate.cli import convert, demo, run
+from imgcurate.cli import convert, demo, report, run
 from imgcurate.printable import printable
 
 # A sentence that names files, ids and options fits.
@@ -125,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_to(commands)
     convert.add_to(commands)
     demo.add_to(commands)
+    report.add_to(commands)
     return parser
 
 

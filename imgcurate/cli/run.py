@@ -111,6 +111,9 @@ def add_to(commands: Any) -> None:
         action="store_true",
         help="replace the outputs of a run with other options, models or inputs; only what depends on the difference is computed again",
     )
+    run.add_argument(
+        "--no-report", dest="report", action="store_false", help="write no OUT/report.html, the page about the run"
+    )
     run.set_defaults(function=_run, dtype="auto", draft=True)
 
     verify = commands.add_parser(
@@ -164,6 +167,7 @@ def _run(arguments: argparse.Namespace) -> int:
             retry_errors=arguments.retry_errors,
             overwrite=arguments.overwrite,
             storage_options=arguments.storage_options,
+            report=arguments.report,
             progress=True,
             connect=connect,
         )

@@ -116,7 +116,7 @@ def manifest_of(
         "reasons": {kind: sum(part.counts[kind] for part in decided) for kind in KINDS},
         "sources": {source: {"etag": etag, **sources[source]} for source, etag in job.sources.items()},
         "parts": {part.name: part.digest for part in decided},
-        "seconds": job.steps.seconds,
+        "seconds": dict(job.steps.seconds),
     }
 
 
