@@ -44,7 +44,8 @@ def histogram(
     edges, most = shown.edges, int(shown.counts.max())
     marks = [edges[0], edges[-1], *([threshold] if threshold is not None and math.isfinite(threshold) else [])]
     plot = _Plot(min(marks), max(marks), 0, most, height)
-    parts = [plot.horizontal(at, f"{at:,.0f}") for at in ticks(0, most, 3) if at and at == round(at)]
+    plot.levels({at: _compact(at) for at in ticks(0, most, 3) if at == round(at)})
+    parts: list[Markup] = []
     for count, left, right in zip(shown.counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         if count:
             parts += _bar(plot, count, left, right, threshold, keep, f"{said(left)} to {said(right)}: {count:,}")
@@ -83,7 +84,8 @@ def curve(
     values = [100 * value for value in y] if percent else list(y)
     unit = " %" if percent else ""
     plot = _Plot(min(x), max(x), 0, max([*values, 1e-9]), height)
-    parts = [plot.horizontal(at, f"{said(at)}{unit}") for at in ticks(0, plot.top, 3) if at]
+    plot.levels({at: f"{said(at)}{unit}" for at in ticks(0, plot.top, 3)})
+    parts = []
     points = list(zip(x, values, strict=True))
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
         parts.append(_tag("line", x1=plot.x(x0), x2=plot.x(x1), y1=plot.y(y0), y2=plot.y(y1), class_="curve"))
@@ -176,6 +178,7 @@ class _Plot:
         self.left, self.right = (left, right) if right > left else (left - 0.5, right + 0.5)
         self.bottom, self.top = (bottom, top) if top > bottom else (bottom - 0.5, top + 0.5)
         self.height = height
+        self._levels: dict[float, str] = {}
 
     def share(self, value: float) -> float:
         # Halves, because the ends may be as far apart as numbers can be.
@@ -188,10 +191,9 @@ class _Plot:
         of = (value / 2 - self.bottom / 2) / (self.top / 2 - self.bottom / 2)
         return f"{_ABOVE + self.height * (1 - of):.1f}"
 
-    def horizontal(self, value: float, label: str) -> Markup:
-        y = self.y(value)
-        line = _tag("line", x1="0", x2="100%", y1=y, y2=y, class_="grid-line")
-        return line + _tag("text", label, x="0", y=f"{float(y) - 4:.1f}", class_="tick")
+    def levels(self, labels: dict[float, str]) -> None:
+        """Draw lines across, with what they are on their left: as HTML, because only there a width may be so many pixels less than all."""
+        self._levels = labels
 
     def vertical(self, value: float, label: str) -> Markup:
         at = self.share(value)
@@ -207,10 +209,20 @@ class _Plot:
 
     def drawn(self, kind: str, title: str, parts: Sequence[Markup]) -> Markup:
         base = f"{_ABOVE + self.height}"
-        axis = _tag("line", x1="0", x2="100%", y1=base, y2=base, class_="axis") if kind != "scatter" else Markup("")
-        inside = _tag("title", title) + Markup("").join(parts) + axis
+        lines = [
+            _tag("line", x1="0", x2="100%", y1=self.y(at), y2=self.y(at), class_="grid-line") for at in self._levels
+        ]
+        if kind != "scatter":
+            lines.append(_tag("line", x1="0", x2="100%", y1=base, y2=base, class_="axis"))
+        inside = _tag("title", title) + Markup("").join([*lines, *parts])
         height = self.height + _ABOVE + _BELOW
-        return _tag("svg", inside, class_=f"chart {kind}", role="img", aria_label=title, width="100%", height=height)
+        chart = _tag("svg", inside, class_=f"chart {kind}", role="img", aria_label=title, width="100%", height=height)
+        if not self._levels:
+            return chart
+        labels = Markup("").join(
+            Markup('<span style="top: {}px">{}</span>').format(self.y(at), label) for at, label in self._levels.items()
+        )
+        return Markup('<div class="plot"><div class="levels" aria-hidden="true">{}</div>{}</div>').format(labels, chart)
 
 
 def _bar(
@@ -241,6 +253,20 @@ def _bar(
         for start, end, side in cuts
         if end > start
     ]
+
+
+def _compact(number: float) -> str:
+    """Return a count in few characters.
+
+    Examples
+    --------
+    >>> _compact(950), _compact(1500), _compact(20_000), _compact(3_000_000)
+    ('950', '1.5k', '20k', '3M')
+    """
+    for unit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:g}{sign}"
+    return f"{number:g}"
 
 
 def _tag(name: str, inside: Any = "", /, **attributes: Any) -> Markup:

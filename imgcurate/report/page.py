@@ -45,7 +45,7 @@ class Page:
         return self._text
 
     def _repr_html_(self) -> str:
-        return render("fragment.html", style=_style(), body=self._body)
+        return fragment(self._body)
 
     def html(self) -> str:
         """Return the whole document."""
@@ -78,6 +78,11 @@ class Page:
             file.write(self.html().encode("utf-8", "replace"))
 
 
+def fragment(body: Markup) -> Markup:
+    """Return what a notebook shows, with its style."""
+    return render("fragment.html", style=_style(), body=body)
+
+
 def there(url: str, storage_options: storage.Options) -> bool:
     """Tell whether there is a file or folder of that name."""
     fs, path = storage.open_filesystem(url, storage_options)
@@ -94,8 +99,8 @@ def said(value: Any) -> str:
 
     Examples
     --------
-    >>> said(0.123456), said(1234567), said(None), said(float("nan")), said(3.0), said("a\\nb"), said(1e-9)
-    ('0.1235', '1,234,567', '—', '—', '3', 'a\\\\nb', '1e-09')
+    >>> said(0.123456), said(1234567), said(2194.4), said(None), said(float("nan")), said(3.0), said("a\\nb"), said(1e-9)
+    ('0.1235', '1,234,567', '2,194', '—', '—', '3', 'a\\\\nb', '1e-09')
     """
     if value is None:
         return "—"
@@ -107,7 +112,7 @@ def said(value: Any) -> str:
         number = float(value)
         if math.isnan(number):
             return "—"
-        return f"{int(number):,}" if number.is_integer() and abs(number) < 1e15 else f"{number:.4g}"
+        return f"{number:,.0f}" if 1e15 > abs(number) >= 1000 or number.is_integer() else f"{number:.4g}"
     if isinstance(value, np.ndarray | list | tuple) and len(value) > 8:
         return f"{len(value):,} values"
     text = str(value)

@@ -70,7 +70,7 @@ def sample(
     """
     lazy = hasattr(frame, "to_delayed")
     later = [name for name in columns if name not in rowwise.columns_below(frame, id_field)] if lazy else []
-    first = _taking(frame, [name for name in columns if name not in later], id_field)
+    first = taking(frame, [name for name in columns if name not in later], id_field)
     drawn = reduce(first, partial(_sampled, n=n, seed=seed, id_field=id_field), partial(_resampled, n=n))
     drawn = drawn.drop(columns=_HASH)
     return by_ids(frame, drawn[id_field].tolist(), columns, id_field=id_field) if later and len(drawn) else drawn
@@ -83,7 +83,7 @@ def top(
 
     The other arguments are those of `sample`.
     """
-    taken = _taking(frame, [column, *columns], id_field)
+    taken = taking(frame, [column, *columns], id_field)
     first = partial(_first, column=column, n=n, largest=largest)
     return reduce(taken, first, lambda parts: first(pd.concat(parts, ignore_index=True)))
 
@@ -101,11 +101,11 @@ def near(
 
     The other arguments are those of `sample`.
     """
-    taken = _taking(frame, [column, *columns], id_field)
+    taken = taking(frame, [column, *columns], id_field)
     return reduce(
         taken,
         partial(around, column=column, threshold=threshold, n=n),
-        partial(merge_around, column=column, n=n),
+        partial(merge_around, column=column, threshold=threshold, n=n),
     )
 
 
@@ -116,7 +116,7 @@ def by_ids(frame: Any, ids: Sequence[Any], columns: Sequence[str] = (), *, id_fi
     far as `rowwise.of_ids` can.
     """
     ids = list(dict.fromkeys(ids))
-    taken = _taking(frame, columns, id_field)
+    taken = taking(frame, columns, id_field)
     if not hasattr(frame, "to_delayed"):
         return _ordered(_named(taken, ids, id_field), ids, id_field)
     wanted = list(taken.columns)
@@ -150,27 +150,31 @@ def reduce(frame: Any, of_part: Callable[[Any], T], merge: Callable[[list[T]], T
     return found
 
 
-def around(part: Any, column: str, threshold: float, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the n rows of a partition just below a threshold, and the n just above or at it, nearest first."""
+def around(part: Any, column: str, threshold: float | None, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the n rows of a partition just below a threshold, and the n just above or at it, nearest first.
+
+    Without a threshold: the n lowest and the n highest, from the end on.
+    """
     host = vectors.to_pandas(part[column])
     known = ~np.isnan(histogram.as_numbers(host))
+    if threshold is None:
+        there = part.iloc[np.flatnonzero(known)]
+        return _first(there, column, n, largest=False), _first(there, column, n, largest=True)
     above = histogram.at_or_above(host, threshold)
-    below, above = (
-        _first(part.iloc[np.flatnonzero(side & known)], column, n, largest)
-        for side, largest in ((~above, True), (above, False))
-    )
-    return below, above
-
-
-def merge_around(
-    parts: list[tuple[pd.DataFrame, pd.DataFrame]], column: str, n: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Put together what `around` returned of several partitions."""
-    below, above = (pd.concat(side, ignore_index=True) for side in zip(*parts, strict=True))
+    below, above = (part.iloc[np.flatnonzero(side & known)] for side in (~above, above))
     return _first(below, column, n, largest=True), _first(above, column, n, largest=False)
 
 
-def _taking(frame: Any, columns: Sequence[str], id_field: str) -> Any:
+def merge_around(
+    parts: list[tuple[pd.DataFrame, pd.DataFrame]], column: str, threshold: float | None, n: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Put together what `around` returned of several partitions."""
+    below, above = (pd.concat(side, ignore_index=True) for side in zip(*parts, strict=True))
+    lowest = threshold is None
+    return _first(below, column, n, largest=not lowest), _first(above, column, n, largest=lowest)
+
+
+def taking(frame: Any, columns: Sequence[str], id_field: str) -> Any:
     """Return those columns of a frame that are looked at, the others of `BESIDE` as they were before they were computed."""
     if hasattr(frame, "to_delayed"):
         frame = rowwise.before(frame, set(BESIDE) - set(columns))

@@ -15,8 +15,8 @@ from PIL import Image
 from imgcurate import images, pixels, storage, tar
 from imgcurate.printable import printable
 
-#: A thumbnail's file is at most so large, so that a page of them stays one that can be sent to somebody.
-MOST_BYTES = 9_000
+#: The file of a thumbnail of so many pixels is at most so large, so that a page of them stays one that can be sent to somebody.
+_SIDE, MOST_BYTES = 160, 9_000
 _QUALITIES = (82, 70, 55, 40, 25)
 #: Rows of a task.
 _AT_ONCE = 8
@@ -62,7 +62,7 @@ def thumbnails(rows: pd.DataFrame, size: int, storage_options: storage.Options =
     Returns
     -------
     list of n Thumbnails
-        Each of at most `MOST_BYTES`, upright. An image that has an error, that cannot be read or decoded, or that is no longer what was listed, is
+        Upright, and each of at most `MOST_BYTES`, of a larger `size` as many times as many as it has pixels. An image that has an error, that cannot be read or decoded, or that is no longer what was listed, is
         one whose ``error`` says so.
 
     Notes
@@ -108,17 +108,18 @@ def _thumbnail(data: bytes, size: int) -> Thumbnail:
         image = pixels.shortened(image)
         box = (0.0, 0.0, float(image.width), float(image.height))
     small = image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
-    uri = f"data:image/webp;base64,{base64.b64encode(_encoded(small)).decode()}"
+    most = round(MOST_BYTES * max(1, size / _SIDE) ** 2)
+    uri = f"data:image/webp;base64,{base64.b64encode(_encoded(small, most)).decode()}"
     return Thumbnail(uri, width, height, None, picture.width, picture.height)
 
 
-def _encoded(image: Image.Image) -> bytes:
-    """Return an image as WebP of at most `MOST_BYTES`: of less quality where it must be, and then with fewer pixels."""
+def _encoded(image: Image.Image, most: int) -> bytes:
+    """Return an image as WebP of at most so many bytes: of less quality where it must be, and then with fewer pixels."""
     while True:
         for quality in _QUALITIES:
             buffer = io.BytesIO()
             image.save(buffer, "WEBP", quality=quality, method=4)
-            if buffer.tell() <= MOST_BYTES:
+            if buffer.tell() <= most:
                 return buffer.getvalue()
         image = image.resize((-(-image.width * 3 // 4), -(-image.height * 3 // 4)), Image.Resampling.BICUBIC)
 
