@@ -22,7 +22,8 @@ from functools import partial
 from typing import Any, NoReturn
 
 from imgcurate import __version__
-from imgcurate.cli import clusters, completion, convert, demo, inspect, options, outputs, remove, run, vectors, version
+from imgcurate.cli import clusters, options
+from imgcurate.cli.commands import completion, convert, demo, inspect, outputs, remove, report, run, vectors, version
 from imgcurate.printable import printable
 
 # A sentence that names files, ids and options fits.
@@ -159,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_to(commands)
     inspect.add_to(commands)
     run.add_to(commands)
+    report.add_to(commands)
     outputs.add_to(commands)
     vectors.add_to(commands)
     remove.add_to(commands)

@@ -82,6 +82,9 @@ def add_to(commands: Any) -> None:
     )
     output.add_argument("--retry-errors", action="store_true", help="read again what a finished run could not read")
     output.add_argument(
+        "--no-report", dest="report", action="store_false", help="write no OUT/report.html, the page about the run"
+    )
+    output.add_argument(
         "--dry-run",
         action="store_true",
         help="write nothing: say what would be read, with which model, and how long it would take at the rate of a hundred images",
@@ -124,6 +127,7 @@ def _run(given: argparse.Namespace) -> int:
             retry_errors=given.retry_errors,
             overwrite=given.overwrite,
             storage_options=given.storage_options,
+            report=given.report,
             progress=not given.quiet,
             connect=connect,
         )

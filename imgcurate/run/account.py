@@ -122,7 +122,7 @@ def manifest_of(
         "sources": {source: {"etag": etag, **sources[source]} for source, etag in job.sources.items()},
         "parts": {part.name: part.digest for part in decided},
         **({"files": {part.part: part.digest for part in of_files}} if job.options.write == "files" else {}),
-        "seconds": job.steps.seconds,
+        "seconds": dict(job.steps.seconds),
     }
 
 

@@ -7,6 +7,7 @@ job that was stopped goes on, and one that was changed makes again what depends 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import distributed
 
 from imgcurate import cluster, encoders, storage, tar
 from imgcurate.dedup.graph.rank import Keep
+from imgcurate.printable import printable
 from imgcurate.run import account, folder, resume, tables
 from imgcurate.run.inputs import check_sidecars, describe, find
 from imgcurate.run.job import Job
@@ -54,6 +56,7 @@ def curate(
     retry_errors: bool = False,
     overwrite: bool = False,
     storage_options: storage.Options = None,
+    report: bool = True,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Curate tar shards, or folders of images, into new tar shards or a folder, and say of every image what became of it and why.
@@ -67,8 +70,8 @@ def curate(
         Tar shards, as for `read_webdataset`, or image files, as for `read_files`; what they are is told by their names.
     out : str or path
         A folder that is empty, not there yet, or that of an earlier run. Gets ``shards/*.tar``, ``images.parquet/``, ``shards.parquet`` (samples,
-        bytes and xxh3_128 digest of each shard that was written) and, last, ``manifest.json``; and ``.run/``, which holds what was computed, to
-        go on from, and may be removed.
+        bytes and xxh3_128 digest of each shard that was written) and, last, ``manifest.json``; ``report.html``, a page with pictures about the
+        run; and ``.run/``, which holds what was computed, to go on from, and may be removed.
     write : {"shards", "files"}, default "shards"
         What kept images become. As files each lies in ``files/`` under its ``image_id``, to which the extension of its source is added where it has
         none, with all that stands beside it under the same name; ``files.parquet/`` has image_id, file, image (or what stands beside it), bytes and
@@ -102,6 +105,9 @@ def curate(
         again. Also replaces the outputs of an earlier version, and writes into a folder that holds other things.
     storage_options : dict, optional
         For the fsspec filesystem of shards and output.
+    report : bool, default True
+        Write ``report.html``, of at most 5 MB and 400 small pictures however many images there are. Where that fails the run has not: what
+        happened is said in a sentence, and ``imgcurate report`` makes the page from what the run wrote.
     progress : bool, default False
         Show on stderr how far the work is, and what an earlier run has left to go on from.
 
@@ -137,7 +143,8 @@ def curate(
         write=write, caption_from=caption_from, image=image, max_sidecar=max_sidecar,
     )  # fmt: skip
     return carry_out(
-        inputs, out, options, retry_errors=retry_errors, overwrite=overwrite, storage_options=storage_options, progress=progress
+        inputs, out, options, retry_errors=retry_errors, overwrite=overwrite, storage_options=storage_options, report=report,
+        progress=progress,
     )  # fmt: skip
 
 
@@ -149,6 +156,7 @@ def carry_out(
     retry_errors: bool = False,
     overwrite: bool = False,
     storage_options: storage.Options = None,
+    report: bool = True,
     progress: bool = False,
     connect: Callable[[], distributed.Client] = cluster.connect,
 ) -> dict[str, Any]:
@@ -169,14 +177,19 @@ def carry_out(
             steps.say(f"eps={options.eps:g}, {why_eps}")
         finished = resume.compare(job, overwrite, retry_errors)
         if finished is not None:
+            if report and not place.has_report:
+                _report(job)
             return finished
         cluster.check_paths(steps.client, [unit.url for unit in units], place.url)
         resume.begin(job, retry_errors)
         try:
-            return _go_on(job, {"inputs": _plain(paths), "out": os.fspath(out)})
+            manifest = _go_on(job, {"inputs": _plain(paths), "out": os.fspath(out)})
         except tar.ShardChanged as problem:
             resume.distrust(job, problem.url)
             raise
+        if report:
+            _report(job)
+        return manifest
 
 
 def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
@@ -212,6 +225,23 @@ def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     job.place.remove_graphs([found.key for found in pairs])
     job.place.write_json("manifest.json", manifest)
     return manifest
+
+
+def _report(job: Job) -> None:
+    """Write the page about a run that has finished; where that fails, say so and no more."""
+    from imgcurate.report.run import write_report
+
+    try:
+        with job.steps("writing the report"):
+            write_report(job.place.url, job.place.report, job.steps.watch, job.storage_options)
+    except Exception as problem:
+        what = printable(f"{type(problem).__name__}: {problem}", 500)
+        warnings.warn(
+            f"the run has finished, but not its report ({what}): imgcurate report {job.place.url} makes it from what the run wrote",
+            stacklevel=2,
+        )
+    else:
+        job.steps.say(f"{job.place.report} written in {job.steps.seconds['writing the report']:.1f} s")
 
 
 def _plain(paths: storage.Paths) -> str | list[str]:

@@ -17,7 +17,7 @@ from imgcurate.run import files
 from imgcurate.run.inputs import Unit
 from imgcurate.run.lock import locked
 
-WORK = ".run"
+WORK, REPORT = ".run", "report.html"
 #: The folder, in that one, of graphs of duplicates.
 GRAPHS = "graphs"
 _FOLDERS = (WORK, "shards", "files", "images.parquet", "files.parquet")
@@ -63,6 +63,17 @@ class Folder:
     def manifest(self) -> dict[str, Any] | None:
         """Return the manifest of a run that has finished."""
         return self._read("manifest.json")
+
+    @property
+    def report(self) -> str:
+        """The URL of the page about the run."""
+        return f"{self.url}/{REPORT}"
+
+    @property
+    def has_report(self) -> bool:
+        """Whether that page is there."""
+        fs, path = storage.open_filesystem(self.report, self.storage_options)
+        return bool(fs.exists(path))
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, whole."""

@@ -10,7 +10,7 @@ from typing import Any
 from imgcurate import parts, storage
 from imgcurate.parts import Part
 from imgcurate.run.files import are_whole
-from imgcurate.run.folder import WORK, is_output
+from imgcurate.run.folder import REPORT, WORK, is_output
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options
 
@@ -62,7 +62,8 @@ def begin(job: Job, retry_errors: bool) -> None:
     # Of a finished run the images that could not be read stay errors, unless that is what it is called for.
     job.retry = job.place.manifest() is None or retry_errors
     # First, so that a stop right here does not leave the outputs of the one under the record of the other.
-    job.place.remove("manifest.json")
+    for name in ("manifest.json", REPORT):
+        job.place.remove(name)
     job.place.write_json(f"{WORK}/run.json", job.record())
 
 
