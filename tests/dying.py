@@ -33,6 +33,7 @@ OPTIONS: dict[str, Any] = {
     "max_distance": 0,
     "samples_per_shard": 40,
     "n_clusters": 2,
+    "report": False,
 }
 
 

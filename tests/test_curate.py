@@ -79,7 +79,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def run(shards: Path, out: Path, model_dir: Path, **options: Any) -> tuple[dict[str, Any], pd.DataFrame]:
-    manifest = curate(shards, out, model="tiny-clip", model_dir=model_dir, **{"eps": 1e-4, **options})
+    manifest = curate(shards, out, model="tiny-clip", model_dir=model_dir, **{"eps": 1e-4, "report": False, **options})
     return manifest, pd.read_parquet(out / "images.parquet").set_index("image_id")
 
 

@@ -669,7 +669,7 @@ def test_a_run_through_files_of_its_folder_writes_what_one_through_memory_writes
     for number, share in enumerate((1 / 8, 0)):
         out = tmp_path / f"out{number}"
         with setting({(frames, "_SHARE_IN_MEMORY"): share}):
-            curate(tmp_path / "in", out, model=mean_colours, dedup=("semantic",), eps=1e-5, keep="id", progress=False)
+            curate(tmp_path / "in", out, model=mean_colours, dedup=("semantic",), eps=1e-5, keep="id", report=False)
         assert not (out / ".run/semantic").exists()
         files = [path for path in sorted(out.rglob("*")) if path.is_file() and ".run" not in path.parts]
         written.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import dask
 import dask.dataframe as dd
@@ -19,6 +19,9 @@ from imgcurate.dedup import saved
 from imgcurate.dedup.graph import build, nodes, rank, rules
 from imgcurate.dedup.mapped import Folder
 from imgcurate.dedup.recall import Recall
+
+if TYPE_CHECKING:
+    from imgcurate.report.page import Page
 
 _SAVED = (
     "id_field", "n_rows", "n_compared", "n_clusters", "eps", "min_similarity", "rule", "keep", "kind", "chosen",
@@ -35,7 +38,7 @@ class Duplicates:
 
     Lazy, as Dask DataFrames: `pairs` (or `removed`), `selected`, `groups`, `edges`, `assignments` and `removals`. Where what was compared lay in
     memory, as a pandas or cuDF frame or as ``(ids, matrix)``, these are pandas or cuDF frames, computed when they are asked for. At once:
-    `sweep`, `least_similar`, `duplicate_ratio`, `recall`.
+    `sweep`, `least_similar`, `duplicate_ratio`, `recall`; and, to look at, `show`, `show_groups` and `plot_sweep`.
 
     Attributes
     ----------
@@ -72,6 +75,7 @@ class Duplicates:
         at_once: bool = False,
         recall: Callable[[Duplicates, int, int], Recall] | None = None,
         folder: Folder | None = None,
+        images: Any = None,
     ) -> None:
         self.n_rows, self.n_compared, self.n_excluded = n_rows, n_compared, n_rows - n_compared
         self.n_clusters, self.n_pairs = n_clusters, found.n_pairs + found.n_copies
@@ -79,7 +83,7 @@ class Duplicates:
         self.kind, self.chosen = kind, {name: why for name, why in (chosen or {}).items() if why}
         self.id_field, self._folder = id_field, folder
         self._graph, self._like, self._id_dtype, self._recall = found, like, id_dtype, recall
-        self._at_once = at_once
+        self._at_once, self._images = at_once, _with_places(images)
         self._answers: dict[float, list[Delayed]] = {}
 
     def __repr__(self) -> str:
@@ -100,8 +104,13 @@ class Duplicates:
         lazy = "at once" if self._at_once else "lazy"
         return (
             f"Duplicates({self.n_compared:,} images compared{clusters}{through}{excluded}; {self.n_pairs:,} pair{'s' * (self.n_pairs != 1)} {what}; {', '.join(options)}; "
-            f"see .pairs, .groups, .removals() ({lazy}), .sweep([eps, ...]), .least_similar(){', .recall()' * (self._recall is not None)} (at once))"
+            f"see .pairs, .groups, .removals() ({lazy}), .sweep([eps, ...]), .least_similar(), .show(){', .recall()' * (self._recall is not None)} (at once))"
         )
+
+    def _repr_html_(self) -> str:
+        from imgcurate.report import pairs
+
+        return pairs.summary(self)
 
     def _why(self, name: str) -> str:
         return f" ({self.chosen[name]})" if name in self.chosen else ""
@@ -244,6 +253,114 @@ class Duplicates:
         columns = ["id", "duplicate_of", "similarity", "cluster"]
         return _on_host(removed.compute(), columns, self._empty(columns))
 
+    def show(
+        self,
+        n: int = 6,
+        *,
+        around: float | None = None,
+        images: Any = None,
+        columns: str | Sequence[str] | None = None,
+        size: int = 160,
+        storage_options: storage.Options = None,
+    ) -> Page:
+        """Show the pairs of images on either side of the cut: what to look at before anything is removed. Eager.
+
+        Parameters
+        ----------
+        n : int, default 6
+            How many pairs on each side. Just inside are the removed images that are least like the one that each duplicates (`least_similar`); just
+            outside, the most similar of the stored pairs of which both images stay.
+        around : float, optional
+            Another eps than that in force, up to ``1 - min_similarity``.
+        images : Dask, pandas or cuDF DataFrame, optional
+            With `id_field`, ``url``, ``offset`` and ``bytes``: where the images lie. Default: the frame in which duplicates were looked for, if it
+            has these columns. Filters of it are not asked again, and only those of its columns are computed that are shown.
+        columns : str or list of str, optional
+            Columns of that frame to show below each image, beside its id and its size.
+        size : int, default 160
+            Of a thumbnail's longer side, in pixels.
+        storage_options : dict, optional
+            For the fsspec filesystem.
+
+        Returns
+        -------
+        Page
+            The better-ranked of two images first.
+
+        Raises
+        ------
+        ValueError
+            Where an option is out of range, or it is not known where the images lie, as after `load`.
+        KeyError
+            Where a column is missing.
+
+        Examples
+        --------
+        >>> duplicates = semantic_duplicates(frame, eps=0.05)  # doctest: +SKIP
+        >>> duplicates.show(around=0.03)  # doctest: +SKIP
+        """
+        from imgcurate.report import pairs
+
+        eps = self._check(self.eps if around is None else around)
+        return pairs.around_cut(self, n, eps, pairs.Options(images, columns, size, storage_options))
+
+    def show_groups(
+        self,
+        n: int = 6,
+        *,
+        most: int = 8,
+        images: Any = None,
+        columns: str | Sequence[str] | None = None,
+        size: int = 120,
+        storage_options: storage.Options = None,
+    ) -> Page:
+        """Show the largest groups of duplicates, in each the image that stays first. Eager.
+
+        Parameters
+        ----------
+        n : int, default 6
+            How many groups.
+        most : int, default 8
+            How many of the images that go are shown of each: those that are least like the one that stays, with their similarity.
+        images, columns, size, storage_options
+            As for `show`.
+
+        Returns
+        -------
+        Page
+
+        Raises
+        ------
+        ValueError, KeyError
+            As `show`.
+        """
+        from imgcurate.report import pairs
+
+        return pairs.largest_groups(self, n, most, pairs.Options(images, columns, size, storage_options))
+
+    def plot_sweep(self, eps: Sequence[float] | None = None) -> Page:
+        """Draw which share of the images each threshold removes, and mark the one in force. Eager.
+
+        Parameters
+        ----------
+        eps : sequence of float, optional
+            Each up to ``1 - min_similarity``. Default: the one in force, and twelve as far as pairs are stored; of perceptual hashes each number of
+            bits.
+
+        Returns
+        -------
+        Page
+            The curve, and the table that `sweep` returns.
+
+        Raises
+        ------
+        ValueError
+            Where an eps is out of range.
+        """
+        from imgcurate.report import pairs
+
+        return pairs.sweep(self, eps)
+
     def recall(self, sample: int = 1000, *, seed: int = 0) -> Recall:
         """Estimate which share of the true pairs was found, by an exact search for the pairs of some images. Eager.
 
@@ -322,6 +439,10 @@ class Duplicates:
             known["keep"] = [(name, order) for name, order in known["keep"]]
         return cls(found, like=pd.DataFrame(), id_dtype=_arrow_id_dtype(id_type), **known)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What the frame is made of, or holds, is not this result's.
+        return self.__dict__ | {"_images": None}
+
     def _check(self, eps: Any) -> float:
         check_eps(eps)
         # As far as a decimal number can say it: 1 - 2 * 0.1 and 0.8 are not one float.
@@ -381,6 +502,11 @@ def id_dtype(column: Any) -> Any:
     if not isinstance(dtype, pd.CategoricalDtype):
         return dtype
     return dtype.categories.dtype if pd.api.types.is_integer_dtype(dtype.categories.dtype) else schema.TEXT
+
+
+def _with_places(frame: Any) -> Any:
+    """Return a frame if it says where images lie."""
+    return frame if {"url", "offset", "bytes"}.issubset(getattr(frame, "columns", ())) else None
 
 
 class _Prefix(str):

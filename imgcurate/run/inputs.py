@@ -11,6 +11,7 @@ import xxhash
 from imgcurate import fingerprint, storage
 from imgcurate.sources import files, webdataset
 from imgcurate.sources.files import File
+from imgcurate.sources.sidecars import AS_USUAL, Sidecars
 from imgcurate.sources.webdataset import Shard
 
 # Image files are cut into units of about so many, and at most so many. Where a unit ends is told by the name of its last file, so that a
@@ -48,11 +49,11 @@ class Unit:
         names = [self.content.name] if isinstance(self.content, Shard) else [file.image_id for file in self.content]
         return self.url, *names, version
 
-    def list(self, storage_options: storage.Options) -> pd.DataFrame:
+    def list(self, storage_options: storage.Options, sidecars: Sidecars = AS_USUAL) -> pd.DataFrame:
         """List the unit as rows."""
         if isinstance(self.content, Shard):
-            return webdataset.list_shards([self.content], storage_options)
-        return files.list_files(self.content, storage_options)
+            return webdataset.list_shards([self.content], storage_options, sidecars)
+        return files.list_files(self.content, storage_options, sidecars.most)
 
 
 def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[Unit]:
@@ -92,6 +93,15 @@ def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[U
         Unit(shard.url, shard.url, {shard.url: str(shard.etag)}, shard)
         for shard in webdataset.shards_of(shards, storage_options)
     ]
+
+
+def check_sidecars(sidecars: Sidecars, units: Sequence[Unit]) -> None:
+    """Raise a ValueError where it is asked of image files what only members of shards can be."""
+    if not isinstance(units[0].content, Shard) and sidecars._replace(most=AS_USUAL.most) != AS_USUAL:
+        name = "image" if sidecars.image is not None else "caption_from"
+        raise ValueError(
+            f"{name}= says how samples of tar shards are read, and the inputs are image files, whose captions are the .txt beside them; leave it out"
+        )
 
 
 def describe(units: Sequence[Unit]) -> str:

@@ -20,6 +20,7 @@ from dask.delayed import Delayed
 from tqdm import tqdm
 
 from imgcurate import cluster
+from imgcurate.run.progress import shown
 
 T = TypeVar("T")
 
@@ -50,7 +51,6 @@ class Steps:
         self._connect, self.progress = connect, progress
         self.seconds: dict[str, float] = {}
         self.label = ""
-        self.interval = 0.1 if sys.stderr.isatty() else 10  # a log does not need ten lines a second
 
     @functools.cached_property
     def client(self) -> distributed.Client:
@@ -115,14 +115,8 @@ class Steps:
         pending: dict[distributed.Future[Any], int] = {}
         done: queue.SimpleQueue[distributed.Future[Any]] = queue.SimpleQueue()
         watch = _Watch(self)
-        options = {
-            "unit": unit,
-            "unit_scale": True,
-            "disable": not (self.progress and total),
-            "mininterval": self.interval,
-        }
         try:
-            with tqdm(total=total, desc=f"{self.label:<18}", **options) as bar:
+            with shown(self.label, total, unit, visible=self.progress) as bar:
                 while True:
                     room = _AHEAD * watch.threads() - len(pending)
                     drawn = [item for _, item in zip(range(max(room, 0)), source, strict=False)]
@@ -135,6 +129,7 @@ class Steps:
                     try:
                         future = done.get(timeout=_LOOK_SECONDS)
                     except queue.Empty:
+                        bar.update()
                         watch.look()
                         continue
                     watch.moved()
@@ -162,12 +157,14 @@ class Steps:
         threading.Thread(target=call, daemon=True, name="imgcurate-step").start()
         watch = _Watch(self)
         try:
-            while True:
-                try:
-                    result, problem = ended.get(timeout=_LOOK_SECONDS)
-                    break
-                except queue.Empty:
-                    watch.look()
+            with shown(self.label, None, "", visible=self.progress) as going_on:
+                while True:
+                    try:
+                        result, problem = ended.get(timeout=_LOOK_SECONDS)
+                        break
+                    except queue.Empty:
+                        going_on.update()
+                        watch.look()
         except BaseException:
             # What the thread waits for; and so it ends.
             cluster.cancel(self.client, set(self.client.futures) - before)

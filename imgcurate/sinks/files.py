@@ -7,33 +7,21 @@ import errno
 import os
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
-import xxhash
 
 from imgcurate import images, schema, storage, tar, vectors
-from imgcurate.sinks.copying import (
-    SIDECARS,
-    Row,
-    Sources,
-    checked,
-    content_of,
-    is_image,
-    pieces_of,
-    rows_of,
-    texts_beside,
-)
+from imgcurate.sinks.copies import copy_images, name_of, short
+from imgcurate.sinks.copying import SIDECARS, Row, Sources, content_of, rows_of
 
 _COLUMNS = ["image_id", "url", "member", "offset", "bytes", "sample_offset", "sample_size"]
 # What is compared while it is copied, where the frame has it.
 _COMPARED = ["etag", "digest"]
-_THREADS = 16
 
 
 def write_files(
@@ -129,8 +117,8 @@ def _plan(part: Any, folder: str, occupied: bool, storage_options: storage.Optio
     kept = usable[[*_COLUMNS, *(name for name in _COMPARED if name in rows)]].reset_index(drop=True)
     known = images.host_columns(kept, ["image_id", "url", "member"])
     names = list(zip(known["image_id"], known["url"], known["member"], strict=True))
-    parted = [_name(*name) for name in names]
-    targets = [f"{folder}/{base}{extension}" for base, extension in parted]
+    parted = [name_of(*name) for name in names]
+    targets = [f"{folder}/{base}{short(extension)}" for base, extension in parted]
     hashes = pd.util.hash_array(np.array(targets, dtype=object), categorize=False)
     fs, _ = storage.open_filesystem(folder, storage_options)
     there = [target for target in targets if occupied and fs.exists(target)]
@@ -198,75 +186,16 @@ def _written(
     return made
 
 
-def _name(image_id: Any, url: str, member: str | None) -> tuple[str, str]:
-    """Return the name of an image's file in its folder, and its extension, apart.
-
-    Examples
-    --------
-    >>> _name("00000/cat", "00000.tar", "cat.left.JPG"), _name("a/b.png", "/photos/a/b.png", None), _name("../7", "7.png", None)
-    (('00000/cat', '.left.JPG'), ('a/b', '.png'), ('7', '.png'))
-    """
-    key = tar.split_name(member) if member is not None else None
-    extension = member[len(key[0]) :] if member is not None and key else os.path.splitext(url)[1]
-    parts = [part for part in str(image_id).split("/") if part not in ("", ".", "..")]
-    return "/".join(parts).removesuffix(extension) or "image", extension
-
-
-class _File(NamedTuple):
-    """A file to be written: for the row of which number, where, whether it is the image, and its bytes."""
-
-    number: int
-    target: str
-    is_image: bool
-    content: bytes
-
-
 def _copy_images(
     rows: Sequence[tuple[Row, str, str]], sources: Sources, overwrite: bool
 ) -> list[tuple[int, str | None]]:
     """Write images and what stands beside them; return the size and digest of each image."""
+    bases = [(row, target.removesuffix(short(extension)), extension) for row, target, extension in rows]
     found: dict[int, tuple[int, str | None]] = {}
-    write = partial(_write_file, overwrite=overwrite, storage_options=sources.storage_options)
-    # One after the other is read, and some are written at a time, because each waits for the disk or the store.
-    for file in images.ahead(_files_of(rows, sources), write, _THREADS, _THREADS):
+    for file in copy_images(bases, sources, overwrite):
         if file.is_image:
-            found[file.number] = len(file.content), xxhash.xxh3_128_hexdigest(file.content)
+            found[file.number] = file.bytes, file.digest
     return [found[number] for number in range(len(rows))]
-
-
-def _files_of(rows: Sequence[tuple[Row, str, str]], sources: Sources) -> Iterator[_File]:
-    for number, (row, target, extension) in enumerate(rows):
-        base, is_there = target.removesuffix(extension), False
-        for suffix, content in _contents(row, extension, sources):
-            is_there |= suffix == extension
-            yield _File(number, base + suffix, suffix == extension, content)
-        if not is_there:
-            raise row.changed("the image is not among the members of its sample")
-
-
-def _write_file(file: _File, overwrite: bool, storage_options: storage.Options) -> _File:
-    if not file.is_image and not overwrite:
-        there = storage.read_if_there(file.target, storage_options)
-        if there is not None and there != file.content:
-            raise FileExistsError(
-                f"{file.target} is there and says something else; name another folder, or pass overwrite=True"
-            )
-    with storage.open_atomic(file.target, storage_options) as opened:
-        opened.write(file.content)
-    return file
-
-
-def _contents(row: Row, extension: str, sources: Sources) -> Iterator[tuple[str, bytes]]:
-    """Yield an image and what stands beside it: what each name ends in, and the bytes."""
-    if row.member is None:
-        yield extension, b"".join(content_of(row, row.offset, row.bytes, sources, compared=True))
-        yield from texts_beside(row, sources)
-        return
-    key = row.member.removesuffix(extension)
-    for piece in pieces_of(row, key, sources):
-        for member in checked([piece], sources.open(row)):
-            content = b"".join(content_of(row, member.offset, member.size, sources, compared=is_image(member, row)))
-            yield member.name.removeprefix(key), content
 
 
 def _link_images(
@@ -279,7 +208,7 @@ def _link_images(
         elif row.digest is not None:
             for _ in content_of(row, row.offset, row.bytes, sources, compared=True):
                 pass
-        base = target.removesuffix(extension)
+        base = target.removesuffix(short(extension))
         beside = {base + suffix: storage.replace_extension(row.url, suffix) for suffix in SIDECARS}
         _link(row.url, target, overwrite)
         for name, source in beside.items():

@@ -271,7 +271,8 @@ def _folders_of_runs(folder: str, files: Iterable[str]) -> list[str]:
     runs = {name.removesuffix("/.run/run.json") for name in names if name.endswith("/.run/run.json")}
     # Of a finished run the rest may have been removed.
     finished = {name.removesuffix("/manifest.json") for name in names if name.endswith("/manifest.json")}
-    runs |= {run for run in finished if f"{run}/shards.parquet" in names}
+    accounts = ("shards.parquet", "files.parquet/part.00000.parquet")
+    runs |= {run for run in finished if any(f"{run}/{account}" in names for account in accounts)}
     return sorted(run for run in runs if run.startswith(f"{folder}/"))
 
 
