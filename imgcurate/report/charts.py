@@ -175,6 +175,7 @@ class _Plot:
     """The room for a chart: values become percentages of its width and pixels of its height."""
 
     def __init__(self, left: float, right: float, bottom: float, top: float, height: int) -> None:
+        left, right, bottom, top = map(float, (left, right, bottom, top))
         self.left, self.right = (left, right) if right > left else (left - 0.5, right + 0.5)
         self.bottom, self.top = (bottom, top) if top > bottom else (bottom - 0.5, top + 0.5)
         self.height = height

@@ -45,11 +45,11 @@ class Page:
         return self._text
 
     def _repr_html_(self) -> str:
-        return fragment(self._body)
+        return str(fragment(self._body))
 
     def html(self) -> str:
         """Return the whole document."""
-        return render("page.html", style=_style(), title=self.title, body=self._body)
+        return str(render("page.html", style=_style(), title=self.title, body=self._body))
 
     def save(
         self, path: str | os.PathLike[str], *, overwrite: bool = False, storage_options: storage.Options = None

@@ -68,8 +68,10 @@ def sample(
     -----
     Of a lazy frame the columns asked for are computed of the n rows only, where they are made row by row.
     """
-    lazy = hasattr(frame, "to_delayed")
-    later = [name for name in columns if name not in rowwise.columns_below(frame, id_field)] if lazy else []
+    there = (
+        rowwise.columns_below(rowwise.unfiltered(frame), id_field) if hasattr(frame, "to_delayed") else frame.columns
+    )
+    later = [name for name in columns if name not in there]
     first = taking(frame, [name for name in columns if name not in later], id_field)
     drawn = reduce(first, partial(_sampled, n=n, seed=seed, id_field=id_field), partial(_resampled, n=n))
     drawn = drawn.drop(columns=_HASH)
@@ -116,16 +118,15 @@ def by_ids(frame: Any, ids: Sequence[Any], columns: Sequence[str] = (), *, id_fi
     far as `rowwise.of_ids` can.
     """
     ids = list(dict.fromkeys(ids))
-    taken = taking(frame, columns, id_field)
-    if not hasattr(frame, "to_delayed"):
-        return _ordered(_named(taken, ids, id_field), ids, id_field)
-    wanted = list(taken.columns)
+    named = partial(_named, ids=ids, id_field=id_field)
     merge = partial(_merge_named, ids=ids, id_field=id_field)
-    few = rowwise.of_ids(taken, id_field, ids)
-    found = reduce(few[wanted], partial(_named, ids=ids, id_field=id_field), merge)
+    if not hasattr(frame, "to_delayed"):
+        return _ordered(named(taking(frame, columns, id_field)), ids, id_field)
+    taken = taking(rowwise.unfiltered(frame), columns, id_field)
+    found = reduce(rowwise.of_ids(taken, id_field, ids)[list(taken.columns)], named, merge)
     if found[id_field].duplicated().any():
         # Filters tell these apart.
-        found = reduce(taken, partial(_named, ids=ids, id_field=id_field), merge)
+        found = reduce(taking(frame, columns, id_field), named, merge)
     return _ordered(found, ids, id_field)
 
 
