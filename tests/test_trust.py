@@ -17,11 +17,13 @@ import pytest
 import torch
 from conftest import image_bytes, write_tar
 from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
 
 import imgcurate as ic
 from imgcurate import pixels, storage
 from imgcurate.printable import printable
-from imgcurate.storage import listing
+from imgcurate.storage import braces
 
 
 @pytest.fixture(autouse=True)
@@ -245,6 +247,8 @@ def test_a_pattern_is_one_where_nothing_of_its_name_is_there(tmp_path: Path) -> 
         "{0..99999999}.tar",
         "{0..9}" * 12 + ".tar",
         "{00..99999999999999999999999999999999}.tar",
+        "{{0..999},{0..99999}}{0..9}.tar",
+        "{a,b}" * 100_000,
     ],
 )
 def test_braces_make_no_more_names_than_anybody_has_files(pattern: str) -> None:
@@ -252,10 +256,15 @@ def test_braces_make_no_more_names_than_anybody_has_files(pattern: str) -> None:
         ic.read_webdataset(pattern)
 
 
-def test_names_that_braces_make_are_counted_while_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_MOST_NAMES", 1000)
-    with pytest.raises(ValueError, match="make more than 1,000 names"):
-        ic.read_webdataset("{a,b}" * 30 + "{0..9..-1}")
+@pytest.mark.parametrize("pattern", ["{" * 100_000, "{" * 5000 + "}" * 5000, "{a," * 5000 + "}" * 5000])
+def test_braces_are_nested_no_deeper_than_anybody_does(pattern: str) -> None:
+    with pytest.raises(ValueError, match="nested more than 20 deep"):
+        ic.read_webdataset(pattern)
+
+
+@given(st.recursive(st.sampled_from(["a", "..", "\\{", "{3..-8}", "{0..9..-2}", ","]), lambda inner: st.lists(inner, max_size=3).map(lambda some: f"{{{','.join(some)}}}") | st.lists(inner, max_size=2).map("".join)))  # fmt: skip
+def test_names_that_braces_make_are_counted_before_they_are_made(pattern: str) -> None:
+    assert braces.count(pattern) == len(braces.filled_in(pattern))
 
 
 def test_a_name_that_is_not_utf8_is_a_row_with_an_error(tmp_path: Path) -> None:

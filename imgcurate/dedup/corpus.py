@@ -96,7 +96,7 @@ def save_embeddings(
     if n_clusters is not None and append:
         raise ValueError("append=True places images by the centroids that are there; leave n_clusters out")
     fs, root = storage.open_filesystem(os.fspath(path), storage_options)
-    there = sorted(fs.glob(f"{root.rstrip('/')}/part.*")) if fs.exists(root) else []
+    there = _parts_in(fs, root)
     if there and not (append or overwrite):
         raise FileExistsError(f"{path} holds embeddings already; pass append=True to add to them, or overwrite=True")
     old = _saved(path, id_field, storage_options) if append else None
@@ -234,8 +234,7 @@ def _buckets(clusters: Sequence[Cluster]) -> Iterator[tuple[Any, list[Cluster]]]
 
 def _saved(path: str | os.PathLike[str], id_field: str, storage_options: storage.Options) -> SavedCorpus:
     fs, root = storage.open_filesystem(os.fspath(path), storage_options)
-    folders = sorted(fs.glob(f"{root.rstrip('/')}/part.*")) if fs.exists(root) else []
-    folders = [folder for folder in folders if fs.exists(f"{folder}/centroids.parquet")]
+    folders = [folder for folder in _parts_in(fs, root) if fs.exists(f"{folder}/centroids.parquet")]
     if not folders:
         raise FileNotFoundError(f"{os.fspath(path)!r} holds no embeddings that save_embeddings wrote")
     base = storage.absolute(path, storage_options).rstrip("/")
@@ -255,6 +254,12 @@ def _saved(path: str | os.PathLike[str], id_field: str, storage_options: storage
     assert centroids is not None
     known = frozenset(encoder for encoder in encoders if encoder is not None)
     return SavedCorpus(centroids, parts, known, id_field, storage_options)
+
+
+def _parts_in(fs: Any, root: str) -> list[str]:
+    """Return the folders of a saved corpus, in order; by listing it, for its own name may look like a pattern."""
+    names = (name.rstrip("/") for name in fs.ls(root, detail=False)) if fs.exists(root) else ()
+    return sorted(name for name in names if name.rpartition("/")[2].startswith("part."))
 
 
 def _read_table(url: str, columns: list[str] | None, storage_options: storage.Options) -> pa.Table:

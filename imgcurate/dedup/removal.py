@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate import schema, vectors
+from imgcurate import schema, storage, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup import inputs, lookup
 from imgcurate.dedup.result import Duplicates
@@ -159,7 +159,7 @@ def _id_column(removals: Any, name: str, removals_on: str | None) -> Any:
 
 def _read(path: str) -> Any:
     try:
-        return dd.read_parquet(path)
+        return storage.read_parquet_frame(path)
     except (FileNotFoundError, ValueError) as problem:
         raise FileNotFoundError(f"no Parquet files of ids to remove at {path!r}: {problem}") from problem
 

@@ -71,7 +71,7 @@ def names_of(rows: pd.DataFrame, ids: Sequence[str] = ()) -> list[tuple[str, str
     --------
     >>> rows = {"image_id": ["0/cat", "0/./cat", "0/./dog"], "url": "0.tar", "member": ["cat.jpg", "./cat.jpg", "./dog.jpg"]}
     >>> names_of(pd.DataFrame(rows), rows["image_id"])
-    [('0/cat', '.jpg'), ('renamed/cat-a17e2a0ef1f4fcd4ed3ef42d0eb04a4c', '.jpg'), ('0/dog', '.jpg')]
+    [('0/cat', '.jpg'), ('renamed/cat-93fec12200f01d2bf6b848c925cdd454', '.jpg'), ('0/dog', '.jpg')]
     """
     taken = Counter(_plain(image_id) for image_id in ids)
     columns = images.host_columns(rows, ["image_id", "url", "member"])

@@ -243,4 +243,5 @@ def check_folder(
 
 def _real(url: str) -> str:
     """Return where a path leads, through links and ``..``: two names of one folder must not make its files outputs to be replaced."""
-    return os.path.realpath(url) if storage.is_local(url) else url
+    path = storage.path_of(url)
+    return os.path.realpath(path) if storage.is_local(path) else url

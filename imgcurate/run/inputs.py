@@ -125,8 +125,8 @@ def _units_of(
         beside = [storage.replace_extension(file.url, extension) for file in some for extension in file.texts]
         etags = {file.url: file.entry.etag or storage.etag(file.url, storage_options) for file in some}
         etags |= {text: str(entries[text].etag) for text in beside if text in entries}
-        source = storage.common_folder([file.url.rpartition("/")[0] for file in some])
-        yield Unit(some[0].url, source, etags, some)
+        source = storage.common_folder([storage.path_of(file.url).rpartition("/")[0] for file in some])
+        yield Unit(some[0].url, storage.to_text(source), etags, some)
 
 
 def _cut(found: Sequence[File]) -> Iterator[tuple[File, ...]]:

@@ -117,7 +117,7 @@ def convert_shard(
 ) -> Converted:
     """Make one plain shard: what `convert_shards` runs on the workers."""
     if not overwrite and (there := _bytes_there(target, storage_options)) is not None:
-        return Converted(source, target, there)
+        return Converted(source, storage.to_text(target), there)
     try:
         with storage.open_sequential(source, storage_options) as file:
             size = file.seek(0, os.SEEK_END)
@@ -132,8 +132,8 @@ def convert_shard(
     except (EOFError, ValueError, OSError, lzma.LZMAError, zlib.error) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:
             raise
-        return Converted(source, target, 0, f"{source} cannot be decompressed: {problem}")
-    return Converted(source, target, written)
+        return Converted(source, storage.to_text(target), 0, f"{source} cannot be decompressed: {problem}")
+    return Converted(source, storage.to_text(target), written)
 
 
 def _copy(plain: BinaryIO, out: BinaryIO, limit: int) -> int:
@@ -155,7 +155,7 @@ def _bytes_there(url: str, storage_options: storage.Options) -> int | None:
 
 def _names(sources: list[str]) -> dict[str, str]:
     """Return the name of the plain shard of each compressed one, relative to their common folder."""
-    root = storage.common_folder([source.rpartition("/")[0] for source in sources])
+    root = storage.common_folder([storage.path_of(source).rpartition("/")[0] for source in sources])
     found: dict[str, str] = {}
     for source in sources:
         ending = next(

@@ -66,7 +66,7 @@ def find_vectors(path: Any, storage_options: storage.Options) -> dict[str, stora
 
 
 def _is_folder(path: str, storage_options: storage.Options) -> bool:
-    if "::" in path:
+    if "::" in path and not storage.is_local(path):
         return False
     fs, place = storage.open_filesystem(path, storage_options)
     return bool(fs.isdir(place))

@@ -128,7 +128,7 @@ def shards_of(found: Mapping[str, storage.Entry], storage_options: storage.Optio
     """Return files that `storage.expand` has found as shards."""
     for url, entry in found.items():
         if entry.problem is not None:
-            raise ValueError(f"{url}: {entry.problem}")
+            raise ValueError(f"{tar.printable(storage.path_of(url))}: {entry.problem}")
         if url.lower().endswith(tar.COMPRESSED):
             raise ValueError(tar.compressed(url))
     names = _name_shards(list(found))
@@ -246,7 +246,7 @@ def _tell_encodings(encodings: Sequence[str | None], url: str) -> None:
 
 def _name_shards(urls: Sequence[str]) -> dict[str, str]:
     """Return the part of image_id that names each shard."""
-    root = storage.common_folder([url.rpartition("/")[0] for url in urls])
+    root = storage.common_folder([storage.path_of(url).rpartition("/")[0] for url in urls])
     first: dict[str, str] = {}
     for url in urls:
         relative = storage.relative(url, root)
