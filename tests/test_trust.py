@@ -291,7 +291,7 @@ def test_errors_of_the_command_line_move_no_cursor(tmp_path: Path) -> None:
     name = f"{tmp_path}/no\x1b[2Jwhere.tar"
     command = [sys.executable, "-m", "imgcurate", "run", name, str(tmp_path / "out"), "--workers", "1"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 1 and "no\\x1b[2Jwhere.tar" in ended.stderr and "\x1b" not in ended.stderr
+    assert ended.returncode == 2 and "no\\x1b[2Jwhere.tar" in ended.stderr and "\x1b" not in ended.stderr
 
 
 def test_errors_of_rows_move_no_cursor(tmp_path: Path) -> None:
