@@ -74,7 +74,9 @@ def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[U
     """
     of_images = tuple(files.EXTENSIONS)
     extensions, beside = (*webdataset.EXTENSIONS, *of_images), tuple(files.TEXTS)
-    found = storage.expand(urls, extensions, storage_options, beside=beside, contained=files.CONTAINED)
+    found = storage.expand(
+        urls, extensions, storage_options, beside=beside, contained=files.CONTAINED, called="tar shard and no image"
+    )
     images = sum(url.lower().endswith(of_images) for url in found)
     tars = sum(url.lower().endswith(".tar") for url in found)
     if images and tars:

@@ -96,7 +96,7 @@ def convert_shards(
     """
     if not max_ratio >= 1:
         raise ValueError(f"max_ratio={max_ratio}: it must be at least 1")
-    sources = list(storage.expand(urls, tar.COMPRESSED, storage_options))
+    sources = list(storage.expand(urls, tar.COMPRESSED, storage_options, called="compressed tar shard"))
     folder = storage.absolute(path, storage_options).rstrip("/")
     targets = {source: f"{folder}/{name}" for source, name in _names(sources).items()}
     convert = dask.delayed(convert_shard)

@@ -47,6 +47,7 @@ def expand(
     *,
     beside: tuple[str, ...] = (),
     contained: tuple[str, ...] = (),
+    called: str = "",
 ) -> dict[str, Entry]:
     """Find the files that paths, globs, braces and folders name.
 
@@ -63,6 +64,8 @@ def expand(
         More extensions, of files that a folder may hold beside those.
     contained : tuple of str, optional
         Extensions of files of which links out of a folder, or out of that of a glob, are problems. Links to folders are not followed.
+    called : str, optional
+        What such files are called where a folder holds none. Default: by their extensions.
 
     Returns
     -------
@@ -88,7 +91,12 @@ def expand(
     # A store is asked about each name, and thousands of answers in a row would take minutes.
     with ThreadPoolExecutor(max_workers=min(16, len(names))) as threads:
         find = partial(
-            _find, extensions=extensions, beside=beside, contained=contained, storage_options=storage_options
+            _find,
+            extensions=extensions,
+            beside=beside,
+            contained=contained,
+            called=called or f"{' or '.join(extensions)} file",
+            storage_options=storage_options,
         )
         for listing in threads.map(find, names):
             for url, entry in listing.items():
@@ -215,6 +223,7 @@ def _find(
     extensions: tuple[str, ...],
     beside: tuple[str, ...],
     contained: tuple[str, ...],
+    called: str,
     storage_options: Options,
 ) -> dict[str, Entry]:
     fs, path = open_filesystem(name.text, storage_options)
@@ -246,7 +255,7 @@ def _find(
         if name.lower().endswith(extensions + beside) and not _is_hidden(name)
     }
     if not any(name.lower().endswith(extensions) for name in listing):
-        raise FileNotFoundError(f"the folder {name.text!r} holds no {' or '.join(extensions)} file")
+        raise FileNotFoundError(f"the folder {name.text!r} holds no {called}")
     entries = _entries(fs, listing, path, contained)
     return {url: entry._replace(amid=True) for url, entry in entries.items()}
 
