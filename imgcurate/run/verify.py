@@ -115,7 +115,7 @@ def verify(
     if any(found for _, _, found in counts):
         # What shards hold is told from all images; of those that can be read it would be told wrongly.
         return Verified(len(table), int(table["samples"].sum()), tuple(problems))
-    problems += [f"shards/{name} was written by no run" for name in sorted(set(names) - set(table["shard"]))]
+    problems += [f"shards/{printable(name)} was written by no run" for name in sorted(set(names) - set(table["shard"]))]
     plan = list(write.plan(images, [k for _, k, _ in counts], manifest["options"]["samples_per_shard"]))
     if len(plan) != len(table):
         problems.append(f"shards.parquet names {len(table):,} shards and the kept images make {len(plan):,}")
@@ -155,7 +155,7 @@ def _verify_files(
         named = np.concatenate([np.zeros(0, np.uint64), *(part.names for part in found)])
         there = list(files.sizes_below(f"{url}/{files.FOLDER}", storage_options))
         others = np.array(there, dtype=object)[~np.isin(_hashes(there), named)]
-        problems += [f"{files.FOLDER}/{name} was written by no run" for name in sorted(others)]
+        problems += [f"{files.FOLDER}/{printable(name)} was written by no run" for name in sorted(others)]
     n_files = sum(len(part.names) for part in found if part.names is not None)
     return Verified(0, manifest["counts"]["kept"], tuple(problems), n_files)
 
@@ -262,5 +262,5 @@ def _check_samples(
             file.seek(image.offset)
             content = file.read(image.size)
             if len(content) != length or (not pd.isna(digest) and xxhash.xxh3_128_hexdigest(content) != digest):
-                problems.append(f"{name}: the image of {image_id} is not the one that was looked at")
+                problems.append(f"{name}: the image of {printable(image_id)} is not the one that was looked at")
     return problems

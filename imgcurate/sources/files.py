@@ -118,7 +118,7 @@ def files_of(
     }
     if not images:
         raise FileNotFoundError(
-            f"{urls!r} names no image: nothing ends in .jpg, .png, .webp or another extension of images"
+            f"{printable(repr(urls))} names no image: nothing ends in .jpg, .png, .webp or another extension of images"
         )
     root = storage.root_of(urls, storage_options)
     return [File(url, storage.relative(url, root), entry, *_texts_beside(url, found)) for url, entry in images.items()]

@@ -15,6 +15,7 @@ import pandas as pd
 
 from imgcurate import schema, storage, tar, vectors
 from imgcurate.cluster import backend
+from imgcurate.printable import printable
 from imgcurate.sources.partitions import rows_at_once
 from imgcurate.sources.sidecars import AS_USUAL, MAX_SIDECAR, BadSidecar, Sidecars, Texts, chosen, images_of, texts_of
 
@@ -129,7 +130,7 @@ def shards_of(found: Mapping[str, storage.Entry], storage_options: storage.Optio
     """Return files that `storage.expand` has found as shards."""
     for url, entry in found.items():
         if entry.problem is not None:
-            raise ValueError(f"{tar.printable(storage.path_of(url))}: {entry.problem}")
+            raise ValueError(f"{printable(tar.printable(storage.path_of(url)))}: {entry.problem}")
         if url.lower().endswith(tar.COMPRESSED):
             raise ValueError(tar.compressed(url))
     names = _name_shards(list(found))
@@ -253,7 +254,9 @@ def _name_shards(urls: Sequence[str]) -> dict[str, str]:
         relative = storage.relative(url, root)
         name = relative[:-4] if relative.lower().endswith(".tar") else relative
         if name in first:
-            raise ValueError(f"{first[name]} and {url} would give their images the same ids ({name}/...); rename one")
+            raise ValueError(
+                f"{printable(first[name])} and {printable(url)} would give their images the same ids ({printable(name)}/...); rename one"
+            )
         first[name] = url
     return {url: name for name, url in first.items()}
 

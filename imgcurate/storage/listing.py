@@ -231,7 +231,7 @@ def _find(
         found = retrying()(fs.glob, path, detail=True)
         listing = {name: info for name, info in found.items() if info["type"] != "directory"}
         if not listing:
-            raise FileNotFoundError(f"no file matches {name.text!r}")
+            raise FileNotFoundError(f"no file matches {printable(repr(name.text))}")
         folder = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
         return _entries(fs, listing, folder, contained)
     try:
@@ -242,12 +242,13 @@ def _find(
     except FileNotFoundError:
         found = {}
     if not found and not fs.exists(path):
-        raise FileNotFoundError(f"{name.text!r} does not exist")
+        raise FileNotFoundError(f"{printable(repr(name.text))} does not exist")
     runs = _folders_of_runs(path.rstrip("/"), found)
     found = {file: info for file, info in found.items() if not file.startswith(tuple(f"{run}/" for run in runs))}
     for run in runs:
         warnings.warn(
-            f"{run} is what a run wrote and is not read as part of {name.text}; name it to read it", stacklevel=2
+            f"{printable(run)} is what a run wrote and is not read as part of {printable(name.text)}; name it to read it",
+            stacklevel=2,
         )
     listing = {
         name: info
@@ -255,7 +256,7 @@ def _find(
         if name.lower().endswith(extensions + beside) and not _is_hidden(name)
     }
     if not any(name.lower().endswith(extensions) for name in listing):
-        raise FileNotFoundError(f"the folder {name.text!r} holds no {called}")
+        raise FileNotFoundError(f"the folder {printable(repr(name.text))} holds no {called}")
     entries = _entries(fs, listing, path, contained)
     return {url: entry._replace(amid=True) for url, entry in entries.items()}
 
