@@ -13,6 +13,7 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from imgcurate import storage
+from imgcurate.printable import printable
 from imgcurate.run import files
 from imgcurate.run.inputs import Unit
 from imgcurate.run.lock import locked
@@ -188,7 +189,7 @@ def _refuse_around(url: str, units: Sequence[Unit]) -> None:
     for name in (*(unit.url for unit in units), *files.values()):
         if _real(name).startswith(f"{target}/"):
             raise FileExistsError(
-                f"{name} is a source and lies where the output would be written ({url}); name another folder"
+                f"{printable(name)} is a source and lies where the output would be written ({printable(url)}); name another folder"
             )
 
 
@@ -243,4 +244,5 @@ def check_folder(
 
 def _real(url: str) -> str:
     """Return where a path leads, through links and ``..``: two names of one folder must not make its files outputs to be replaced."""
-    return os.path.realpath(url) if storage.is_local(url) else url
+    path = storage.path_of(url)
+    return os.path.realpath(path) if storage.is_local(path) else url

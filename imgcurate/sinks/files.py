@@ -7,7 +7,7 @@ import errno
 import os
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import dask
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from imgcurate import images, schema, storage, tar, vectors
+from imgcurate.printable import printable, quoted
 from imgcurate.sinks.copies import copy_images, name_of, short
 from imgcurate.sinks.copying import SIDECARS, Row, Sources, content_of, rows_of
 
@@ -90,12 +91,12 @@ def write_files(
         *[output for part in frame[columns].to_delayed() for output in plan(part, folder, occupied, storage_options)]
     )
     parts, plans = planned[0::2], dask.compute(*planned[1::2])
-    _refuse(plans, parts, link, overwrite)
+    _refuse(plans, parts, folder, link, overwrite)
     bad = sum(one.bad for one in plans)
     if bad:
         warnings.warn(f"{bad:,} rows have an error and are not written", stacklevel=2)
     write = dask.delayed(_write_part, pure=False)
-    written = dask.persist(*[write(part, link, overwrite, storage_options) for part in parts])
+    written = dask.persist(*[write(part, folder, link, overwrite, storage_options) for part in parts])
     dask.compute(*[dask.delayed(len)(part) for part in written])
     meta = _written([], [], [], [])
     return dd.from_delayed(list(written) or [dask.delayed(meta)], meta=meta, verify_meta=False)
@@ -116,21 +117,21 @@ def _plan(part: Any, folder: str, occupied: bool, storage_options: storage.Optio
     usable = rows[rows["error"].isna()] if "error" in rows else rows
     kept = usable[[*_COLUMNS, *(name for name in _COMPARED if name in rows)]].reset_index(drop=True)
     known = images.host_columns(kept, ["image_id", "url", "member"])
-    names = list(zip(known["image_id"], known["url"], known["member"], strict=True))
-    parted = [name_of(*name) for name in names]
-    targets = [f"{folder}/{base}{short(extension)}" for base, extension in parted]
-    hashes = pd.util.hash_array(np.array(targets, dtype=object), categorize=False)
+    parted = [name_of(*place) for place in zip(known["image_id"], known["url"], known["member"], strict=True)]
+    names = [f"{base}{short(extension)}" for base, extension in parted]
+    targets = [f"{folder}/{name}" for name in names]
     fs, _ = storage.open_filesystem(folder, storage_options)
     there = [target for target in targets if occupied and fs.exists(target)]
     # Under another name, or by way of a link.
-    sources = {os.path.realpath(url) for url in known["url"] if storage.is_local(url)}
+    paths = (storage.path_of(url) for url in known["url"])
+    sources = {os.path.realpath(path) for path in paths if storage.is_local(path)}
     own = [target for target in there if storage.is_local(folder) and os.path.realpath(target) in sources]
     in_tars = sum(member is not None for member in known["member"])
-    kept = kept.assign(target=targets, extension=[extension for _, extension in parted])
-    return kept, _Plan(hashes, there, own, in_tars, len(rows) - len(usable))
+    kept = kept.assign(name=names, extension=[extension for _, extension in parted])
+    return kept, _Plan(_hashes(names), there, own, in_tars, len(rows) - len(usable))
 
 
-def _refuse(plans: Sequence[_Plan], parts: Sequence[Any], link: bool, overwrite: bool) -> None:
+def _refuse(plans: Sequence[_Plan], parts: Sequence[Any], folder: str, link: bool, overwrite: bool) -> None:
     """Raise where an image would take the place of another, of what is there, or of its own source."""
     in_tars = sum(plan.in_tars for plan in plans)
     if link and in_tars:
@@ -140,48 +141,55 @@ def _refuse(plans: Sequence[_Plan], parts: Sequence[Any], link: bool, overwrite:
     own = [target for plan in plans for target in plan.own]
     if own:
         raise FileExistsError(
-            f"{own[0]} is itself an image of the frame, and sources are never replaced; name another folder"
+            f"{printable(own[0])} is itself an image of the frame, and sources are never replaced; name another folder"
         )
     there = [target for plan in plans for target in plan.there]
     if there and not overwrite:
         more = f" and {len(there) - 1:,} more" if len(there) > 1 else ""
-        raise FileExistsError(f"{there[0]}{more} would be replaced; name another folder, or pass overwrite=True")
+        raise FileExistsError(
+            f"{printable(there[0])}{more} would be replaced; name another folder, or pass overwrite=True"
+        )
     hashes = np.sort(np.concatenate([np.zeros(0, np.uint64), *(plan.hashes for plan in plans)]))
     suspects = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     if len(suspects):
         # Two names may share a hash by chance, so the names themselves are looked at.
-        named = dask.compute(*[dask.delayed(_targets_of)(part, suspects) for part in parts])
-        taken = pd.concat(named)
-        if taken["target"].duplicated().any():
-            first = taken[taken["target"].duplicated(keep=False)].sort_values("target").iloc[:2]
+        taken = pd.concat(dask.compute(*[dask.delayed(_names_of)(part, suspects) for part in parts]))
+        if taken["name"].duplicated().any():
+            first = taken[taken["name"].duplicated(keep=False)].sort_values("name").iloc[:2]
             one, other = first["image_id"]
-            raise FileExistsError(f"{one!r} and {other!r} would both be {first['target'].iloc[0]}; give them other ids")
+            raise FileExistsError(
+                f"{quoted([one])} and {quoted([other])} would both be {printable(folder)}/{printable(first['name'].iloc[0])}; give them other ids"
+            )
 
 
-def _targets_of(part: pd.DataFrame, suspects: np.ndarray) -> pd.DataFrame:
-    hashes = pd.util.hash_array(part["target"].to_numpy(dtype=object), categorize=False)
-    return part.loc[np.isin(hashes, suspects), ["image_id", "target"]]
+def _names_of(part: pd.DataFrame, suspects: np.ndarray) -> pd.DataFrame:
+    return part.loc[np.isin(_hashes(part["name"]), suspects), ["image_id", "name"]]
 
 
-def _write_part(part: pd.DataFrame, link: bool, overwrite: bool, storage_options: storage.Options) -> pd.DataFrame:
+def _hashes(names: Iterable[str]) -> np.ndarray:
+    return pd.util.hash_array(np.array(list(names), dtype=object), categorize=False)
+
+
+def _write_part(
+    part: pd.DataFrame, folder: str, link: bool, overwrite: bool, storage_options: storage.Options
+) -> pd.DataFrame:
     """Write the images of a partition."""
-    known = images.host_columns(part, ["image_id", "target", "extension"])
-    rows = list(zip(rows_of(part), known["target"], known["extension"], strict=True))
+    known = images.host_columns(part, ["image_id", "name", "extension"])
+    targets = [f"{folder}/{name}" for name in known["name"]]
+    rows = list(zip(rows_of(part), targets, known["extension"], strict=True))
     with Sources(storage_options) as sources:
         try:
             put = _link_images if link else _copy_images
             found = put(rows, sources, overwrite)
         finally:  # where it failed as well, for that may be why
             sources.refuse_changed()
-    return (
-        _written(known["image_id"], known["target"], *zip(*found, strict=True)) if found else _written([], [], [], [])
-    )
+    return _written(known["image_id"], targets, *zip(*found, strict=True)) if found else _written([], [], [], [])
 
 
 def _written(
     image_ids: Sequence[Any], urls: Sequence[str], sizes: Sequence[int], digests: Sequence[Any]
 ) -> pd.DataFrame:
-    made = schema.table({"image_id": image_ids, "url": urls, "digest": digests})
+    made = schema.table({"image_id": image_ids, "url": [storage.to_text(url) for url in urls], "digest": digests})
     made.insert(2, "bytes", pd.array(sizes, dtype="int64[pyarrow]"))
     return made
 
@@ -208,12 +216,12 @@ def _link_images(
         elif row.digest is not None:
             for _ in content_of(row, row.offset, row.bytes, sources, compared=True):
                 pass
-        base = target.removesuffix(short(extension))
-        beside = {base + suffix: storage.replace_extension(row.url, suffix) for suffix in SIDECARS}
-        _link(row.url, target, overwrite)
-        for name, source in beside.items():
-            if os.path.exists(source) and not (os.path.exists(name) and os.path.samefile(source, name)):
-                _link(source, name, overwrite)
+        base, source = target.removesuffix(short(extension)), storage.path_of(row.url)
+        beside = {base + suffix: storage.replace_extension(source, suffix) for suffix in SIDECARS}
+        _link(source, target, overwrite)
+        for name, text in beside.items():
+            if os.path.exists(text) and not (os.path.exists(name) and os.path.samefile(text, name)):
+                _link(text, name, overwrite)
     return [(row.bytes, row.digest) for row, _, _ in rows]
 
 
@@ -226,7 +234,7 @@ def _link(source: str, target: str, overwrite: bool) -> None:
         if problem.errno != errno.EXDEV:
             raise
         raise ValueError(
-            f"link=True: {source} lies on another disk than {target}, and a hard link cannot lead there; leave it out to copy"
+            f"link=True: {printable(source)} lies on another disk than {printable(target)}, and a hard link cannot lead there; leave it out to copy"
         ) from None
     if overwrite:
         os.replace(name, target)
