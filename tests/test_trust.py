@@ -300,9 +300,31 @@ def test_errors_of_the_command_line_move_no_cursor(tmp_path: Path) -> None:
     name = f"{tmp_path}/no\x1b[2Jwhere.tar"
     command = [sys.executable, "-m", "imgcurate", "run", name, str(tmp_path / "out"), "--workers", "1"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 1 and "no\\x1b[2Jwhere.tar" in ended.stderr and "\x1b" not in ended.stderr
+    assert ended.returncode == 2 and "no\\x1b[2Jwhere.tar" in ended.stderr and "\x1b" not in ended.stderr
 
 
 def test_errors_of_rows_move_no_cursor(tmp_path: Path) -> None:
     error = pixels.PixelError("decode", "x\x1b[2J" + "y" * 10_000)
     assert "\x1b" not in str(error) and len(str(error)) < 320
+
+
+def test_messages_about_the_names_of_strangers_move_no_cursor_and_stay_short(tmp_path: Path) -> None:
+    odd = "\x1b[2J\u202e" + "n" * 180
+    folder = tmp_path / odd
+    for name in ("a.tar", "a.TAR"):
+        write_tar(folder / name, [(f"{odd}.jpg", image_bytes())])
+    frame = pd.DataFrame({"image_id": [odd * 50] * 2, "embedding": [[1.0, 0.0]] * 2})
+    raising = [
+        lambda: ic.read_webdataset(folder),
+        lambda: ic.read_files(folder),
+        lambda: ic.read_files(folder / "*.jpg"),
+        lambda: ic.semantic_duplicates(frame),
+        lambda: ic.remove(frame, [f"{number}{odd * 50}" for number in range(9)], missing="raise"),
+        lambda: ic.read_parquet(folder),
+        lambda: ic.Duplicates.load(folder),
+    ]
+    for call in raising:
+        with pytest.raises((ValueError, OSError)) as raised:
+            call()
+        said = str(raised.value)
+        assert said.isprintable() and len(said) < 1200, said

@@ -125,7 +125,8 @@ class _Parser(argparse.ArgumentParser):
 
     def flags(self) -> dict[str, str]:
         """Return the options' names by those of the parameters."""
-        own = {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
+        # The first of one parameter's options: the others undo it.
+        own = {action.dest: action.option_strings[0] for action in reversed(self._actions) if action.option_strings}
         return {"address": "--scheduler", **own}
 
     def refuse(self, others: Sequence[str]) -> NoReturn:

@@ -59,6 +59,15 @@ class Cluster:
 
 
 @contextlib.contextmanager
+def working() -> Iterator[None]:
+    """Let what is raised have failed, in commands that need no cluster; see `Failed`."""
+    try:
+        yield
+    except Exception as problem:
+        raise Failed from problem
+
+
+@contextlib.contextmanager
 def connected(options: argparse.Namespace) -> Iterator[Cluster]:
     """Give a command's cluster; where somebody stops the command its processes are gone at once, and quietly.
 

@@ -62,6 +62,16 @@ def find(given: argparse.Namespace) -> Inputs:
     return Inputs(inputs.describe(units), partial(read_files, given.inputs, **where))
 
 
+def refuse_parquet(given: argparse.Namespace) -> None:
+    """Raise where Parquet is given to a command that reads shards and image files."""
+    named = [path for path in given.inputs if path.rstrip("/").lower().endswith(_PARQUET)]
+    if named:
+        raise ValueError(
+            f"{named[0]} is Parquet, and imgcurate {given.command} reads tar shards and image files: imgcurate embed and imgcurate remove take "
+            "Parquet that names images"
+        )
+
+
 def _is_parquet(given: argparse.Namespace) -> bool:
     named = [path.rstrip("/").lower().endswith(_PARQUET) for path in given.inputs]
     if any(named) and len(named) > 1:

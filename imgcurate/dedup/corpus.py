@@ -27,6 +27,7 @@ from imgcurate.dedup.semantic.exchange import Members
 from imgcurate.dedup.semantic.files import StoredBucket
 from imgcurate.dedup.semantic.steps import Cluster, by_cluster
 from imgcurate.dedup.waves import in_waves
+from imgcurate.printable import printable
 
 _ROWS_OF_A_TASK = 32_768
 
@@ -268,7 +269,9 @@ def _read_table(url: str, columns: list[str] | None, storage_options: storage.Op
     except (pa.ArrowException, OSError, ValueError) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:
             raise
-        raise ValueError(f"{url} is damaged ({problem}); save the embeddings again") from None
+        raise ValueError(
+            f"{printable(url)} is damaged ({printable(str(problem))}); save the embeddings again"
+        ) from None
     missing = [name for name in columns or () if name not in table.column_names]
     if missing:
         raise _lies(url, f"the column {missing[0]!r} is missing")
@@ -290,7 +293,7 @@ def _summary(summary: pa.Table, url: str) -> tuple[np.ndarray, list[int]]:
 
 
 def _lies(url: str, what: str) -> ValueError:
-    return ValueError(f"{url} is not what save_embeddings wrote: {what}; save the embeddings again")
+    return ValueError(f"{printable(url)} is not what save_embeddings wrote: {what}; save the embeddings again")
 
 
 def _grouped(rows: frames.Frame) -> list[tuple[Delayed, int]]:

@@ -12,6 +12,7 @@ from imgcurate import encoders, weights
 from imgcurate.cluster import backend
 from imgcurate.dedup.semantic.thresholds import eps_of
 from imgcurate.identity import Identity
+from imgcurate.printable import printable
 from imgcurate.run import files, write
 from imgcurate.run.columns import HEADS, Rows
 from imgcurate.run.decide import KINDS, Decided
@@ -57,7 +58,7 @@ def check_rows(step: str, rows: Sequence[Rows], given: Sequence[int]) -> None:
     for row, count in zip(rows, given, strict=True):
         if count != row.stop - row.start:
             raise RuntimeError(
-                f"{row.url}: {row.stop - row.start} images were listed from {row.start} on, and {step} gave {count}"
+                f"{printable(row.url)}: {row.stop - row.start} images were listed from {row.start} on, and {step} gave {count}"
             )
 
 
@@ -71,7 +72,7 @@ def by_source(rows: Sequence[Rows], decided: Sequence[Decided]) -> dict[str, dic
             known[name] += count
     for url, known in sources.items():
         if known["read"] != sum(known[name] for name in OUTCOMES):
-            raise RuntimeError(f"{url}: the account of its images does not add up: {known}")
+            raise RuntimeError(f"{printable(url)}: the account of its images does not add up: {known}")
     return sources
 
 

@@ -27,6 +27,8 @@ from imgcurate.sources.sidecars import AS_USUAL, Sidecars
 
 #: Raise it where what is computed of the same input changes, so that parts of an earlier version are not taken for this one's.
 _VERSION = 2
+# The same for listings, of which the rest depends by what is in them.
+_LISTED = 2
 HEADS = {"aesthetic": aesthetic, "nsfw": nsfw}
 _READ = ["url", "offset", "bytes", "etag", "error"]
 # A unit becomes at most so many parts, so that what a run asks of a store does not grow with the images of a shard, of at least so many
@@ -88,7 +90,7 @@ def ranges(unit: Unit, version: str, listed: str, n_rows: int, backend: str, ima
 def listing_key(unit: Unit, version: str, sidecars: Sidecars = AS_USUAL) -> str:
     """Return the key of a unit's listing, which depends on how samples are read."""
     how = () if sidecars == AS_USUAL else tuple(sidecars)
-    return fingerprint.of(_VERSION, "listed", *unit.key(version), *how)
+    return fingerprint.of(_VERSION, _LISTED, "listed", *unit.key(version), *how)
 
 
 def list_unit(unit: Unit, sidecars: Sidecars, folder: str, key: str, storage_options: storage.Options) -> Part:

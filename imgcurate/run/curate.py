@@ -131,6 +131,12 @@ def curate(
     OSError
         Where more images cannot be read than `max_read_errors` allows.
 
+    Notes
+    -----
+    The column ``url`` of ``images.parquet`` and the manifest name sources of this machine by absolute paths, wherever the run is started from. A
+    finished folder may be moved or copied: it verifies and can be read where it lies, and a run with the same sources goes on in it. Sources that
+    were moved are other sources: the run names them as added and taken away, and with `overwrite` works on them anew.
+
     Examples
     --------
     >>> curate("shards/*.tar", "curated", min_aesthetic=0.5, eps=0.05)  # doctest: +SKIP

@@ -111,9 +111,9 @@ def write_files(
     """
     name = part.rpartition("/")[2]
     account, mark = f"{out}/{ACCOUNT}/{name}", f"{records}/{name}.begun"
-    known = _known(account, key, f"{out}/{FOLDER}", storage_options)
-    if known is not None:
-        return known
+    there = _known(account, key, f"{out}/{FOLDER}", storage_options)
+    if there is not None:
+        return there
     rows = write.rows_of([Cut(part, 0, _ALL)], storage_options)
     ids: list[str] = []
     if not all(map(is_plain, rows["image_id"])):
@@ -131,17 +131,18 @@ def write_files(
             copied = list(copy_images(wanted, sources, overwrite=True))
         finally:  # where it failed as well, for that may be why
             sources.refuse_changed()
-    renamed = sum(base.startswith(f"{RENAMED}/") for base, _ in names)
-    counts = {"samples": len(rows), "files": len(copied), "bytes": sum(file.bytes for file in copied)}
-    _write_account(
-        _table_of(copied, rows["image_id"], f"{out}/{FOLDER}/"),
-        account,
-        key,
-        counts | {"renamed": renamed},
-        storage_options,
-    )
+    counts: dict[str, Any] = {
+        "samples": len(rows),
+        "files": len(copied),
+        "bytes": sum(file.bytes for file in copied),
+        "renamed": sum(base.startswith(f"{RENAMED}/") for base, _ in names),
+    }
+    table = _table_of(copied, rows["image_id"], f"{out}/{FOLDER}/")
+    known = {_KEY: key.encode(), _COUNTS: json.dumps(counts).encode()}
+    with storage.open_atomic(account, storage_options) as file:
+        parts.write_table(table.replace_schema_metadata(known), file)
     storage.remove(mark, storage_options)
-    return Written(name, *counts.values(), renamed, digest_of(account, storage_options))
+    return Written(name, **counts, digest=digest_of(account, storage_options))
 
 
 def read_account(url: str, storage_options: storage.Options = None) -> pd.DataFrame:
@@ -236,14 +237,6 @@ def _table_of(copied: Sequence[Copied], image_ids: pd.Series, folder: str) -> pa
         "digest": pa.array([file.digest for file in copied], pa.string()),
     }
     return pa.table(columns)
-
-
-def _write_account(
-    table: pa.Table, url: str, key: str, counts: Mapping[str, int], storage_options: storage.Options
-) -> None:
-    known = {_KEY: key.encode(), _COUNTS: json.dumps(counts).encode()}
-    with storage.open_atomic(url, storage_options) as file:
-        parts.write_table(table.replace_schema_metadata(known), file)
 
 
 def _known(account: str, key: str, folder: str, storage_options: storage.Options) -> Written | None:

@@ -13,6 +13,7 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from imgcurate import storage
+from imgcurate.printable import printable
 from imgcurate.run import files
 from imgcurate.run.inputs import Unit
 from imgcurate.run.lock import locked
@@ -188,7 +189,7 @@ def _refuse_around(url: str, units: Sequence[Unit]) -> None:
     for name in (*(unit.url for unit in units), *files.values()):
         if _real(name).startswith(f"{target}/"):
             raise FileExistsError(
-                f"{name} is a source and lies where the output would be written ({url}); name another folder"
+                f"{printable(name)} is a source and lies where the output would be written ({printable(url)}); name another folder"
             )
 
 

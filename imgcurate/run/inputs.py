@@ -9,6 +9,7 @@ import pandas as pd
 import xxhash
 
 from imgcurate import fingerprint, storage
+from imgcurate.printable import printable
 from imgcurate.sources import files, webdataset
 from imgcurate.sources.files import File
 from imgcurate.sources.sidecars import AS_USUAL, Sidecars
@@ -74,7 +75,9 @@ def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[U
     """
     of_images = tuple(files.EXTENSIONS)
     extensions, beside = (*webdataset.EXTENSIONS, *of_images), tuple(files.TEXTS)
-    found = storage.expand(urls, extensions, storage_options, beside=beside, contained=files.CONTAINED)
+    found = storage.expand(
+        urls, extensions, storage_options, beside=beside, contained=files.CONTAINED, called="tar shard and no image"
+    )
     images = sum(url.lower().endswith(of_images) for url in found)
     tars = sum(url.lower().endswith(".tar") for url in found)
     if images and tars:
@@ -88,7 +91,7 @@ def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[U
     # What is named is a shard, whatever its name is; when it is listed it is told whether it can be one.
     shards = {url: entry for url, entry in found.items() if not url.lower().endswith(tuple(files.TEXTS))}
     if not shards:
-        raise FileNotFoundError(f"{urls!r} names neither a tar shard nor an image")
+        raise FileNotFoundError(f"{printable(repr(urls))} names neither a tar shard nor an image")
     return [
         Unit(shard.url, shard.url, {shard.url: str(shard.etag)}, shard)
         for shard in webdataset.shards_of(shards, storage_options)

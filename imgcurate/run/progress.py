@@ -6,14 +6,12 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 _LINE_SECONDS = 10.0
 _BAR_SECONDS = 0.1
-# Of less than this it is not told how long it took, where that is all that could be told.
-_TOLD_SECONDS = 1.0
 # From here on a bar counts in thousands.
 _SCALED = 10_000
 
@@ -46,11 +44,9 @@ def shown(label: str, total: int | None, unit: str, *, visible: bool) -> Iterato
     if not visible or total == 0:
         yield _Nothing()
     elif sys.stderr.isatty():
-        form = (
-            {"bar_format": "{desc}: {elapsed}"}
-            if total is None
-            else {"unit": f" {unit}s", "unit_scale": total >= _SCALED}
-        )
+        form: dict[str, Any] = {"unit": f" {unit}s", "unit_scale": (total or 0) >= _SCALED}
+        if total is None:
+            form = {"bar_format": "{desc}: {elapsed}", "leave": False}
         with tqdm(total=total, desc=f"{label:<18}", mininterval=_BAR_SECONDS, file=sys.stderr, **form) as bar:
             yield _Bar(bar)
     else:
@@ -122,10 +118,8 @@ class _Lines:
             self._say(now - self._started)
 
     def end(self) -> None:
-        seconds = time.monotonic() - self._started
-        if self._total is None and seconds >= _TOLD_SECONDS:
-            _write(f"{self._label}: {duration(seconds)}")
-        elif self._total is not None:
+        if self._total is not None:
+            seconds = time.monotonic() - self._started
             _write(f"{self._label}: {self._counted(self._done)} in {duration(seconds)}, {rate(self._done, seconds)}")
 
     def _say(self, seconds: float) -> None:

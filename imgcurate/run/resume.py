@@ -9,6 +9,7 @@ from typing import Any
 
 from imgcurate import parts, storage
 from imgcurate.parts import Part
+from imgcurate.printable import printable
 from imgcurate.run.files import are_whole
 from imgcurate.run.folder import REPORT, WORK, is_output
 from imgcurate.run.job import Job
@@ -136,7 +137,7 @@ def say_sources(changes: Mapping[str, Sequence[str]], noun: str, named: int = 5)
     '1 shard changed (a.tar), 2 shards added (b.tar, c.tar)'
     """
     return ", ".join(
-        f"{len(urls):,} {noun}{'s' * (len(urls) != 1)} {what} ({', '.join(urls[:named])}{', ...' * (len(urls) > named)})"
+        f"{len(urls):,} {noun}{'s' * (len(urls) != 1)} {what} ({', '.join(map(printable, urls[:named]))}{', ...' * (len(urls) > named)})"
         for what, urls in changes.items()
     )
 

@@ -20,6 +20,7 @@ from dask.delayed import Delayed
 from tqdm import tqdm
 
 from imgcurate import cluster
+from imgcurate.printable import printable
 from imgcurate.run.progress import shown
 
 T = TypeVar("T")
@@ -28,6 +29,8 @@ logger = logging.getLogger("imgcurate")
 
 # So many tasks a thread are with the scheduler at a time: enough for each to have its next one, and few enough to be forgotten quickly.
 _AHEAD = 8
+# Names of sources are in it.
+_MOST_SAID = 2000
 _LOOK_SECONDS, _ASK_SECONDS = 1.0, 10.0
 # Without a worker, or with workers of which none computes, this is said, and this is when the run ends.
 _PATIENCE_SECONDS, _END_SECONDS = 20.0, 600.0
@@ -66,6 +69,7 @@ class Steps:
 
     def say(self, text: str) -> None:
         """Tell the user what was found: on stderr where progress is shown, else in the log."""
+        text = printable(text, _MOST_SAID)
         if self.progress:
             tqdm.write(text, file=sys.stderr)
         else:

@@ -17,6 +17,7 @@ from imgcurate.dedup.result import Duplicates
 from imgcurate.dedup.semantic.search import check, semantic_duplicates
 from imgcurate.encoders.embed import columns_of
 from imgcurate.parts import Part
+from imgcurate.printable import printable
 from imgcurate.run import account, columns, files, write
 from imgcurate.run import decide as deciding
 from imgcurate.run.columns import HEADS, Columns, Hashes, Make, Rows, Scores, Sources
@@ -286,7 +287,7 @@ def _make(job: Job, table: str, make: Make, rows: Sequence[Rows], done: str) -> 
         size=lambda part: part.rows,
         check=check_unread,
         name=lambda number: (
-            f"images {wanted[number][0].start} to {wanted[number][0].stop - 1} of {wanted[number][0].url}"
+            f"images {wanted[number][0].start} to {wanted[number][0].stop - 1} of {printable(wanted[number][0].url)}"
         ),
     )
     there |= {part.key: part for part in made}

@@ -24,7 +24,7 @@ from imgcurate.run.folder import Folder, is_output
 from imgcurate.run.steps import Steps
 from imgcurate.run.write import Cut
 from imgcurate.sinks.webdataset import keys_of
-from imgcurate.sources.sidecars import images_of
+from imgcurate.sources.sidecars import MAX_SIDECAR, chosen, images_of
 
 _THREADS = 16
 
@@ -115,15 +115,17 @@ def verify(
     if any(found for _, _, found in counts):
         # What shards hold is told from all images; of those that can be read it would be told wrongly.
         return Verified(len(table), int(table["samples"].sum()), tuple(problems))
-    problems += [f"shards/{name} was written by no run" for name in sorted(set(names) - set(table["shard"]))]
+    problems += [f"shards/{printable(name)} was written by no run" for name in sorted(set(names) - set(table["shard"]))]
     plan = list(write.plan(images, [k for _, k, _ in counts], manifest["options"]["samples_per_shard"]))
     if len(plan) != len(table):
         problems.append(f"shards.parquet names {len(table):,} shards and the kept images make {len(plan):,}")
+    # Of samples that have several images, which one it is that was looked at.
+    image = chosen("txt", manifest["options"].get("image"), MAX_SIDECAR).image
     with steps("checking shards"):
         check = dask.delayed(_check, pure=False)
         rows_of_table = table.itertuples(index=False)
         tasks = (
-            check(cuts, f"{url}/shards/{row.shard}", row.samples, row.bytes, row.digest, storage_options)
+            check(cuts, f"{url}/shards/{row.shard}", row.samples, row.bytes, row.digest, image, storage_options)
             for cuts, row in zip(plan, rows_of_table, strict=False)
         )
         found = steps.run(tasks, min(len(plan), len(table)), unit="shard")
@@ -153,7 +155,7 @@ def _verify_files(
         named = np.concatenate([np.zeros(0, np.uint64), *(part.names for part in found)])
         there = list(files.sizes_below(f"{url}/{files.FOLDER}", storage_options))
         others = np.array(there, dtype=object)[~np.isin(_hashes(there), named)]
-        problems += [f"{files.FOLDER}/{name} was written by no run" for name in sorted(others)]
+        problems += [f"{files.FOLDER}/{printable(name)} was written by no run" for name in sorted(others)]
     n_files = sum(len(part.names) for part in found if part.names is not None)
     return Verified(0, manifest["counts"]["kept"], tuple(problems), n_files)
 
@@ -221,7 +223,13 @@ def _count(url: str, digest: str | None, storage_options: storage.Options) -> tu
 
 
 def _check(
-    cuts: Sequence[Cut], url: str, samples: int, size: int, digest: str, storage_options: storage.Options
+    cuts: Sequence[Cut],
+    url: str,
+    samples: int,
+    size: int,
+    digest: str,
+    image: str | None,
+    storage_options: storage.Options,
 ) -> list[str]:
     """Compare a shard with its digest and with the rows that it was written from."""
     name = f"shards/{url.rpartition('/')[2]}"
@@ -234,12 +242,14 @@ def _check(
             return [f"{name} is not what was written: its digest is {found} and was {digest}"]
         if len(rows) != samples:
             return [f"{name} holds {samples:,} samples and images.parquet has {len(rows):,} for it"]
-        return _check_samples(rows, url, name, size, storage_options)
+        return _check_samples(rows, url, name, size, image, storage_options)
     except (OSError, ValueError) as problem:
         return [f"{name} cannot be read: {problem}"]
 
 
-def _check_samples(rows: pd.DataFrame, url: str, name: str, size: int, storage_options: storage.Options) -> list[str]:
+def _check_samples(
+    rows: pd.DataFrame, url: str, name: str, size: int, extension: str | None, storage_options: storage.Options
+) -> list[str]:
     problems = []
     with storage.open_sequential(url, storage_options) as file:
         found = tar.scan(file, size, url)
@@ -248,9 +258,9 @@ def _check_samples(rows: pd.DataFrame, url: str, name: str, size: int, storage_o
             return [f"{name} holds other samples than images.parquet says"]
         digests: list[Any] = list(rows["digest"]) if "digest" in rows else [None] * len(rows)
         for sample, image_id, length, digest in zip(found, rows["image_id"], rows["bytes"], digests, strict=True):
-            (image, *_) = images_of(sample)
+            (image, *_) = images_of(sample, extension)
             file.seek(image.offset)
             content = file.read(image.size)
             if len(content) != length or (not pd.isna(digest) and xxhash.xxh3_128_hexdigest(content) != digest):
-                problems.append(f"{name}: the image of {image_id} is not the one that was looked at")
+                problems.append(f"{name}: the image of {printable(image_id)} is not the one that was looked at")
     return problems

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from imgcurate import storage, tar
+from imgcurate.printable import printable
 
 _BLOCK = 1 << 20
 # Pictures hardly shrink, and headers and captions to a tenth or a fiftieth; a gzip of zeros is a thousandth of them. Of a small file this
@@ -96,7 +97,7 @@ def convert_shards(
     """
     if not max_ratio >= 1:
         raise ValueError(f"max_ratio={max_ratio}: it must be at least 1")
-    sources = list(storage.expand(urls, tar.COMPRESSED, storage_options))
+    sources = list(storage.expand(urls, tar.COMPRESSED, storage_options, called="compressed tar shard"))
     folder = storage.absolute(path, storage_options).rstrip("/")
     targets = {source: f"{folder}/{name}" for source, name in _names(sources).items()}
     convert = dask.delayed(convert_shard)
@@ -132,7 +133,9 @@ def convert_shard(
     except (EOFError, ValueError, OSError, lzma.LZMAError, zlib.error) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:
             raise
-        return Converted(source, storage.to_text(target), 0, f"{source} cannot be decompressed: {problem}")
+        return Converted(
+            source, storage.to_text(target), 0, f"{printable(source)} cannot be decompressed: {printable(str(problem))}"
+        )
     return Converted(source, storage.to_text(target), written)
 
 
@@ -165,6 +168,8 @@ def _names(sources: list[str]) -> dict[str, str]:
             storage.relative(source, root).removesuffix(source[len(source) - len(ending) :] if ending else "") + ".tar"
         )
         if name in found:
-            raise ValueError(f"{found[name]} and {source} would both become {name}; convert them into two folders")
+            raise ValueError(
+                f"{printable(found[name])} and {printable(source)} would both become {printable(name)}; convert them into two folders"
+            )
         found[name] = source
     return {source: name for name, source in found.items()}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from imgcurate import fingerprint, images, storage, tar
+from imgcurate.printable import printable
 from imgcurate.sinks.copying import Row, Sources, checked, content_of, is_image, pieces_of, texts_beside
 
 _THREADS = 16
@@ -121,7 +122,7 @@ def _write_file(file: _File, overwrite: bool, storage_options: storage.Options) 
         there = storage.read_if_there(file.target, storage_options)
         if there is not None and there != file.content:
             raise FileExistsError(
-                f"{file.target} is there and says something else; name another folder, or pass overwrite=True"
+                f"{printable(file.target)} is there and says something else; name another folder, or pass overwrite=True"
             )
     with storage.open_atomic(file.target, storage_options) as opened:
         opened.write(file.content)

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from imgcurate import images, schema, storage, tar, vectors
+from imgcurate.printable import printable, quoted
 from imgcurate.sinks.copies import copy_images, name_of, short
 from imgcurate.sinks.copying import SIDECARS, Row, Sources, content_of, rows_of
 
@@ -140,12 +141,14 @@ def _refuse(plans: Sequence[_Plan], parts: Sequence[Any], folder: str, link: boo
     own = [target for plan in plans for target in plan.own]
     if own:
         raise FileExistsError(
-            f"{own[0]} is itself an image of the frame, and sources are never replaced; name another folder"
+            f"{printable(own[0])} is itself an image of the frame, and sources are never replaced; name another folder"
         )
     there = [target for plan in plans for target in plan.there]
     if there and not overwrite:
         more = f" and {len(there) - 1:,} more" if len(there) > 1 else ""
-        raise FileExistsError(f"{there[0]}{more} would be replaced; name another folder, or pass overwrite=True")
+        raise FileExistsError(
+            f"{printable(there[0])}{more} would be replaced; name another folder, or pass overwrite=True"
+        )
     hashes = np.sort(np.concatenate([np.zeros(0, np.uint64), *(plan.hashes for plan in plans)]))
     suspects = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     if len(suspects):
@@ -155,7 +158,7 @@ def _refuse(plans: Sequence[_Plan], parts: Sequence[Any], folder: str, link: boo
             first = taken[taken["name"].duplicated(keep=False)].sort_values("name").iloc[:2]
             one, other = first["image_id"]
             raise FileExistsError(
-                f"{one!r} and {other!r} would both be {folder}/{first['name'].iloc[0]}; give them other ids"
+                f"{quoted([one])} and {quoted([other])} would both be {printable(folder)}/{printable(first['name'].iloc[0])}; give them other ids"
             )
 
 
@@ -231,7 +234,7 @@ def _link(source: str, target: str, overwrite: bool) -> None:
         if problem.errno != errno.EXDEV:
             raise
         raise ValueError(
-            f"link=True: {source} lies on another disk than {target}, and a hard link cannot lead there; leave it out to copy"
+            f"link=True: {printable(source)} lies on another disk than {printable(target)}, and a hard link cannot lead there; leave it out to copy"
         ) from None
     if overwrite:
         os.replace(name, target)

@@ -31,11 +31,11 @@ def filled_in(pattern: str) -> list[str]:
     (['a.tar', 'b0.tar', 'b1.tar', 'b2.tar'], ['{a,b}.tar'])
     """
     if count(pattern) > _MOST_NAMES:
-        raise ValueError(f"{printable(pattern)!r}: the braces make more than {_MOST_NAMES:,} names; give fewer")
+        raise ValueError(f"{printable(repr(pattern))}: the braces make more than {_MOST_NAMES:,} names; give fewer")
     try:
         return list(braceexpand(pattern))
     except UnbalancedBracesError:
-        raise ValueError(f"{printable(pattern)!r}: the braces are not balanced") from None
+        raise ValueError(f"{printable(repr(pattern))}: the braces are not balanced") from None
 
 
 def count(pattern: str) -> int:
@@ -54,7 +54,7 @@ def count(pattern: str) -> int:
         if sign == "{":
             if len(begins) > _MOST_DEEP:
                 raise ValueError(
-                    f"{printable(pattern)!r}: the braces are nested more than {_MOST_DEEP} deep; give fewer"
+                    f"{printable(repr(pattern))}: the braces are nested more than {_MOST_DEEP} deep; give fewer"
                 )
             begins.append(at + 1)
             complete.append(0)

@@ -47,6 +47,7 @@ def expand(
     *,
     beside: tuple[str, ...] = (),
     contained: tuple[str, ...] = (),
+    called: str = "",
 ) -> dict[str, Entry]:
     """Find the files that paths, globs, braces and folders name.
 
@@ -63,6 +64,8 @@ def expand(
         More extensions, of files that a folder may hold beside those.
     contained : tuple of str, optional
         Extensions of files of which links out of a folder, or out of that of a glob, are problems. Links to folders are not followed.
+    called : str, optional
+        What such files are called where a folder holds none. Default: by their extensions.
 
     Returns
     -------
@@ -88,7 +91,12 @@ def expand(
     # A store is asked about each name, and thousands of answers in a row would take minutes.
     with ThreadPoolExecutor(max_workers=min(16, len(names))) as threads:
         find = partial(
-            _find, extensions=extensions, beside=beside, contained=contained, storage_options=storage_options
+            _find,
+            extensions=extensions,
+            beside=beside,
+            contained=contained,
+            called=called or f"{' or '.join(extensions)} file",
+            storage_options=storage_options,
         )
         for listing in threads.map(find, names):
             for url, entry in listing.items():
@@ -215,6 +223,7 @@ def _find(
     extensions: tuple[str, ...],
     beside: tuple[str, ...],
     contained: tuple[str, ...],
+    called: str,
     storage_options: Options,
 ) -> dict[str, Entry]:
     fs, path = open_filesystem(name.text, storage_options)
@@ -222,7 +231,7 @@ def _find(
         found = retrying()(fs.glob, path, detail=True)
         listing = {name: info for name, info in found.items() if info["type"] != "directory"}
         if not listing:
-            raise FileNotFoundError(f"no file matches {name.text!r}")
+            raise FileNotFoundError(f"no file matches {printable(repr(name.text))}")
         folder = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
         return _entries(fs, listing, folder, contained)
     try:
@@ -233,12 +242,13 @@ def _find(
     except FileNotFoundError:
         found = {}
     if not found and not fs.exists(path):
-        raise FileNotFoundError(f"{name.text!r} does not exist")
+        raise FileNotFoundError(f"{printable(repr(name.text))} does not exist")
     runs = _folders_of_runs(path.rstrip("/"), found)
     found = {file: info for file, info in found.items() if not file.startswith(tuple(f"{run}/" for run in runs))}
     for run in runs:
         warnings.warn(
-            f"{run} is what a run wrote and is not read as part of {name.text}; name it to read it", stacklevel=2
+            f"{printable(run)} is what a run wrote and is not read as part of {printable(name.text)}; name it to read it",
+            stacklevel=2,
         )
     listing = {
         name: info
@@ -246,7 +256,7 @@ def _find(
         if name.lower().endswith(extensions + beside) and not _is_hidden(name)
     }
     if not any(name.lower().endswith(extensions) for name in listing):
-        raise FileNotFoundError(f"the folder {name.text!r} holds no {' or '.join(extensions)} file")
+        raise FileNotFoundError(f"the folder {printable(repr(name.text))} holds no {called}")
     entries = _entries(fs, listing, path, contained)
     return {url: entry._replace(amid=True) for url, entry in entries.items()}
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
+from imgcurate.printable import printable
 from imgcurate.storage import ranges
 from imgcurate.storage.stores import Options, is_local, open_filesystem, path_of, retrying
 
@@ -56,13 +57,15 @@ def open_sequential(url: str, storage_options: Options = None) -> Iterator[Binar
     with retrying()(open_ranges, url, storage_options) as file:
         size = getattr(file, "size", None)
         if size is None:
-            raise OSError(f"{url}: the server does not say how large it is, or cannot send a part; copy the file first")
+            raise OSError(
+                f"{printable(url)}: the server does not say how large it is, or cannot send a part; copy the file first"
+            )
 
         def fetch(start: int, stop: int) -> bytes:
             file.seek(start)
             content = file.read(stop - start)
             if len(content) < stop - start:
-                raise OSError(f"{url}: {len(content)} bytes where {stop - start} were asked for")
+                raise OSError(f"{printable(url)}: {len(content)} bytes where {stop - start} were asked for")
             return content
 
         with ranges.Forward(partial(retrying(), fetch), size, url) as forward:

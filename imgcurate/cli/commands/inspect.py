@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from imgcurate.cli import clusters, options
+from imgcurate.cli import clusters, inputs, options
 from imgcurate.cli.tables import answer, count, lines
 
 _MOST_KINDS = 12
@@ -39,6 +39,7 @@ def _inspect(given: argparse.Namespace) -> None:
     from imgcurate.run.inspection import inspect
     from imgcurate.sources.sidecars import chosen
 
+    inputs.refuse_parquet(given)
     with clusters.connected(given) as connect:
         what, found = inspect(
             given.inputs,

@@ -41,7 +41,6 @@ def add_to(commands: Any) -> None:
 
 
 def _sweep(given: argparse.Namespace) -> None:
-    from imgcurate import parts
     from imgcurate.dedup.result import check_eps
 
     for eps in given.eps:
@@ -54,10 +53,8 @@ def _sweep(given: argparse.Namespace) -> None:
             f"--eps {beyond[0]:g} asks for pairs of similarity >= {1 - beyond[0]:g}, and {given.out} stores those down to "
             f"{found.min_similarity:g}: give at most {most:g}, or look for duplicates again with a larger --eps"
         )
-    try:
+    with clusters.working():
         table = found.sweep(given.eps)
-    except parts.DamagedPart as problem:
-        raise clusters.Failed from problem
     rows = [{**row, "in_force": abs(row["eps"] - found.eps) < 1e-9} for row in table.to_dict("records")]
     said = [f"{'eps':>8}{'removed':>12}{'share':>8}"]
     said += [
@@ -79,7 +76,8 @@ def _stored(given: argparse.Namespace) -> Any:
     run = Folder(out, given.storage_options)
     for folder in (out, f"{out}/duplicates", *run.graphs().values()):
         if "nodes.parquet" in storage.sizes_in(folder, given.storage_options):
-            return Duplicates.load(folder, storage_options=given.storage_options)
+            with clusters.working():
+                return Duplicates.load(folder, storage_options=given.storage_options)
     if run.manifest() is None:
         raise FileNotFoundError(
             f"{given.out} holds no finished run, and no pairs that imgcurate dedup or Duplicates.save wrote"
@@ -91,9 +89,13 @@ def _stored(given: argparse.Namespace) -> Any:
 
 
 def _why(given: argparse.Namespace) -> None:
+    from imgcurate.parts import DamagedPart
     from imgcurate.run.explain import explain
 
-    found = explain(given.out, given.image_id, storage_options=given.storage_options)
+    try:
+        found = explain(given.out, given.image_id, storage_options=given.storage_options)
+    except DamagedPart as problem:
+        raise clusters.Failed from problem
     answer(given, found, lines(_told(found)))
 
 

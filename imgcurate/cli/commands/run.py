@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, fields
 from typing import Any
 
-from imgcurate.cli import clusters, options
+from imgcurate.cli import clusters, inputs, options
 from imgcurate.cli.tables import answer, lines, nothing_kept, table
 from imgcurate.printable import printable
 
@@ -117,6 +117,7 @@ def _run(given: argparse.Namespace) -> int:
         "formats": options.names(given.formats),
     }
     of_run = Options(**asked)
+    inputs.refuse_parquet(given)
     with clusters.connected(given) as connect:
         if given.dry_run:
             return _dry_run(given, of_run, connect)

@@ -27,7 +27,8 @@ class Picture:
     ----------
     id : str
     alt : str
-    texts : list of str
+    texts : list of (str, str)
+        What each is, and the text.
     fields : list of (str, object)
     row : pandas.Series
         With columns of `imgcurate.report.run.facts.COLUMNS`.
@@ -38,7 +39,7 @@ class Picture:
 
     id: str
     alt: str
-    texts: list[str]
+    texts: list[tuple[str, str]]
     fields: list[tuple[str, Any]]
     row: Any
     veiled: bool
@@ -61,7 +62,7 @@ class Album:
     def add(
         self,
         rows: pd.DataFrame,
-        texts: Callable[[Any], Sequence[str]] = lambda row: (),
+        texts: Callable[[Any], Sequence[tuple[str, str]]] = lambda row: (),
         fields: Callable[[Any], Sequence[tuple[str, Any]]] = lambda row: (),
     ) -> list[Picture]:
         """Ask for a picture of each row, which `develop` makes; those that are asked for first are made first."""
@@ -89,7 +90,7 @@ class Album:
                 return
             picture.thumb = thumb
 
-    def _picture(self, row: Any, texts: list[str], fields: list[tuple[str, Any]]) -> Picture:
+    def _picture(self, row: Any, texts: list[tuple[str, str]], fields: list[tuple[str, Any]]) -> Picture:
         score = row.get("nsfw_score")
         veiled = score is not None and bool(score >= self._unsafe)
         caption = row["caption"] if isinstance(row["caption"], str) and row["caption"].strip() else ""

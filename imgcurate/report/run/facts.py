@@ -39,7 +39,7 @@ COLUMNS = (
     *("error", "duplicate_of", "similarity", "kept", "reason", "reason_kind"),
 )
 #: How many rows of each kind are chosen.
-KEPT, NEAR, AT_ENDS, PAIRS, OF_EACH_ERROR = 18, 6, 4, 12, 4
+KEPT, NEAR, AT_ENDS, PAIRS, OF_EACH_ERROR = 14, 6, 4, 12, 4
 _MOST_ERRORS, _MOST_FORMATS, _MOST_GROUPS = 48, 64, 1 << 15
 _MOST_TEXT = 400
 

@@ -93,8 +93,8 @@ def _note(kind: str, options: Mapping[str, Any]) -> str:
     if kind == "perceptual":
         return f"at most {options['max_distance']} of 64 bits differ"
     if kind == "semantic":
-        return f"cosine >= 1 - {options['eps']:g}"
-    return {"error": "errors", "exact": "same bytes"}[kind]
+        return f"cosine at least {1 - options['eps']:g} (eps {options['eps']:g})"
+    return {"error": "unreadable, broken, too large", "exact": "same bytes"}[kind]
 
 
 class Source(NamedTuple):

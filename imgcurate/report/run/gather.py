@@ -16,7 +16,7 @@ from imgcurate.report.run.facts import Facts
 from imgcurate.report.run.relatives import Relatives
 
 #: How many of the largest groups of duplicates are shown.
-GROUPS = 10
+GROUPS = 6
 _AT_A_TIME = 16
 
 
@@ -79,7 +79,7 @@ def gather(url: str, storage_options: storage.Options = None) -> Gathered:
     if not urls:
         return Gathered(url, manifest, None, None, [], None)
     limits = facts.limits_of(manifest["options"])
-    of_each = -(-map.IMAGES // len(map.some_of(urls)))
+    of_each = max(1, map.IMAGES // len(map.some_of(urls)))
     drawn = [dask.delayed(map.sample, pure=False)(part, of_each, storage_options) for part in map.some_of(urls)]
     read = dask.delayed(facts.read, pure=False)
     known, placed = dask.compute(
@@ -105,7 +105,7 @@ def gather(url: str, storage_options: storage.Options = None) -> Gathered:
 
 def _tree(leaf: Callable[[Sequence[str]], Any], merge: Callable[[Sequence[Any]], Any], urls: Sequence[str]) -> Any:
     """Return the merged results of all parts, lazily: some at a time, and of these some at a time."""
-    size = min(_AT_A_TIME, max(1, len(urls) // 64))
+    size = min(_AT_A_TIME, max(1, len(urls) // _AT_A_TIME))
     level = [leaf(urls[start : start + size]) for start in range(0, len(urls), size)]
     join = dask.delayed(merge, pure=False)
     while len(level) > 1:

@@ -12,7 +12,8 @@ from imgcurate import parts, storage, vectors
 from imgcurate.report.run.facts import COLUMNS, at_random
 
 #: Of at most so many parts so many images are drawn: reading embeddings costs more than all else.
-PARTS, IMAGES = 128, 600
+PARTS, IMAGES = 128, 512
+_WIDE = 16 / 9
 _COMPONENTS, _NEIGHBOURS, _FEWEST = 50, 30, 5
 
 
@@ -58,8 +59,35 @@ def place(drawn: Sequence[tuple[pd.DataFrame, np.ndarray]]) -> pd.DataFrame | No
     if points is None:
         return None
     low, high = points.min(axis=0), points.max(axis=0)
-    points = (points - low) / np.where(high > low, high - low, 1)
+    points = ((points - low) / np.where(high > low, high - low, 1)).astype("float64")
     return rows.assign(x=points[:, 0].round(4), y=points[:, 1].round(4))
+
+
+def apart(points: np.ndarray, spacing: float) -> np.ndarray:
+    """Move points that lie closer together than `spacing`, each to the nearest place that is free, if there is one.
+
+    Parameters
+    ----------
+    points : numpy.ndarray of shape (n, 2)
+        From 0 to 1, on a map that is as many times wider than high as `_WIDE` says.
+    spacing : float
+        A share of the map's width.
+
+    Examples
+    --------
+    >>> moved = apart(np.array([[0.5, 0.5], [0.5, 0.5], [0.9, 0.1]]), 0.1)
+    >>> moved[[0, 2]].tolist(), bool(np.abs(moved[1] - moved[0]).max() >= 0.1)
+    ([[0.5, 0.5], [0.9, 0.1]], True)
+    """
+    high = 1 / _WIDE
+    x, y = np.meshgrid(np.linspace(0, 1, 49), np.linspace(0, high, 28))
+    places = np.column_stack([x.ravel(), y.ravel()])
+    taken = np.empty((0, 2))
+    for point in points * (1, high):
+        candidates = np.vstack([point, places[np.argsort(((places - point) ** 2).sum(axis=1), kind="stable")]])
+        free = (np.abs(candidates[:, None] - taken).max(axis=2) >= spacing).all(axis=1)
+        taken = np.vstack([taken, candidates[free.argmax()]])
+    return (taken / (1, high)).round(4)
 
 
 def _on_a_plane(matrix: np.ndarray) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from imgcurate import storage
 from imgcurate.printable import printable
 from imgcurate.report import charts
 from imgcurate.report.page import plural, share
-from imgcurate.report.run import facts, funnel
+from imgcurate.report.run import facts, funnel, map
 from imgcurate.report.run.album import Album
 from imgcurate.report.run.command import command, only_of_curate
 from imgcurate.report.run.counts import Counts
@@ -24,7 +24,10 @@ from imgcurate.report.run.gather import Gathered
 #: The pairs of each kind that are shown: those of equal bytes say little.
 _PAIRS = {"semantic": facts.PAIRS, "perceptual": 6, "exact": 3}
 _POINTS = 40
+# The side of a picture on the map, in pixels, of up to so many images; of a map as wide as the page.
+_SIDES, _MAP_WIDTH, _ON_MAP = ((52, 80), (40, 240), (32, 1 << 30)), 1200, 160
 _MOST_INPUTS = 10
+_TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def kept(gathered: Gathered, album: Album) -> dict[str, Any] | None:
@@ -66,7 +69,10 @@ def groups(gathered: Gathered, album: Album) -> dict[str, Any] | None:
     made = [
         {
             "kept": album.add(of_kept.loc[[image_id]], fields=_size)[0],
-            "gone": album.add(found.members[image_id], texts=_likeness, fields=_size),
+            "gone": [
+                (picture, _similarity(picture.row["reason_kind"], picture.row))
+                for picture in album.add(found.members[image_id], fields=_size)
+            ],
             "n": found.sizes[image_id],
         }
         for image_id in gathered.groups
@@ -140,13 +146,13 @@ def pictures(gathered: Gathered) -> dict[str, Any]:
     lengths = [("no caption", captions.held["none"]), ("empty", captions.held["empty"]), *_by_power(captions, _length)]
     charts_of = [
         ("Longer side", _by_power(tallies["side"], lambda at: f"{at:,} to {2 * at - 1:,} px")),
-        ("File size", _by_power(tallies["bytes"], lambda at: f"{_bytes(at)} to {_bytes(2 * at)}")),
+        ("File size", _by_power(tallies["bytes"], lambda at: f"{_bytes(at)} to {_bytes(4 * at)}", step=2)),
         ("Format" if measured else "Extension", [*formats, *([("others", rest)] if rest else [])]),
         ("Caption", [(label, count) for label, count in lengths if count or label not in ("no caption", "empty")]),
     ]
     return {
         "charts": [(title, charts.bars(items, total=n, title=title)) for title, items in charts_of if items],
-        "captions": f"{plural(without, 'image')} of {n:,} ({share(without, n)}) have no caption or an empty one.",
+        "captions": f"{share(without, n)} have no caption or an empty one." if without else "All have a caption.",
     }
 
 
@@ -155,21 +161,30 @@ def map_of(gathered: Gathered, album: Album) -> dict[str, Any] | None:
     placed = gathered.map
     if placed is None:
         return None
-    shown = facts.at_random(placed["image_id"]).nsmallest(album.left).index
+    shown = facts.at_random(placed["image_id"]).nsmallest(min(album.left, _ON_MAP)).index
     made = dict(zip(shown, album.add(placed.loc[shown]), strict=True))
+    side = next(side for side, most in _SIDES if len(placed) <= most)
+    places = placed[["x", "y"]].copy()
+    places.loc[shown] = map.apart(places.loc[shown].to_numpy(), (side + 6) / _MAP_WIDTH)
     points = [
         {
-            "x": round(100 * row.x, 2),
-            "y": round(100 * row.y, 2),
+            "x": round(100 * x, 2),
+            "y": round(100 * y, 2),
             "kind": "kept" if row.kept else row.reason_kind,
             "id": row.image_id,
             "said": "kept" if row.kept else row.reason,
-            "picture": made.get(at) if row.Index in made else None,
+            "picture": made.get(row.Index),
         }
-        for at, row in zip(placed.index, placed.itertuples(), strict=True)
+        for row, (x, y) in zip(placed.itertuples(), places.to_numpy().tolist(), strict=True)
     ]
     kinds = [kind for kind in ("kept", *funnel.KINDS) if any(point["kind"] == kind for point in points)]
-    return {"points": points, "kinds": kinds, "labels": {"kept": "kept", **funnel.KINDS}, "shown": len(made)}
+    return {
+        "points": points,
+        "kinds": kinds,
+        "labels": {"kept": "kept", **funnel.KINDS},
+        "shown": len(made),
+        "side": side,
+    }
 
 
 def about(gathered: Gathered) -> dict[str, Any]:
@@ -214,7 +229,8 @@ def sources(gathered: Gathered) -> dict[str, Any]:
     # Of one source its name is enough.
     common = storage.common_folder([url.rpartition("/")[0] for url in known]) if known else ""
     lines = funnel.by_source(known, common)
-    return {"lines": lines, "n": len(known), "common": common, "outcomes": funnel.OUTCOMES}
+    outcomes = {name: colour for name, colour in funnel.OUTCOMES.items() if any(line.counts[name] for line in lines)}
+    return {"lines": lines, "n": len(known), "outcomes": outcomes}
 
 
 def _rows(gathered: Gathered, what: str, name: str) -> pd.DataFrame | None:
@@ -233,20 +249,16 @@ def _curve(gathered: Gathered, n: int) -> Markup:
     x = np.clip(1 - counted.edges[:-1][::-1], 0, eps)
     title = f"Removed images by how far they are from what is kept: {n:,} within eps {eps:g}"
     return charts.curve(
-        [0.0, *x.tolist()], [0, *at_least.tolist()], marked=eps, mark=f"eps {eps:g}", title=title, height=150
+        [0.0, *x.tolist(), eps], [0, *at_least.tolist(), n], marked=eps, mark=f"eps {eps:g}", title=title, height=150
     )
 
 
-def _caption(row: Any) -> list[str]:
-    return [row["caption"]] if isinstance(row["caption"], str) and row["caption"].strip() else []
+def _caption(row: Any) -> list[tuple[str, str]]:
+    return [("caption", row["caption"])] if isinstance(row["caption"], str) and row["caption"].strip() else []
 
 
 def _size(row: Any) -> list[tuple[str, Any]]:
-    return [("size", f"{row['width']:.0f} x {row['height']:.0f}")] if row["width"] == row["width"] else []
-
-
-def _likeness(row: Any) -> list[str]:
-    return [_similarity(row["reason_kind"], row)]
+    return [("size", f"{row['width']:.0f} {_TIMES} {row['height']:.0f}")] if row["width"] == row["width"] else []
 
 
 def _similarity(kind: str, row: Any) -> str:
@@ -258,17 +270,18 @@ def _similarity(kind: str, row: Any) -> str:
     return f"cosine {similarity:.3f}" if kind == "semantic" else f"{round((1 - similarity) * 64)} of 64 bits differ"
 
 
-def _value(row: Any, name: str) -> list[str]:
-    return [f"{row[name]:.4g}"]
+def _value(row: Any, name: str) -> list[tuple[str, str]]:
+    return [(name, f"{row[name]:.4g}")]
 
 
-def _by_power(tally: Counts, label: Any) -> list[tuple[str, int]]:
-    """Return how many values lie from each power of two up to the next, those between that have none too."""
+def _by_power(tally: Counts, label: Callable[[int], str], step: int = 1) -> list[tuple[str, int]]:
+    """Return how many values lie from each power of 2**step up to the next, with those between that have none."""
     powers = sorted(int(power) for power in tally.held if power.isdigit())
     if not powers:
         return []
-    all_of_them = [powers[0] << times for times in range(powers[-1].bit_length() - powers[0].bit_length() + 1)]
-    return [(label(power), tally.held[str(power)]) for power in all_of_them]
+    first, last = (power.bit_length() - 1 for power in (powers[0], powers[-1]))
+    starts = range(first // step * step, last + 1, step)
+    return [(label(1 << start), sum(tally.held[str(1 << start + more)] for more in range(step))) for start in starts]
 
 
 def _length(at: int) -> str:
