@@ -15,6 +15,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema, storage, vectors
+from imgcurate.cluster import interruptible
 from imgcurate.dedup import saved
 from imgcurate.dedup.graph import build, nodes, rank, rules
 from imgcurate.dedup.mapped import Folder
@@ -204,6 +205,7 @@ class Duplicates:
         other.__dict__.update(self.__dict__, eps=float(eps), chosen=chosen)
         return other
 
+    @interruptible
     def sweep(self, eps: Sequence[float]) -> pd.DataFrame:
         """Count what other thresholds would remove. Eager.
 
@@ -226,6 +228,7 @@ class Duplicates:
         removed = self._count(thresholds)
         return pd.DataFrame({"eps": thresholds, "removed": removed, "fraction": removed / max(self.n_rows, 1)})
 
+    @interruptible
     def least_similar(self, n: int = 10, eps: float | None = None) -> pd.DataFrame:
         """Return the removed images that are least like what they duplicate: the ones to look at before choosing a threshold. Eager.
 
@@ -244,6 +247,7 @@ class Duplicates:
         columns = ["id", "duplicate_of", "similarity", "cluster"]
         return _on_host(removed.compute(), columns, self._empty(columns))
 
+    @interruptible
     def recall(self, sample: int = 1000, *, seed: int = 0) -> Recall:
         """Estimate which share of the true pairs was found, by an exact search for the pairs of some images. Eager.
 
@@ -274,6 +278,7 @@ class Duplicates:
             raise ValueError("recall() searches the vectors, which only what found these duplicates has; ask it there")
         return self._recall(self, sample, seed)
 
+    @interruptible
     def save(
         self, path: str | os.PathLike[str], *, overwrite: bool = False, storage_options: storage.Options = None
     ) -> None:

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from imgcurate import storage, tar
+from imgcurate.cluster import interruptible
 
 _BLOCK = 1 << 20
 # Pictures hardly shrink, and headers and captions to a tenth or a fiftieth; a gzip of zeros is a thousandth of them. Of a small file this
@@ -54,6 +55,7 @@ class Converted(NamedTuple):
     error: str | None = None
 
 
+@interruptible
 def convert_shards(
     urls: storage.Paths,
     path: str | os.PathLike[str],

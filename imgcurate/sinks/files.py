@@ -18,6 +18,7 @@ import pandas as pd
 import xxhash
 
 from imgcurate import images, schema, storage, tar, vectors
+from imgcurate.cluster import interruptible
 from imgcurate.sinks.copying import (
     SIDECARS,
     Row,
@@ -36,6 +37,7 @@ _COMPARED = ["etag", "digest"]
 _THREADS = 16
 
 
+@interruptible
 def write_files(
     frame: Any,
     path: str | os.PathLike[str],
@@ -105,7 +107,7 @@ def write_files(
     _refuse(plans, parts, link, overwrite)
     bad = sum(one.bad for one in plans)
     if bad:
-        warnings.warn(f"{bad:,} rows have an error and are not written", stacklevel=2)
+        warnings.warn(f"{bad:,} rows have an error and are not written", stacklevel=3)
     write = dask.delayed(_write_part, pure=False)
     written = dask.persist(*[write(part, link, overwrite, storage_options) for part in parts])
     dask.compute(*[dask.delayed(len)(part) for part in written])
