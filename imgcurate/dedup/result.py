@@ -15,6 +15,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema, storage, vectors
+from imgcurate.cluster import interruptible
 from imgcurate.dedup import saved
 from imgcurate.dedup.graph import build, nodes, rank, rules
 from imgcurate.dedup.mapped import Folder
@@ -213,6 +214,7 @@ class Duplicates:
         other.__dict__.update(self.__dict__, eps=float(eps), chosen=chosen)
         return other
 
+    @interruptible
     def sweep(self, eps: Sequence[float]) -> pd.DataFrame:
         """Count what other thresholds would remove. Eager.
 
@@ -235,6 +237,7 @@ class Duplicates:
         removed = self._count(thresholds)
         return pd.DataFrame({"eps": thresholds, "removed": removed, "fraction": removed / max(self.n_rows, 1)})
 
+    @interruptible
     def least_similar(self, n: int = 10, eps: float | None = None) -> pd.DataFrame:
         """Return the removed images that are least like what they duplicate: the ones to look at before choosing a threshold. Eager.
 
@@ -253,6 +256,7 @@ class Duplicates:
         columns = ["id", "duplicate_of", "similarity", "cluster"]
         return _on_host(removed.compute(), columns, self._empty(columns))
 
+    @interruptible
     def show(
         self,
         n: int = 6,
@@ -304,6 +308,7 @@ class Duplicates:
         eps = self._check(self.eps if around is None else around)
         return pairs.around_cut(self, n, eps, pairs.Options(images, columns, size, storage_options))
 
+    @interruptible
     def show_groups(
         self,
         n: int = 6,
@@ -338,6 +343,7 @@ class Duplicates:
 
         return pairs.largest_groups(self, n, most, pairs.Options(images, columns, size, storage_options))
 
+    @interruptible
     def plot_sweep(self, eps: Sequence[float] | None = None) -> Page:
         """Draw which share of the images each threshold removes, and mark the one in force. Eager.
 
@@ -361,6 +367,7 @@ class Duplicates:
 
         return pairs.sweep(self, eps)
 
+    @interruptible
     def recall(self, sample: int = 1000, *, seed: int = 0) -> Recall:
         """Estimate which share of the true pairs was found, by an exact search for the pairs of some images. Eager.
 
@@ -391,6 +398,7 @@ class Duplicates:
             raise ValueError("recall() searches the vectors, which only what found these duplicates has; ask it there")
         return self._recall(self, sample, seed)
 
+    @interruptible
     def save(
         self, path: str | os.PathLike[str], *, overwrite: bool = False, storage_options: storage.Options = None
     ) -> None:
