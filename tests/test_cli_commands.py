@@ -184,7 +184,7 @@ def test_sweep_counts_what_a_search_with_each_eps_removes(client: Client, out: P
 def test_sweep_refuses_what_was_not_stored(client: Client, out: Path, shards: Path, tmp_path: Path, said: Any) -> None:
     assert "give at most 0.06" in said(2, "sweep", out, "--eps", ".01,.061")[1]
     assert "--eps" in said(2, "sweep", out, "--eps", "3")[1]
-    assert "holds no finished run" in said(2, "sweep", shards, "--eps", ".1")[1]
+    assert "stores no pairs" in said(2, "sweep", shards, "--eps", ".1")[1]
     bare = tmp_path / "bare"
     shutil.copytree(out, bare)
     shutil.rmtree(bare / ".run")

@@ -74,17 +74,14 @@ def _stored(given: argparse.Namespace) -> Any:
 
     out = storage.absolute(given.out, given.storage_options).rstrip("/")
     run = Folder(out, given.storage_options)
-    for folder in (out, f"{out}/duplicates", *run.graphs().values()):
+    places = [out, f"{out}/duplicates", *(run.graphs().values() if run.manifest() else ())]
+    for folder in places:
         if "nodes.parquet" in storage.sizes_in(folder, given.storage_options):
             with clusters.working():
                 return Duplicates.load(folder, storage_options=given.storage_options)
-    if run.manifest() is None:
-        raise FileNotFoundError(
-            f"{given.out} holds no finished run, and no pairs that imgcurate dedup or Duplicates.save wrote"
-        )
     raise FileNotFoundError(
-        f"{given.out} stores no pairs of semantic duplicates: its run looked for none, an earlier version wrote it, or .run was removed; "
-        "Duplicates.save stores them too"
+        f"{given.out} stores no pairs of semantic duplicates: it is not the folder of a finished run that looked for them (or .run was removed, or an "
+        "earlier version wrote it), nor of imgcurate dedup or Duplicates.save"
     )
 
 
@@ -113,7 +110,6 @@ def _told(found: dict[str, Any]) -> list[tuple[str, str]]:
     twin = found["twin"]
     if twin is not None:
         told += [
-            ("", ""),
             ("kept instead", twin["image_id"]),
             ("  source", _place(twin)),
             ("  size", _size(twin)),
