@@ -21,6 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+import dask
+
 from imgcurate import __version__
 from imgcurate.cli import clusters, options
 from imgcurate.cli.commands import completion, convert, demo, inspect, outputs, remove, report, run, vectors, version
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        with _stopped_by_sigterm(), _warnings_as_sentences():
+        with _stopped_by_sigterm(), _warnings_as_sentences(), _progress(not given.quiet):
             return int(given.function(given) or 0)
     except KeyboardInterrupt as stop:
         print(f"\nimgcurate: {stop or 'stopped'}", file=sys.stderr)
@@ -151,6 +153,11 @@ def _warnings_as_sentences() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = say
         yield
+
+
+def _progress(shown: bool) -> contextlib.AbstractContextManager[Any]:
+    """Let verbs that take long show how far they are, as far as Dask's configuration does, or not."""
+    return contextlib.nullcontext() if shown else dask.config.set({"imgcurate.progress": False})
 
 
 def _parser() -> argparse.ArgumentParser:
