@@ -117,7 +117,8 @@ def dtype(kind: pa.DataType, name: str = "") -> Any:
     number = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
     if pa.types.is_floating(kind) or (number and name in _COMPLETE):
         return np.dtype(kind.to_pandas_dtype())
-    if number and name in TYPES and not pa.types.is_uint64(kind):
+    # Ids, and other columns of text, may hold whole numbers in files of others.
+    if number and not pa.types.is_string(TYPES.get(name, pa.string())) and not pa.types.is_uint64(kind):
         return np.dtype("float64")
     return ObjectDtype(kind) if needs_name(kind) else pd.ArrowDtype(kind)
 

@@ -62,13 +62,13 @@ def parts(out: Path, table: str) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (out / ".run" / table).glob("*.parquet")}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "write"), [(0, "shards"), (1, "files")])
 def test_a_run_that_is_killed_wherever_it_writes_ends_as_one_that_is_not(
-    shards: Path, tmp_path: Path, seed: int
+    shards: Path, tmp_path: Path, seed: int, write: str
 ) -> None:
     def start(out: str, kills: int) -> tuple[list[str], int]:
         log = tmp_path / f"{out}.log"
-        command = [sys.executable, str(DYING), str(shards), str(tmp_path / out), str(log), str(kills), str(seed)]
+        command = [sys.executable, str(DYING), str(shards), str(tmp_path / out), str(log), str(kills), str(seed), write]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         said = json.loads(ended.stdout)
         assert said["status"] == 0, ended.stderr

@@ -17,10 +17,11 @@ from imgcurate import cluster, encoders, storage, tar
 from imgcurate.dedup.graph.rank import Keep
 from imgcurate.printable import printable
 from imgcurate.run import account, folder, resume, tables
-from imgcurate.run.inputs import describe, find
+from imgcurate.run.inputs import check_sidecars, describe, find
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options, measured, stages_of
 from imgcurate.run.steps import Steps
+from imgcurate.sources.sidecars import MAX_SIDECAR
 
 
 def curate(
@@ -39,7 +40,11 @@ def curate(
     exact: bool = False,
     keep: Keep = "largest",
     rule: str = "cover",
+    write: str = "shards",
     samples_per_shard: int = 10_000,
+    caption_from: str = "txt",
+    image: str | None = None,
+    max_sidecar: int = MAX_SIDECAR,
     batch_size: int | None = None,
     dtype: str = "auto",
     draft: bool = True,
@@ -54,7 +59,7 @@ def curate(
     report: bool = True,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Curate tar shards, or folders of images, into new tar shards, and say of every image what became of it and why.
+    """Curate tar shards, or folders of images, into new tar shards or a folder, and say of every image what became of it and why.
 
     A run that was stopped goes on where it was when it is called again: finished parts are read, not redone, and the result is byte for byte that
     of an undisturbed run.
@@ -67,6 +72,10 @@ def curate(
         A folder that is empty, not there yet, or that of an earlier run. Gets ``shards/*.tar``, ``images.parquet/``, ``shards.parquet`` (samples,
         bytes and xxh3_128 digest of each shard that was written) and, last, ``manifest.json``; ``report.html``, a page with pictures about the
         run; and ``.run/``, which holds what was computed, to go on from, and may be removed.
+    write : {"shards", "files"}, default "shards"
+        What kept images become. As files each lies in ``files/`` under its ``image_id``, to which the extension of its source is added where it has
+        none, with all that stands beside it under the same name; ``files.parquet/`` has image_id, file, image (or what stands beside it), bytes and
+        digest of each. An image whose id cannot be a file's name, or not of it alone, lies in ``files/renamed/``.
     model, model_dir, batch_size, dtype, draft, truncated, formats, timeout, measure
         As for `embed`. `model_dir` also holds the weights of the scores.
     min_aesthetic : float, optional
@@ -82,6 +91,10 @@ def curate(
         As for `semantic_duplicates`; the manifest has the eps that was taken. Among equal bytes and look-alikes, which have no centroid,
         ``keep="hard"`` and ``"easy"`` keep the lowest id.
     samples_per_shard : int, default 10_000
+    caption_from, image : str
+        As for `read_webdataset`; of tar shards only.
+    max_sidecar : int, default 1 MiB
+        As for `read_webdataset` and `read_files`.
     max_read_errors : float, optional
         The share of images whose bytes may be impossible to read. Where there are more, the store is taken to be at fault and the run stops.
         Default: a hundredth, and ten images of few.
@@ -102,7 +115,7 @@ def curate(
     -------
     dict
         The manifest: ``options``, ``versions``, ``models`` with fingerprints, ``counts`` (read, errors, below_aesthetic,
-        above_nsfw, duplicates, kept, shards), ``reasons`` (how many images are not kept for each kind of reason: error, aesthetic, nsfw, exact,
+        above_nsfw, duplicates, kept, and shards or files), ``reasons`` (how many images are not kept for each kind of reason: error, aesthetic, nsfw, exact,
         perceptual, semantic), ``sources`` (the counts for each shard or folder that was read), ``seconds`` a step.
 
     Raises
@@ -118,6 +131,12 @@ def curate(
     OSError
         Where more images cannot be read than `max_read_errors` allows.
 
+    Notes
+    -----
+    The column ``url`` of ``images.parquet`` and the manifest name sources of this machine by absolute paths, wherever the run is started from. A
+    finished folder may be moved or copied: it verifies and can be read where it lies, and a run with the same sources goes on in it. Sources that
+    were moved are other sources: the run names them as added and taken away, and with `overwrite` works on them anew.
+
     Examples
     --------
     >>> curate("shards/*.tar", "curated", min_aesthetic=0.5, eps=0.05)  # doctest: +SKIP
@@ -127,6 +146,7 @@ def curate(
         max_distance=max_distance, eps=eps, n_clusters=n_clusters, probes=probes, exact=exact, keep=keep, rule=rule,
         samples_per_shard=samples_per_shard, batch_size=batch_size, dtype=dtype, draft=draft, truncated=truncated,
         formats=tuple(formats), timeout=timeout, measure=measured(measure), max_read_errors=max_read_errors,
+        write=write, caption_from=caption_from, image=image, max_sidecar=max_sidecar,
     )  # fmt: skip
     return carry_out(
         inputs, out, options, retry_errors=retry_errors, overwrite=overwrite, storage_options=storage_options, report=report,
@@ -150,10 +170,13 @@ def carry_out(
     tables.check_stages(options)
     folder.refuse_inside(out, paths)
     units = find(paths, storage_options)
+    check_sidecars(options.sidecars, units)
     models = account.models_of(options)
     options, why_eps = account.with_eps(options, models["encoder"])
     steps = Steps(connect, progress)
     with folder.open_folder(out, units, overwrite, storage_options) as place:
+        if options.write == "files":
+            place.refuse_others_files()
         job = Job(options, units, models, place, steps)
         steps.say(f"reading {describe(units)}")
         if why_eps and "semantic" in options.dedup:
@@ -198,12 +221,14 @@ def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     with steps("deciding"):
         decided = tables.decide(job, sources, pairs)
         counts = account.by_source(rows, decided)
-    with steps("writing shards"):
-        written = tables.write_shards(job, sources, pairs, decided)
+    with steps(f"writing {options.write}"):
+        write = tables.write_files if options.write == "files" else tables.write_shards
+        written = write(job, sources, pairs, decided)
     n_clusters = next((found.n_clusters for found in pairs if found.stage == "semantic"), None)
     manifest = account.manifest_of(job, given, counts, decided, n_clusters, written)
     known["duplicates"] = [part for found in pairs for part in found.parts]
     resume.sweep(job, known)
+    job.place.remove_graphs([found.key for found in pairs])
     job.place.write_json("manifest.json", manifest)
     return manifest
 

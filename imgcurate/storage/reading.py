@@ -12,8 +12,9 @@ from typing import Any, BinaryIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
+from imgcurate.printable import printable
 from imgcurate.storage import ranges
-from imgcurate.storage.stores import Options, is_local, open_filesystem, retrying
+from imgcurate.storage.stores import Options, is_local, open_filesystem, path_of, retrying
 
 
 def open_input(url: str, storage_options: Options = None, **kwargs: Any) -> contextlib.AbstractContextManager[BinaryIO]:
@@ -26,8 +27,8 @@ def open_input(url: str, storage_options: Options = None, **kwargs: Any) -> cont
     ValueError
         As `open_filesystem`.
     """
-    if is_local(url):
-        return _open_regular(url)  # fsspec's own wrapper costs a fifth of the time of listing a shard
+    if is_local(path := path_of(url)):
+        return _open_regular(path)  # fsspec's own wrapper costs a fifth of the time of listing a shard
     fs, path = open_filesystem(url, storage_options)
     if isinstance(fs, LocalFileSystem):
         return _open_regular(path)
@@ -49,20 +50,22 @@ def open_sequential(url: str, storage_options: Options = None) -> Iterator[Binar
     OSError
         Where a store does not answer, after some attempts, or gives fewer bytes than there should be.
     """
-    if is_local(url):
+    if is_local(path_of(url)):
         with open_input(url, storage_options) as file:
             yield file
         return
     with retrying()(open_ranges, url, storage_options) as file:
         size = getattr(file, "size", None)
         if size is None:
-            raise OSError(f"{url}: the server does not say how large it is, or cannot send a part; copy the file first")
+            raise OSError(
+                f"{printable(url)}: the server does not say how large it is, or cannot send a part; copy the file first"
+            )
 
         def fetch(start: int, stop: int) -> bytes:
             file.seek(start)
             content = file.read(stop - start)
             if len(content) < stop - start:
-                raise OSError(f"{url}: {len(content)} bytes where {stop - start} were asked for")
+                raise OSError(f"{printable(url)}: {len(content)} bytes where {stop - start} were asked for")
             return content
 
         with ranges.Forward(partial(retrying(), fetch), size, url) as forward:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from imgcurate.cli import clusters
+from imgcurate.cli import clusters, options
+from imgcurate.cli.tables import answer
+from imgcurate.printable import printable
 
 
 def add_to(commands: Any) -> None:
@@ -17,24 +19,25 @@ def add_to(commands: Any) -> None:
         "why, duplicates, scores, errors, a map. A run writes it too, unless it is told --no-report.",
     )
     report.add_argument("out", metavar="OUT", help="the folder of a run that has finished")
-    clusters.add_options(report)
-    clusters.add_storage_options(report)
+    options.add_cluster(report)
+    options.add_storage(report)
+    options.add_json(report)
     report.set_defaults(function=_report)
 
 
-def _report(options: argparse.Namespace) -> None:
+def _report(given: argparse.Namespace) -> None:
     from imgcurate import storage
     from imgcurate.report.run import write_report
     from imgcurate.report.run.gather import manifest_of
     from imgcurate.run.folder import REPORT
     from imgcurate.run.steps import Steps
 
-    url = storage.absolute(options.out, options.storage_options).rstrip("/")
+    url = storage.absolute(given.out, given.storage_options).rstrip("/")
     place = f"{url}/{REPORT}"
-    manifest_of(url, options.storage_options)
-    with clusters.connected(options) as connect:
-        client = connect()
-        steps = Steps(lambda: client, progress=True)
+    manifest_of(url, given.storage_options)
+    with clusters.connected(given) as connect:
+        steps = Steps(connect, progress=not given.quiet)
         with steps("writing the report"):
-            write_report(url, place, steps.watch, options.storage_options)
-    print(f"{place} written in {steps.seconds['writing the report']:.1f} s")
+            write_report(url, place, steps.watch, given.storage_options)
+    seconds = steps.seconds["writing the report"]
+    answer(given, {"report": place, "seconds": seconds}, f"{printable(place)} written in {seconds:.1f} s")
