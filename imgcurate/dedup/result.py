@@ -344,8 +344,8 @@ class Duplicates:
         Parameters
         ----------
         eps : sequence of float, optional
-            Each up to ``1 - min_similarity``. Default: the one in force, and twelve as far as pairs are stored; of perceptual hashes each number of
-            bits.
+            Each up to ``1 - min_similarity``. Default: the one in force, and about twelve round ones as far as pairs are stored; of perceptual hashes each
+            number of bits.
 
         Returns
         -------
