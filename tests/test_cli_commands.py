@@ -311,6 +311,19 @@ def test_remove_writes_the_other_samples_byte_for_byte(client: Client, shards: P
     assert "holds 1 shard; name another folder" in said(2, *command, *NOWHERE)[1]
 
 
+def test_remove_writes_neither_over_its_sources_nor_among_them(
+    client: Client, shards: Path, tmp_path: Path, said: Any
+) -> None:
+    shutil.copytree(shards, tmp_path / "in")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    pd.DataFrame({"image_id": ["0/a"]}).to_parquet(tmp_path / "list.parquet")
+    ic.write_parquet(ic.read_webdataset(str(tmp_path / "in")), tmp_path / "rows.parquet")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for given, out in (("in", "in/left"), ("in/*.tar", "in"), ("rows.parquet", "in"), ("rows.parquet", "link")):
+        said(2, "remove", tmp_path / given, tmp_path / "list.parquet", tmp_path / out, "--overwrite")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
+
+
 def test_remove_takes_lists_with_other_names_and_says_what_is_not_there(
     client: Client, shards: Path, tmp_path: Path, said: Any
 ) -> None:

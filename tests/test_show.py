@@ -147,7 +147,7 @@ def test_what_show_does_not_understand_it_says_in_a_sentence(embedded: Any, shar
         (frame, {"sort": "sharpness"}, KeyError, "show needs column 'sharpness'; the frame has"),
         (frame, {"sort": ("bytes", "top")}, ValueError, "sort=('bytes', 'top') is no order: give a column"),
         (embedded, {"sort": "embedding"}, TypeError, "column 'embedding' holds list<"),
-        (frame, {"n": 0}, ValueError, "n=0 must be a whole number of images, 1 to 1,000 on one page"),
+        (frame, {"n": 0}, ValueError, "n=0 must be a whole number, 1 to 1,000, of what fits on a page"),
         (frame, {"n": 30_000}, ValueError, "n=30000 must be"),
         (frame, {"size": 5}, ValueError, "size=5 must be a whole number of pixels, 16 to 1,024"),
         ("photos", {}, TypeError, "show takes a Dask, pandas or cuDF dataframe, not str"),

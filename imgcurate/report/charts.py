@@ -15,8 +15,8 @@ from markupsafe import Markup, escape
 from imgcurate.report.histogram import Histogram
 from imgcurate.report.page import said, share
 
-#: Bars that are told apart where a chart is as narrow as a telephone.
-_BARS = 64
+#: Bars that are told apart where a chart is as narrow as a telephone, and so many for few values.
+_BARS, _FEWEST_BARS = 64, 16
 #: What stands above and below the plot, in pixels.
 _ABOVE, _BELOW = 22, 24
 _GROUPS = 8
@@ -38,7 +38,8 @@ def histogram(
     title : str
         What it is of, for those who have it read to them.
     """
-    shown = found.shown(_BARS)
+    # Of few values, narrow bars would show each and not how they are spread.
+    shown = found.shown(min(_BARS, max(_FEWEST_BARS, round(2 * math.sqrt(found.n)))))
     if not len(shown.counts):
         return Markup('<p class="muted">No values.</p>')
     edges, most = shown.edges, int(shown.counts.max())

@@ -156,14 +156,15 @@ def around(part: Any, column: str, threshold: float | None, n: int) -> tuple[pd.
 
     Without a threshold: the n lowest and the n highest, from the end on.
     """
-    host = vectors.to_pandas(part[column])
+    host = vectors.to_pandas(part[column]).reset_index(drop=True)
     known = ~np.isnan(histogram.as_numbers(host))
     if threshold is None:
-        there = part.iloc[np.flatnonzero(known)]
-        return _first(there, column, n, largest=False), _first(there, column, n, largest=True)
-    above = histogram.at_or_above(host, threshold)
-    below, above = (part.iloc[np.flatnonzero(side & known)] for side in (~above, above))
-    return _first(below, column, n, largest=True), _first(above, column, n, largest=False)
+        sides = ((known, False), (known, True))
+    else:
+        above = histogram.at_or_above(host, threshold)
+        sides = ((known & ~above, True), (known & above, False))
+    below, above = (_rows(part, _leading(host[side], n, largest)) for side, largest in sides)
+    return below, above
 
 
 def merge_around(
@@ -185,9 +186,15 @@ def taking(frame: Any, columns: Sequence[str], id_field: str) -> Any:
 
 
 def _first(part: Any, column: str, n: int, largest: bool) -> pd.DataFrame:
-    keys = vectors.to_pandas(part[column]).reset_index(drop=True)
-    order = keys.sort_values(ascending=not largest, kind="stable", na_position="last").index[:n]
-    return _rows(part, order.to_numpy())
+    return _rows(part, _leading(vectors.to_pandas(part[column]).reset_index(drop=True), n, largest))
+
+
+def _leading(keys: pd.Series, n: int, largest: bool) -> np.ndarray:
+    """Return the labels of the n first of some keys, nulls last."""
+    leading: np.ndarray = (
+        keys.sort_values(ascending=not largest, kind="stable", na_position="last").index[:n].to_numpy()
+    )
+    return leading
 
 
 def _sampled(part: Any, n: int, seed: int, id_field: str) -> pd.DataFrame:

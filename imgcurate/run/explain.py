@@ -105,8 +105,8 @@ def near_ids(columns: Iterable[Any], image_id: str, n: int = _NEAR) -> list[str]
 
     Examples
     --------
-    >>> near_ids([pa.chunked_array([["00000/cat", "00000/dog", "00001/cat"]])], "0000/cat")
-    ['00000/cat', '00001/cat']
+    >>> near_ids([pa.chunked_array([["00000/cat", "00000/dog", "00001/cat"]])], "0000/cat", n=2)
+    ['00001/cat', '00000/cat']
     """
     key = image_id.rpartition("/")[2]
     candidates: set[str] = set()

@@ -77,7 +77,9 @@ def names_of(rows: pd.DataFrame, ids: Sequence[str] = ()) -> list[tuple[str, str
     found = []
     for image_id, url, member in zip(columns["image_id"], columns["url"], columns["member"], strict=True):
         base, extension = name_of(image_id, url, member)
-        if not _fits(base, extension) or (not is_plain(image_id) and taken[_plain(image_id)] > 1):
+        plain = _plain(image_id)
+        is_taken = (plain != image_id and taken[plain] > 1) or any(stem in taken for stem in _stems(plain))
+        if is_taken or not _fits(base, extension):
             last = base.rpartition("/")[2].encode()[:80].decode("utf-8", "ignore")
             base = f"{RENAMED}/{last}-{fingerprint.of(image_id)}"
         found.append((base, extension))
@@ -85,8 +87,8 @@ def names_of(rows: pd.DataFrame, ids: Sequence[str] = ()) -> list[tuple[str, str
 
 
 def is_plain(image_id: str) -> bool:
-    """Tell whether an id is a path as it would be found again: with no empty part, and no dots for one."""
-    return _plain(image_id) == image_id
+    """Tell whether an id is the path of a file whatever other ids there are: with no empty part, no dots for one, and no folder with a dot in it."""
+    return _plain(image_id) == image_id and not any(_stems(image_id))
 
 
 def write_files(
@@ -210,6 +212,20 @@ def _names_written(out: str, records: str, storage_options: storage.Options) -> 
 
 def _plain(image_id: str) -> str:
     return "/".join(part for part in image_id.split("/") if part not in ("", ".", ".."))
+
+
+def _stems(path: str) -> Iterator[str]:
+    """Yield of each folder with a dot in its name the path before the dot: what stands beside an image of that key may have the folder's name.
+
+    Examples
+    --------
+    >>> list(_stems("0/x.v1/deep.er/y")), list(_stems("0/x"))
+    (['0/x', '0/x.v1/deep'], [])
+    """
+    folders = path.split("/")[:-1]
+    for number, folder in enumerate(folders):
+        if "." in folder:
+            yield "/".join([*folders[:number], folder.partition(".")[0]])
 
 
 def _fits(base: str, extension: str) -> bool:

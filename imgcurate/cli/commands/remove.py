@@ -8,9 +8,9 @@ from typing import Any
 from imgcurate.cli import clusters, inputs, options
 from imgcurate.cli.tables import answer, count, lines
 
-_COLUMNS = (
-    "image_id", "url", "member", "offset", "bytes", "sample_offset", "sample_size", "etag", "digest", "error",
-)  # fmt: skip
+# What shards are written from, and what is looked at where it is there.
+_NEEDED = ("image_id", "url", "member", "offset", "bytes", "sample_offset", "sample_size")
+_LOOKED_AT = ("etag", "digest", "error")
 
 
 def add_to(commands: Any) -> None:
@@ -43,6 +43,7 @@ def add_to(commands: Any) -> None:
 def _remove(given: argparse.Namespace) -> None:
     from imgcurate import schema, storage
     from imgcurate.dedup.removal import remove
+    from imgcurate.run.folder import refuse_inside
     from imgcurate.run.steps import Steps
     from imgcurate.sinks.webdataset import check_samples_per_shard, write_webdataset
     from imgcurate.sources.parquet import read_parquet
@@ -53,21 +54,23 @@ def _remove(given: argparse.Namespace) -> None:
         raise FileExistsError(
             f"{given.out} holds {count(len(there), 'shard')}; name another folder, or replace them with --overwrite"
         )
+    refuse_inside(given.out, given.inputs)
     found = inputs.find(given)
     name = given.removals_on or given.on
     with clusters.connected(given) as connect:
         connect.start()
         removals = read_parquet(_list_of(given), columns=[name], storage_options=given.storage_options)
         frame = found.read()
-        schema.require_columns(frame, [given.on], "remove")
-        # What is written is told from these; vectors would only be carried along.
-        frame = frame[[column for column in frame.columns if column in (*_COLUMNS, given.on)]]
-        steps = Steps(connect, not given.quiet)
+        schema.require_columns(frame, [*_NEEDED, given.on], "remove")
+        # Vectors would only be carried along.
+        frame = frame[[column for column in frame.columns if column in (*_NEEDED, *_LOOKED_AT, given.on)]]
+        steps = Steps(connect.start, not given.quiet)
         steps.say(f"reading {found.said}")
-        connect()
         with steps("reading"):
             frame = frame.persist()
             images, _ = steps.watch(lambda: _counts(frame))
+            _refuse_sources(given.out, storage.absolute(given.out, given.storage_options), frame)
+        connect()
         with steps("removing"):
             left = steps.watch(lambda: remove(frame, removals, given.on, removals_on=name))
             stay, errors = steps.watch(lambda: _counts(left))
@@ -98,6 +101,23 @@ def _remove(given: argparse.Namespace) -> None:
         ("written", f"{known['written']:,} in {count(len(table), 'shard')}: {given.out}"),
     ]
     answer(given, known, lines(told))
+
+
+def _refuse_sources(named: str, out: str, frame: Any) -> None:
+    """Raise where shards would be written among those that they are copied from."""
+    if bool(frame["url"].map_partitions(_lie_below, out, meta=("url", bool)).any().compute()):
+        raise FileExistsError(f"{named} holds sources, which are never replaced; name another folder")
+
+
+def _lie_below(urls: Any, folder: str) -> Any:
+    """Tell whether any file lies in a folder, as a series of one value."""
+    from imgcurate import storage, vectors
+
+    host = vectors.to_pandas(urls)
+    folders = set(host.str.rpartition("/")[0])
+    return (
+        host.iloc[:1].map(lambda url: any(storage.lies_below(f"{name}/any", [folder]) for name in folders)).astype(bool)
+    )
 
 
 def _counts(frame: Any) -> tuple[int, int]:
