@@ -11,8 +11,12 @@ from .dedup import save_embeddings as save_embeddings
 from .dedup import semantic_duplicates as semantic_duplicates
 from .encoders.embed import embed as embed
 from .encoders.text import encode_text as encode_text
+from .flags import flag as flag
 from .measures import measure as measure
 from .parts import checkpoint as checkpoint
+from .report.gallery import show as show
+from .report.page import Page as Page
+from .report.scores import plot_scores as plot_scores
 from .run.curate import curate as curate
 from .scores.aesthetic import score_aesthetic as score_aesthetic
 from .scores.fraction import top_fraction as top_fraction

@@ -49,7 +49,7 @@ def started(shards: Path, out: Path, *options: str, code: int | None = None) -> 
     scratch.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "imgcurate", "run", str(shards), str(out), "--model", "efficientnet-lite0"]
     run = subprocess.Popen(
-        [*command, "--eps", "0.001", "--samples-per-shard", "50", *options],
+        [*command, "--eps", "0.001", "--samples-per-shard", "50", "--no-report", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -17,11 +17,13 @@ import pytest
 import torch
 from conftest import image_bytes, write_tar
 from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
 
 import imgcurate as ic
 from imgcurate import pixels, storage
 from imgcurate.printable import printable
-from imgcurate.storage import listing
+from imgcurate.storage import braces
 
 
 @pytest.fixture(autouse=True)
@@ -245,6 +247,8 @@ def test_a_pattern_is_one_where_nothing_of_its_name_is_there(tmp_path: Path) -> 
         "{0..99999999}.tar",
         "{0..9}" * 12 + ".tar",
         "{00..99999999999999999999999999999999}.tar",
+        "{{0..999},{0..99999}}{0..9}.tar",
+        "{a,b}" * 100_000,
     ],
 )
 def test_braces_make_no_more_names_than_anybody_has_files(pattern: str) -> None:
@@ -252,10 +256,15 @@ def test_braces_make_no_more_names_than_anybody_has_files(pattern: str) -> None:
         ic.read_webdataset(pattern)
 
 
-def test_names_that_braces_make_are_counted_while_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_MOST_NAMES", 1000)
-    with pytest.raises(ValueError, match="make more than 1,000 names"):
-        ic.read_webdataset("{a,b}" * 30 + "{0..9..-1}")
+@pytest.mark.parametrize("pattern", ["{" * 100_000, "{" * 5000 + "}" * 5000, "{a," * 5000 + "}" * 5000])
+def test_braces_are_nested_no_deeper_than_anybody_does(pattern: str) -> None:
+    with pytest.raises(ValueError, match="nested more than 20 deep"):
+        ic.read_webdataset(pattern)
+
+
+@given(st.recursive(st.sampled_from(["a", "..", "\\{", "{3..-8}", "{0..9..-2}", ","]), lambda inner: st.lists(inner, max_size=3).map(lambda some: f"{{{','.join(some)}}}") | st.lists(inner, max_size=2).map("".join)))  # fmt: skip
+def test_names_that_braces_make_are_counted_before_they_are_made(pattern: str) -> None:
+    assert braces.count(pattern) == len(braces.filled_in(pattern))
 
 
 def test_a_name_that_is_not_utf8_is_a_row_with_an_error(tmp_path: Path) -> None:
@@ -291,9 +300,31 @@ def test_errors_of_the_command_line_move_no_cursor(tmp_path: Path) -> None:
     name = f"{tmp_path}/no\x1b[2Jwhere.tar"
     command = [sys.executable, "-m", "imgcurate", "run", name, str(tmp_path / "out"), "--workers", "1"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 1 and "no\\x1b[2Jwhere.tar" in ended.stderr and "\x1b" not in ended.stderr
+    assert ended.returncode == 2 and "no\\x1b[2Jwhere.tar" in ended.stderr and "\x1b" not in ended.stderr
 
 
 def test_errors_of_rows_move_no_cursor(tmp_path: Path) -> None:
     error = pixels.PixelError("decode", "x\x1b[2J" + "y" * 10_000)
     assert "\x1b" not in str(error) and len(str(error)) < 320
+
+
+def test_messages_about_the_names_of_strangers_move_no_cursor_and_stay_short(tmp_path: Path) -> None:
+    odd = "\x1b[2J\u202e" + "n" * 180
+    folder = tmp_path / odd
+    for name in ("a.tar", "a.TAR"):
+        write_tar(folder / name, [(f"{odd}.jpg", image_bytes())])
+    frame = pd.DataFrame({"image_id": [odd * 50] * 2, "embedding": [[1.0, 0.0]] * 2})
+    raising = [
+        lambda: ic.read_webdataset(folder),
+        lambda: ic.read_files(folder),
+        lambda: ic.read_files(folder / "*.jpg"),
+        lambda: ic.semantic_duplicates(frame),
+        lambda: ic.remove(frame, [f"{number}{odd * 50}" for number in range(9)], missing="raise"),
+        lambda: ic.read_parquet(folder),
+        lambda: ic.Duplicates.load(folder),
+    ]
+    for call in raising:
+        with pytest.raises((ValueError, OSError)) as raised:
+            call()
+        said = str(raised.value)
+        assert said.isprintable() and len(said) < 1200, said

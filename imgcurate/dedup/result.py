@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import dask
 import dask.dataframe as dd
@@ -17,9 +17,12 @@ from dask.delayed import Delayed
 from imgcurate import schema, storage, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup import saved
-from imgcurate.dedup.graph import build, nodes, rank, rules
+from imgcurate.dedup.graph import build, nodes, rank, rules, sizes
 from imgcurate.dedup.mapped import Folder
 from imgcurate.dedup.recall import Recall
+
+if TYPE_CHECKING:
+    from imgcurate.report.page import Page
 
 _SAVED = (
     "id_field", "n_rows", "n_compared", "n_clusters", "eps", "min_similarity", "rule", "keep", "kind", "chosen",
@@ -36,7 +39,7 @@ class Duplicates:
 
     Lazy, as Dask DataFrames: `pairs` (or `removed`), `selected`, `groups`, `edges`, `assignments` and `removals`. Where what was compared lay in
     memory, as a pandas or cuDF frame or as ``(ids, matrix)``, these are pandas or cuDF frames, computed when they are asked for. At once:
-    `sweep`, `least_similar`, `duplicate_ratio`, `recall`.
+    `sweep`, `to_fraction`, `least_similar`, `duplicate_ratio`, `recall`; and, to look at, `show`, `show_groups` and `plot_sweep`.
 
     Attributes
     ----------
@@ -73,6 +76,7 @@ class Duplicates:
         at_once: bool = False,
         recall: Callable[[Duplicates, int, int], Recall] | None = None,
         folder: Folder | None = None,
+        images: Any = None,
     ) -> None:
         self.n_rows, self.n_compared, self.n_excluded = n_rows, n_compared, n_rows - n_compared
         self.n_clusters, self.n_pairs = n_clusters, found.n_pairs + found.n_copies
@@ -80,7 +84,7 @@ class Duplicates:
         self.kind, self.chosen = kind, {name: why for name, why in (chosen or {}).items() if why}
         self.id_field, self._folder = id_field, folder
         self._graph, self._like, self._id_dtype, self._recall = found, like, id_dtype, recall
-        self._at_once = at_once
+        self._at_once, self._images = at_once, _with_places(images)
         self._answers: dict[float, list[Delayed]] = {}
 
     def __repr__(self) -> str:
@@ -101,8 +105,13 @@ class Duplicates:
         lazy = "at once" if self._at_once else "lazy"
         return (
             f"Duplicates({self.n_compared:,} images compared{clusters}{through}{excluded}; {self.n_pairs:,} pair{'s' * (self.n_pairs != 1)} {what}; {', '.join(options)}; "
-            f"see .pairs, .groups, .removals() ({lazy}), .sweep([eps, ...]), .least_similar(){', .recall()' * (self._recall is not None)} (at once))"
+            f"see .pairs, .groups, .removals() ({lazy}), .sweep([eps, ...]), .least_similar(), .show(){', .recall()' * (self._recall is not None)} (at once))"
         )
+
+    def _repr_html_(self) -> str:
+        from imgcurate.report import pairs
+
+        return pairs.summary(self)
 
     def _why(self, name: str) -> str:
         return f" ({self.chosen[name]})" if name in self.chosen else ""
@@ -206,6 +215,63 @@ class Duplicates:
         return other
 
     @interruptible
+    def to_fraction(self, share: float) -> Duplicates:
+        """Return the same pairs under the threshold that leaves a share of the images; this one stays as it is. Eager.
+
+        Parameters
+        ----------
+        share : float
+            Which share of `n_rows` may stay at most, above 0 and below 1.
+
+        Returns
+        -------
+        Duplicates
+            Its `eps` is the smallest that leaves no more than that; images that go at the same threshold go together, so that a few fewer may be
+            left. `remove` takes it.
+
+        Raises
+        ------
+        ValueError
+            Where `share` is out of range, or all stored pairs leave more.
+
+        Notes
+        -----
+        The rule in force decides on the whole graph at most 32 times; nothing is compared again. A higher eps may make ``rule="cover"`` keep an image
+        more: then it is an eps that leaves no more than `share` while the next smaller one does.
+
+        Examples
+        --------
+        >>> from imgcurate import semantic_duplicates
+        >>> matrix = np.array([[1, 0], [1, 0.1], [0, 1], [0.3, 1]], dtype=np.float32)
+        >>> found = semantic_duplicates((["a", "b", "c", "d"], matrix), eps=0.05, keep="id")
+        >>> found.to_fraction(0.75).removals()["image_id"].tolist()
+        ['b']
+        """
+        if not isinstance(share, Real) or not 0 < float(share) < 1:
+            raise ValueError(f"share={share!r} must be above 0 and below 1: which share of the images may stay")
+        # The tolerance undoes what binary fractions add: 0.3 * 10 is 3.
+        most = int(float(share) * self.n_rows + 1e-9 * self.n_rows)
+        counted: dict[float, int] = {}
+
+        def count(least: float) -> int:
+            # Not kept, as answers are that somebody asked for.
+            decided = [part.decide(least, self.rule) for part in self._graph.parts]
+            counted[least] = sum(dask.compute(*[dask.delayed(len)(table) for table in decided]))
+            return counted[least]
+
+        least = sizes.similarity_that_removes(self.n_rows - most, count, self.min_similarity)
+        if least is None:
+            left = 1 - counted[self.min_similarity] / self.n_rows
+            again = {"semantic": "a lower min_similarity", "perceptual": "a higher max_distance"}.get(self.kind)
+            raise ValueError(
+                f"share={share:g} is not reached: all pairs that are stored, of similarity >= {self.min_similarity:g}, leave {left:.1%} of "
+                f"{self.n_rows:,} images; give a higher share{f', or look for duplicates again with {again}' if again else ''}"
+            )
+        found = self.rethreshold(1 - least)
+        found.chosen["eps"] = f"leaves {1 - counted[least] / max(self.n_rows, 1):.1%}"
+        return found
+
+    @interruptible
     def sweep(self, eps: Sequence[float]) -> pd.DataFrame:
         """Count what other thresholds would remove. Eager.
 
@@ -246,6 +312,117 @@ class Duplicates:
         removed = dask.delayed(nodes.least_similar)(self._matches(self.eps if eps is None else eps), n)
         columns = ["id", "duplicate_of", "similarity", "cluster"]
         return _on_host(removed.compute(), columns, self._empty(columns))
+
+    @interruptible
+    def show(
+        self,
+        n: int = 6,
+        *,
+        around: float | None = None,
+        images: Any = None,
+        columns: str | Sequence[str] | None = None,
+        size: int = 160,
+        storage_options: storage.Options = None,
+    ) -> Page:
+        """Show the pairs of images on either side of the cut: what to look at before anything is removed. Eager.
+
+        Parameters
+        ----------
+        n : int, default 6
+            How many pairs on each side. Just inside are the removed images that are least like the one that each duplicates (`least_similar`); just
+            outside, the most similar of the stored pairs of which both images stay.
+        around : float, optional
+            Another eps than that in force, up to ``1 - min_similarity``.
+        images : Dask, pandas or cuDF DataFrame, optional
+            With `id_field`, ``url``, ``offset`` and ``bytes``: where the images lie. Default: the frame in which duplicates were looked for, if it
+            has these columns. Filters of it are not asked again, and only those of its columns are computed that are shown.
+        columns : str or list of str, optional
+            Columns of that frame to show below each image, beside its id and its size.
+        size : int, default 160
+            Of a thumbnail's longer side, in pixels.
+        storage_options : dict, optional
+            For the fsspec filesystem.
+
+        Returns
+        -------
+        Page
+            The better-ranked of two images first.
+
+        Raises
+        ------
+        ValueError
+            Where an option is out of range, or it is not known where the images lie, as after `load`.
+        KeyError
+            Where a column is missing.
+
+        Examples
+        --------
+        >>> duplicates = semantic_duplicates(frame, eps=0.05)  # doctest: +SKIP
+        >>> duplicates.show(around=0.03)  # doctest: +SKIP
+        """
+        from imgcurate.report import pairs
+
+        eps = self._check(self.eps if around is None else around)
+        return pairs.around_cut(self, n, eps, pairs.Options(images, columns, size, storage_options))
+
+    @interruptible
+    def show_groups(
+        self,
+        n: int = 6,
+        *,
+        most: int = 8,
+        images: Any = None,
+        columns: str | Sequence[str] | None = None,
+        size: int = 120,
+        storage_options: storage.Options = None,
+    ) -> Page:
+        """Show the largest groups of duplicates, in each the image that stays first. Eager.
+
+        Parameters
+        ----------
+        n : int, default 6
+            How many groups.
+        most : int, default 8
+            How many of the images that go are shown of each: those that are least like the one that stays, with their similarity.
+        images, columns, size, storage_options
+            As for `show`.
+
+        Returns
+        -------
+        Page
+
+        Raises
+        ------
+        ValueError, KeyError
+            As `show`.
+        """
+        from imgcurate.report import pairs
+
+        return pairs.largest_groups(self, n, most, pairs.Options(images, columns, size, storage_options))
+
+    @interruptible
+    def plot_sweep(self, eps: Sequence[float] | None = None) -> Page:
+        """Draw which share of the images each threshold removes, and mark the one in force. Eager.
+
+        Parameters
+        ----------
+        eps : sequence of float, optional
+            Each up to ``1 - min_similarity``. Default: the one in force, and about twelve round ones as far as pairs are stored; of perceptual hashes each
+            number of bits.
+
+        Returns
+        -------
+        Page
+            The curve, and the table that `sweep` returns.
+
+        Raises
+        ------
+        ValueError
+            Where an eps is out of range.
+        """
+        from imgcurate.report import pairs
+
+        return pairs.sweep(self, eps)
 
     @interruptible
     def recall(self, sample: int = 1000, *, seed: int = 0) -> Recall:
@@ -327,6 +504,10 @@ class Duplicates:
             known["keep"] = [(name, order) for name, order in known["keep"]]
         return cls(found, like=pd.DataFrame(), id_dtype=_arrow_id_dtype(id_type), **known)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What the frame is made of, or holds, is not this result's.
+        return self.__dict__ | {"_images": None}
+
     def _check(self, eps: Any) -> float:
         check_eps(eps)
         # As far as a decimal number can say it: 1 - 2 * 0.1 and 0.8 are not one float.
@@ -386,6 +567,11 @@ def id_dtype(column: Any) -> Any:
     if not isinstance(dtype, pd.CategoricalDtype):
         return dtype
     return dtype.categories.dtype if pd.api.types.is_integer_dtype(dtype.categories.dtype) else schema.TEXT
+
+
+def _with_places(frame: Any) -> Any:
+    """Return a frame if it says where images lie."""
+    return frame if {"url", "offset", "bytes"}.issubset(getattr(frame, "columns", ())) else None
 
 
 class _Prefix(str):

@@ -92,7 +92,7 @@ def read_files(
     """
     if max_sidecar < 1:
         raise ValueError(f"max_sidecar={max_sidecar}: it must be at least 1 byte")
-    found = storage.expand(urls, EXTENSIONS, storage_options, beside=tuple(TEXTS), contained=CONTAINED)
+    found = storage.expand(urls, EXTENSIONS, storage_options, beside=tuple(TEXTS), contained=CONTAINED, called="image")
     files = files_of(found, urls, storage_options)
     n_rows = rows_at_once(len(files), rows_per_partition, backend())
     groups = [files[i : i + n_rows] for i in range(0, len(files), n_rows)]
@@ -117,7 +117,9 @@ def files_of(
         if url.lower().endswith(EXTENSIONS if entry.amid else EXTENSIONS + _NAMED_EXTENSIONS)
     }
     if not images:
-        raise FileNotFoundError(f"{urls!r} names no image; images end in {', '.join(EXTENSIONS)}")
+        raise FileNotFoundError(
+            f"{printable(repr(urls))} names no image: nothing ends in .jpg, .png, .webp or another extension of images"
+        )
     root = storage.root_of(urls, storage_options)
     return [File(url, storage.relative(url, root), entry, *_texts_beside(url, found)) for url, entry in images.items()]
 

@@ -86,7 +86,7 @@ def exact_duplicates(
     pixels.check_limits(pixels.MAX_PIXELS, max_bytes, (), None)
     prints = _prints(frame, exact.digests(max_bytes), exact.PLACE, keep, seed, id_field, storage_options, work)
     found = exact.find(prints, storage_options)
-    return _duplicates(prints, found, frame._meta, id_field, keep, "cover", 1e-6, "exact")
+    return _duplicates(prints, found, frame, id_field, keep, "cover", 1e-6, "exact")
 
 
 @interruptible
@@ -165,7 +165,7 @@ def perceptual_duplicates(
     prints = _prints(frame, perceptual.hashes(**limits), needed, keep, seed, id_field, storage_options, work)
     found = perceptual.find(prints, int(max_distance))
     eps = max(max_distance / perceptual.BITS, 1e-6)
-    return _duplicates(prints, found, frame._meta, id_field, keep, rule, eps, "perceptual", why)
+    return _duplicates(prints, found, frame, id_field, keep, rule, eps, "perceptual", why)
 
 
 def check_stored(frame: Any, stage: str, *, keep: rank.Keep, rule: rules.Rule = "cover", max_distance: int = 0) -> None:
@@ -205,7 +205,7 @@ def _prints(
 def _duplicates(
     prints: Prints,
     found: list[Delayed],
-    meta: Any,
+    frame: Any,
     id_field: str,
     keep: rank.Keep,
     rule: rules.Rule,
@@ -215,8 +215,8 @@ def _duplicates(
 ) -> Duplicates:
     return Duplicates(
         prints.graph(found, keep),
-        like=meta,
-        id_dtype=id_dtype(meta[id_field]),
+        like=frame._meta,
+        id_dtype=id_dtype(frame._meta[id_field]),
         id_field=id_field,
         n_rows=prints.n_rows,
         n_compared=prints.n_compared,
@@ -228,4 +228,5 @@ def _duplicates(
         folder=prints.folder,
         kind=kind,
         chosen={"keep": why_keep},
+        images=frame,
     )

@@ -251,3 +251,33 @@ def assigned(tables: Sequence[Any], keep: rank.Keep, part: int, n_parts: int) ->
     mine = [table.filter(pa.array(table["cluster"].to_numpy() % n_parts == part)) for table in map(table_of, tables)]
     table = pa.concat_tables(mine, promote_options="permissive")
     return table.take(pa.array(rank.order(table, keep, by_cluster=True)))
+
+
+def near_misses(edges: Edges, nodes: Nodes, removed: pa.Table, least: float, n: int) -> pa.Table:
+    """Return a chunk's `n` most similar pairs below a threshold at which both images stay, as `edge_table` does, most similar first."""
+    stays = ~np.isin(nodes.table["row"].to_numpy(), removed["row"].to_numpy())
+    below = edges.where(edges.similarity.astype(np.float64) < least)
+    below = below.where(stays[below.earlier] & stays[below.later])
+    if len(below.similarity) > n:
+        # All that are as similar as the last, so that the nodes' order decides between them.
+        below = below.where(below.similarity >= np.partition(below.similarity, -n)[-n])
+    order = np.lexsort((below.later, below.earlier, -below.similarity))[:n]
+    return edge_table(below.where(order), nodes)
+
+
+def most_similar(tables: Sequence[pa.Table], n: int) -> pa.Table:
+    """Return the `n` most similar of pairs by name, most similar first."""
+    pairs = pa.concat_tables(tables, promote_options="permissive")
+    keys = [("similarity", "descending"), ("id", "ascending"), ("other_id", "ascending")]
+    return pairs.take(pc.sort_indices(pairs, sort_keys=keys)[:n])
+
+
+def largest_groups(removed: pa.Table, n: int, most: int) -> list[tuple[int, pa.Table]]:
+    """Return the `n` largest groups, largest first: how many go, and of `most` of these, the least similar first, what `matches` says."""
+    sizes = removed.group_by("duplicate_of", use_threads=False).aggregate([("id", "count")])
+    sizes = sizes.sort_by([("id_count", "descending"), ("duplicate_of", "ascending")])[:n]
+    found = []
+    for kept, size in zip(sizes["duplicate_of"], sizes["id_count"].to_pylist(), strict=True):
+        group = removed.filter(pc.equal(removed["duplicate_of"], kept))
+        found.append((size, least_similar([group], most)))
+    return found

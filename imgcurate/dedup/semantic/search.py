@@ -124,7 +124,7 @@ def semantic_duplicates(
     if not isinstance(seed, Integral):
         raise ValueError(f"seed={seed!r} must be a whole number")
     keep, why_keep = rank.in_force(keep, getattr(frame, "columns", ()), "hard")
-    key_fields = rank.keep_columns(keep)
+    key_fields, given_frame = rank.keep_columns(keep), frame
     frame, at_once = inputs.as_frame(frame, "semantic_duplicates", id_field, embedding_field, key_fields)
     _check_frame(frame, id_field, embedding_field, key_fields)
     old = corpus.open_corpus(against, id_field, embedding_field) if against is not None else None
@@ -175,6 +175,7 @@ def semantic_duplicates(
         at_once=at_once,
         recall=None if old is not None else _Recall(rows, pairs.tables),
         folder=rows.folder,
+        images=given_frame,
     )
 
 

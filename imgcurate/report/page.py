@@ -1,0 +1,179 @@
+"""A page: what a notebook shows, and a file that opens anywhere, without a network and without a script."""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import cache
+from importlib import resources
+from numbers import Integral, Real
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from imgcurate import storage
+from imgcurate.printable import printable
+
+#: Of a text that a page shows; all of it stands in its title, which is seen when it is pointed at.
+_SHOWN, _TITLE = 160, 2000
+_FOLDER = 21
+
+
+class Page:
+    """What was made to be looked at.
+
+    A notebook shows it by itself; `save` writes it as one file that any browser opens.
+
+    Parameters
+    ----------
+    title : str
+    body : markupsafe.Markup
+    text : str
+        What is shown where there is no HTML.
+
+    Examples
+    --------
+    >>> Page("Two", Markup("<p>1 &lt; 2</p>"), "Page: 1 < 2")
+    Page: 1 < 2
+    """
+
+    def __init__(self, title: str, body: Markup, text: str) -> None:
+        self.title, self._body, self._text = title, body, text
+
+    def __repr__(self) -> str:
+        return self._text
+
+    def _repr_html_(self) -> str:
+        return str(fragment(self._body))
+
+    def html(self) -> str:
+        """Return the whole document."""
+        return str(render("page.html", style=_style(), title=self.title, body=self._body))
+
+    def save(
+        self, path: str | os.PathLike[str], *, overwrite: bool = False, storage_options: storage.Options = None
+    ) -> None:
+        """Write the page as one HTML file, which needs nothing beside it.
+
+        Parameters
+        ----------
+        path : str or path
+            Such as ``"page.html"``; its folder is made where it is missing.
+        overwrite : bool, default False
+            Replace a file that is there.
+        storage_options : dict, optional
+            For the fsspec filesystem.
+
+        Raises
+        ------
+        FileExistsError
+            Where there is such a file and `overwrite` is false.
+        """
+        url = os.fspath(path)
+        if not overwrite and there(url, storage_options):
+            raise FileExistsError(f"{url} is there already; name another file, or pass overwrite=True")
+        with storage.open_atomic(url, storage_options) as file:
+            # Half a surrogate pair, from a file's name that is not UTF-8, is no character.
+            file.write(self.html().encode("utf-8", "replace"))
+
+
+def fragment(body: Markup) -> Markup:
+    """Return what a notebook shows, with its style."""
+    return render("fragment.html", style=_style(), body=body)
+
+
+def there(url: str, storage_options: storage.Options) -> bool:
+    """Tell whether there is a file or folder of that name."""
+    fs, path = storage.open_filesystem(url, storage_options)
+    return bool(fs.exists(path))
+
+
+def render(template: str, **values: Any) -> Markup:
+    """Return a template of this room, filled: every value is escaped that is not Markup."""
+    return Markup(_environment().get_template(template).render(values))
+
+
+def said(value: Any) -> str:
+    """Return a value of a row as a person reads it.
+
+    Examples
+    --------
+    >>> said(0.123456), said(1234567), said(2194.4), said(None), said(float("nan")), said(3.0), said("a\\nb"), said(1e-9)
+    ('0.1235', '1,234,567', '2,194', '—', '—', '3', 'a\\\\nb', '1e-09')
+    """
+    if value is None:
+        return "—"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, Integral):
+        return f"{int(value):,}"
+    if isinstance(value, Real):
+        number = float(value)
+        if math.isnan(number):
+            return "—"
+        return f"{number:,.0f}" if 1e15 > abs(number) >= 1000 or number.is_integer() else f"{number:.4g}"
+    if isinstance(value, np.ndarray | list | tuple) and len(value) > 8:
+        return f"{len(value):,} values"
+    text = str(value)
+    return "—" if text == "<NA>" else printable(text, _TITLE)
+
+
+def share(part: float, whole: float) -> str:
+    """Return a share as a person reads it.
+
+    Examples
+    --------
+    >>> share(1, 3), share(0, 0), share(1, 100_000), share(99_999, 100_000), share(2, 2)
+    ('33.3 %', '—', '< 0.1 %', '> 99.9 %', '100 %')
+    """
+    if not whole:
+        return "—"
+    percent = 100 * part / whole
+    if part and percent < 0.05:
+        return "< 0.1 %"
+    if part < whole and percent >= 99.95:
+        return "> 99.9 %"
+    return f"{percent:.1f} %" if 0 < percent < 100 else f"{percent:.0f} %"
+
+
+def plural(n: int, noun: str) -> str:
+    """Return a number of things.
+
+    Examples
+    --------
+    >>> plural(1, "image"), plural(2000, "image")
+    ('1 image', '2,000 images')
+    """
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def _end(text: str) -> str:
+    """Return the end of a folder's name, which tells it from others.
+
+    Examples
+    --------
+    >>> _end("shards/00000"), _end("a/very/long/name/of/a/folder/00000")
+    ('shards/00000', '…ame/of/a/folder/00000')
+    """
+    return printable(text if len(text) <= _FOLDER else f"…{text[-_FOLDER:]}")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("imgcurate.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"said": said, "short": lambda text: printable(str(text), _SHOWN), "end": _end}
+    environment.globals |= {"share": share, "plural": plural}
+    return environment
+
+
+@cache
+def _style() -> Markup:
+    return Markup(resources.files("imgcurate.report").joinpath("style.css").read_text("utf-8"))
