@@ -21,6 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+import dask
+
 from imgcurate import __version__
 from imgcurate.cli import clusters, options
 from imgcurate.cli.commands import completion, convert, demo, inspect, outputs, remove, report, run, vectors, version
@@ -55,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        with _stopped_by_sigterm(), _warnings_as_sentences():
+        shown = {"imgcurate.progress": False} if given.quiet else {}
+        with _stopped_by_sigterm(), _warnings_as_sentences(), dask.config.set(shown):
             return int(given.function(given) or 0)
     except KeyboardInterrupt as stop:
         print(f"\nimgcurate: {stop or 'stopped'}", file=sys.stderr)
