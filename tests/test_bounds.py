@@ -93,14 +93,23 @@ def test_the_true_frame_of_an_avif_counts() -> None:
     assert error_of(hidden, max_pixels=1_000_000) == "decode: broken media file: more than 20,000 boxes"
 
 
-def test_the_items_of_a_media_file_may_not_lie_over_one_another() -> None:
+@pytest.mark.parametrize(
+    ("widths", "place", "said"),
+    [
+        (b"\x44\0", struct.pack(">HHHII", 0, 0, 1, 0, 20_000), "more than the bytes of the file in its items"),
+        # A thousand times 65,535 extents, of which none says anything: they begin after the file's end.
+        (b"\0\x40", struct.pack(">HHIH", 0, 0, 1 << 30, 65_535), "more than 20,000 extents"),
+    ],
+)
+def test_the_items_of_a_media_file_may_not_lie_over_one_another_or_be_in_endless_pieces(
+    widths: bytes, place: bytes, said: str
+) -> None:
     def box(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", 8 + len(content)) + kind + content
 
-    places = b"".join(struct.pack(">HHHII", number, 0, 1, 0, 20_000) for number in range(1000))
-    table = box(b"iloc", bytes(4) + b"\x44\0" + struct.pack(">H", 1000) + places)
+    table = box(b"iloc", bytes(4) + widths + struct.pack(">H", 1000) + place * 1000)
     data = box(b"ftyp", b"avif") + box(b"meta", bytes(4) + box(b"iinf", bytes(6)) + table) + bytes(10_000)
-    with pytest.raises(PixelError, match="more than the bytes of the file in its items"):
+    with pytest.raises(PixelError, match=said):
         list(boxes.items(data))
 
 

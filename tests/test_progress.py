@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import pty
@@ -24,7 +25,7 @@ from jupyter_client.manager import start_new_kernel
 from sessions import wait_for
 from test_work import mean_colours
 
-from imgcurate import checkpoint, exact_duplicates, read_webdataset, write_parquet
+from imgcurate import checkpoint, cli, exact_duplicates, read_webdataset, write_parquet
 from imgcurate.cluster import interruptible, progress
 from imgcurate.run.curate import curate
 
@@ -198,6 +199,15 @@ def test_a_run_shows_its_own_progress_and_not_that_of_its_verbs(client: Client, 
     with Terminal() as terminal:
         exact_duplicates(read_webdataset(shard))
     assert "exact_duplicates: " in terminal.said
+
+
+@pytest.mark.parametrize("options", [[], ["--quiet"]])
+def test_a_command_shows_it_unless_it_is_to_be_quiet(client: Client, tmp_path: Path, options: list[str]) -> None:
+    shard = write_tar(tmp_path / "0.tar", [("a.jpg", image_bytes(0))])
+    (tmp_path / "0.tar.gz").write_bytes(gzip.compress(shard.read_bytes()))
+    with Terminal() as terminal:
+        assert cli.main(["convert", str(tmp_path / "0.tar.gz"), str(tmp_path / "out"), *options]) == 0
+    assert ("convert_shards: " in terminal.said) == (not options)
 
 
 def test_a_notebook_shows_it_below_the_cell_and_keeps_nothing_of_it(tmp_path: Path) -> None:
