@@ -59,7 +59,7 @@ def outliers(
     >>> scores.nlargest(1, "outlier_score")["image_id"].tolist()
     ['d']
 
-    >>> strange = outliers(frame).nlargest(50, "outlier_score")  # doctest: +SKIP
+    >>> strange = outliers(frame).nlargest(50, "outlier_score").compute()  # doctest: +SKIP
     >>> frame = frame.merge(outliers(frame), on="image_id", how="left")  # doctest: +SKIP
     """
     found = frame

@@ -81,6 +81,7 @@ def neighbours(
     Neighbours
         Its ``frame`` has one row a compared image, lazily: its id, ``neighbours`` (up to `k` ids, the nearest first, of equally near ones the lowest
         id; never its own) and ``similarities`` (their cosines). Fewer than `k` where there are not more in the clusters that were looked at.
+        ``frame.explode(["neighbours", "similarities"])`` has a row for each pair.
 
     Raises
     ------
