@@ -145,6 +145,8 @@ def test_any_rows_and_any_partitions_give_the_lists_of_brute_force(
         lists = lists_of(found)
         again = lists_of(ic.neighbours((ids, matrix), k, n_clusters=n_clusters, exact=n_clusters == 3, probes=2))
     assert lists == again
+    for pairs in lists.values():
+        assert pairs == sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
     assert (found.n_rows, found.n_compared) == (n, valid.sum())
     expected = brute(unit[valid], ids[valid], k)
     if n_clusters != 7:

@@ -103,11 +103,11 @@ def settle(rows: Any, others: Any, found: Near, k: int, floor: np.ndarray) -> Ne
     floor : numpy.ndarray of shape (n,), float32
         What is less similar to a row than this is left out.
     """
-    found = nearly(found, k, floor, rows.shape[1])
+    found = _nearly(found, k, floor, rows.shape[1])
     found = found.where(np.lexsort((found.other, found.row)))
     parts = [np.zeros(0, dtype=np.float32)]
     for at in _slices(len(found.row), _IN_FULL[vectors.device(rows)]):
-        parts.append(join.cosines(_take(rows, found.row[at]), _take(others, found.other[at])))
+        parts.append(join.cosines(take(rows, found.row[at]), take(others, found.other[at])))
     found = found._replace(similarity=np.concatenate(parts))
     found = found.where(np.flatnonzero(found.similarity >= floor[found.row]))
     return found.where(best(found.row, found.similarity, k))
@@ -118,12 +118,12 @@ def measured(rows: Any, others: Any, row: np.ndarray, other: np.ndarray) -> Near
     xp = vectors.namespace(rows)
     products = np.empty(len(row), dtype=np.float32)
     for at in _slices(len(row), _DOTS[vectors.device(rows)]):
-        a, b = _take(rows, row[at]), _take(others, other[at])
+        a, b = take(rows, row[at]), take(others, other[at])
         products[at] = np.vecdot(a, b) if xp is np else vectors.to_numpy(xp.einsum("ij,ij->i", a, b))
     return Near(row, other, products)
 
 
-def nearly(found: Near, k: int, floor: np.ndarray, dimension: int) -> Near:
+def _nearly(found: Near, k: int, floor: np.ndarray, dimension: int) -> Near:
     """Return which pairs may be among the `k` nearest of a row by products in float32.
 
     These are off by no more than what stands at ``join._nearly``.
@@ -215,7 +215,8 @@ def _where(passing: Any) -> tuple[Any, Any]:
     return flat // passing.shape[1], flat % passing.shape[1]
 
 
-def _take(rows: Any, at: np.ndarray) -> Any:
+def take(rows: Any, at: np.ndarray) -> Any:
+    """Return some rows of a matrix, or of RowVectors, by their positions."""
     return rows[vectors.namespace(rows).asarray(at)]
 
 

@@ -18,6 +18,9 @@ from imgcurate.dedup.semantic.exchange import Members
 from imgcurate.nearest import compare
 from imgcurate.nearest.compare import Near, Short
 
+#: So many rows are compared bit by bit at a time.
+_EQUALS = 1024
+
 
 class Lists(NamedTuple):
     """The nearest rows of each row of a bucket, by row, the nearest first, of equally near ones that of the lowest id.
@@ -75,7 +78,8 @@ def extend(here: Members, there: Members, known: Lists | None, k: int, device: s
     """
     assert there.ids is not None
     known = known or Lists(np.zeros(0, np.int64), np.zeros(0, np.float32), there.ids[:0])
-    home, others = _plan(here, there)
+    near = _without_surplus(there, k)
+    home, others = _plan(here, there.cluster[near])
     if not home and not others:
         return known
     left = _shortened(here, device)
@@ -83,7 +87,8 @@ def extend(here: Members, there: Members, known: Lists | None, k: int, device: s
     # What is found at home says how near others must be.
     for work in (home, others):
         if work:
-            known = _merge(here, there, known, k, _candidates(here, there, work, known, k, left, right, device))
+            found = _compare(here, there, near, work, known.floor(len(here.row), k), k, left, right.only(near), device)
+            known = _merge(here, there, known, k, found)
     return known
 
 
@@ -100,10 +105,28 @@ def finish(here: Members, known: Lists) -> pa.Table:
     )
 
 
-def _plan(here: Members, there: Members) -> tuple[list[_Work], list[_Work]]:
-    """Return what is to be compared: rows with their own clusters, and rows with others that they are near to."""
-    bounds = np.flatnonzero(np.diff(there.cluster, prepend=-1, append=-1))
-    clusters = there.cluster[bounds[:-1]]
+def _without_surplus(there: Members, k: int) -> np.ndarray:
+    """Return the positions of the rows that may be near another: of more than ``k + 1`` of a cluster that are equal bit by bit those of the lowest ids.
+
+    So many are as near to any row, and are named before the others.
+    """
+    order = np.lexsort((there.key, there.cluster))
+    new = (np.diff(there.key[order], prepend=0) != 0) | (np.diff(there.cluster[order], prepend=-1) != 0)
+    new[:1] = True
+    starts = np.flatnonzero(new)
+    first = np.repeat(starts, np.diff(starts, append=len(order)))
+    surplus = np.flatnonzero(np.arange(len(order)) - first > k)
+    stay = np.ones(len(order), dtype=bool)
+    for at in (surplus[low : low + _EQUALS] for low in range(0, len(surplus), _EQUALS)):
+        a, b = (compare.take(there.vectors, order[where]) for where in (at, first[at]))
+        stay[order[at]] = ~vectors.to_numpy((a == b).all(axis=1))
+    return np.flatnonzero(stay)
+
+
+def _plan(here: Members, of: np.ndarray) -> tuple[list[_Work], list[_Work]]:
+    """Return what is to be compared with rows of some clusters: those whose own it is, and those that are near to it."""
+    bounds = np.flatnonzero(np.diff(of, prepend=-1, append=-1))
+    clusters = of[bounds[:-1]]
     plans: tuple[list[_Work], list[_Work]] = [], []
     for plan, labels in zip(plans, (here.labels[:, :1], here.labels[:, 1:]), strict=True):
         row, column = np.nonzero(np.isin(labels, clusters))
@@ -119,25 +142,31 @@ def _plan(here: Members, there: Members) -> tuple[list[_Work], list[_Work]]:
     return plans
 
 
-def _candidates(
-    here: Members, there: Members, work: list[_Work], known: Lists, k: int, left: Short, right: Short, device: str
+def _compare(
+    here: Members,
+    there: Members,
+    near: np.ndarray,
+    work: list[_Work],
+    floor: np.ndarray,
+    k: int,
+    left: Short,
+    right: Short,
+    device: str,
 ) -> Near:
-    floor = known.floor(len(here.row), k)
-    dimension = here.vectors.shape[1]
+    """Return the nearest of each row in each cluster that it is compared with, but for those that are too far."""
 
     def compare_run(part: _Work) -> Near:
         # A row itself may be among those that pass.
         row, other = compare.passing(
             left.only(part.rows), right.only(slice(part.start, part.stop)), k + 1, floor[part.rows]
         )
-        row, other = part.rows[row], other + part.start
+        row, other = part.rows[row], near[other + part.start]
         different = here.row[row] != there.row[other]
         found = compare.measured(here.vectors, there.vectors, row[different], other[different])
-        return compare.nearly(found, k, floor, dimension)
+        return compare.settle(here.vectors, there.vectors, found, k, floor)
 
     found = threads.deal(compare_run, work, None if device == "cpu" else 1)
-    together = Near(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
-    return compare.settle(here.vectors, there.vectors, together, k, floor)
+    return Near(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
 
 def _merge(here: Members, there: Members, known: Lists, k: int, found: Near) -> Lists:

@@ -268,8 +268,8 @@ class Block:
         """Return the rows as one cluster."""
         n = len(self.vectors)
         zeros = np.zeros(n, dtype=np.int32)
-        number = np.arange(self.first, self.first + n)
-        return Members(self.vectors, number, zeros, zeros, zeros[:, None], ids=self.rows.table["id"])
+        number, key = np.arange(self.first, self.first + n), exchange.hash_vectors(self.vectors)
+        return Members(self.vectors, number, key, zeros, zeros[:, None], ids=self.rows.table["id"])
 
 
 def _write_placed(block: Block, centers: np.ndarray, probes: int, path: str, durable: bool) -> np.ndarray:
