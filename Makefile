@@ -51,6 +51,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/dedup.py --most-rows 1000000
 	$(BIN)/python benchmarks/removal.py
 	$(BIN)/python benchmarks/content.py
+	$(BIN)/python benchmarks/neighbours.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/requests.py
 
