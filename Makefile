@@ -11,7 +11,7 @@ EXTRAS ?= small,dev,bench$(if $(GPU),$(,)cu13)
 , := ,
 DEMO ?= demo-output
 
-.PHONY: demo test test-gpu fuzz lint bench notebooks clean
+.PHONY: demo test test-gpu fuzz lint docs bench notebooks clean
 
 $(VENV)/.ready: pyproject.toml
 	@test -x $(BIN)/python || { echo "Making the environment in $(VENV) (a few minutes, once) ..."; $(PYTHON) -m venv $(VENV); }
@@ -41,6 +41,10 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A warning, such as of a link that leads nowhere, is an error. The pages: build/docs/index.html
+docs: $(VENV)/.ready
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/end_to_end.py
 	$(BIN)/python benchmarks/embed.py
@@ -50,8 +54,9 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/requests.py
 
+# Runs them and keeps what they show; the tests only run them.
 notebooks: $(VENV)/.ready
-	$(BIN)/python -m pytest -q tests/test_notebooks.py
+	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) build/docs

@@ -12,10 +12,10 @@ from dask.dataframe.dask_expr import new_collection
 from dask.dataframe.dask_expr._expr import Assign, DropnaFrame, Elemwise, Filter, MapPartitions, Projection, Query
 from dask.dataframe.dask_expr._repartition import Repartition
 
-# What leaves rows out by what is in them.
+# What leaves rows out by what is in them ...
 _FILTERS = (Filter, DropnaFrame, Query)
-# What makes rows of rows one by one, or puts them into other partitions.
-_ROWS = (Elemwise, Repartition)
+# ... and what takes the others as they are, but for columns that are added or left out, or the partitions that they are in.
+_SAME_ROWS = (Assign, Projection, Repartition)
 
 
 class MapRows(MapPartitions, Elemwise):
@@ -79,6 +79,33 @@ def before(frame: Any, names: Collection[str]) -> Any:
     return new_collection(_before(frame.expr, frozenset(names)))
 
 
+def unfiltered(frame: Any) -> Any:
+    """Return a frame with all rows again that filters have left out of it.
+
+    Parameters
+    ----------
+    frame : dask.dataframe.DataFrame
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        Filters below something that is not made row by row stay, such as those of a mean that a column is compared with.
+
+    Examples
+    --------
+    >>> import dask.dataframe as dd, pandas as pd
+    >>> frame = dd.from_pandas(pd.DataFrame({"n": [1, 2, 3]}), npartitions=1)
+    >>> few = frame[frame.n > 2]
+    >>> unfiltered(few.assign(twice=few.n * 2)).compute()["twice"].tolist()
+    [2, 4, 6]
+    """
+    filters, below = set(), frame.expr
+    while isinstance(below, (*_FILTERS, *_SAME_ROWS)) and below.ndim == 2:
+        filters |= {below._name} if isinstance(below, _FILTERS) else set()
+        below = below.frame
+    return new_collection(_without(frame.expr, filters, {}))
+
+
 def of_ids(frame: Any, column: str, ids: Sequence[Any]) -> Any:
     """Return the rows of a frame that some ids name, each made of its own row alone, as far down as that is known.
 
@@ -87,7 +114,7 @@ def of_ids(frame: Any, column: str, ids: Sequence[Any]) -> Any:
     frame : dask.dataframe.DataFrame
     column : str
     ids : sequence
-        Values of `column`, which are there: no filter of the frame is asked again.
+        Values of `column`.
 
     Returns
     -------
@@ -103,19 +130,23 @@ def of_ids(frame: Any, column: str, ids: Sequence[Any]) -> Any:
     ...     return part["n"] * 2
     >>> frame = dd.from_pandas(pd.DataFrame({"image_id": ["a", "b", "c"], "n": range(3)}), npartitions=1)
     >>> frame = frame.assign(twice=map_rows(frame, double, meta=frame._meta["n"]))
-    >>> of_ids(frame[frame.twice > 0], "image_id", ["b"]).compute(scheduler="synchronous")["twice"].tolist(), seen
+    >>> of_ids(frame, "image_id", ["b"]).compute(scheduler="synchronous")["twice"].tolist(), seen
     ([2], [1])
     """
-    unfiltered = _unfiltered(frame.expr, {})
-    root = _root(unfiltered, column, {})
+    root = _root(frame.expr, column, {})
     few = new_collection(root)
     few = few[few[column].isin(list(ids))]
-    return new_collection(unfiltered.substitute(root, few.expr))
+    return new_collection(frame.expr.substitute(root, few.expr))
 
 
-def columns_below(frame: Any, column: str) -> list[str]:
+def columns_below(frame: Any, column: str) -> set[str]:
     """Return the columns that `of_ids` has without computing any."""
-    return list(_root(_unfiltered(frame.expr, {}), column, {}).columns)
+    root = _root(frame.expr, column, {})
+    assigned, below = set(), frame.expr
+    while below._name != root._name:
+        assigned |= set(below.keys) if isinstance(below, Assign) else set()
+        below = below.frame
+    return set(root.columns) - assigned
 
 
 def _before(expr: Any, names: frozenset[str]) -> Any:
@@ -133,13 +164,13 @@ def _before(expr: Any, names: frozenset[str]) -> Any:
     return expr
 
 
-def _unfiltered(expr: Any, known: dict[str, Any]) -> Any:
-    """Return an expression of rows without what leaves rows out."""
+def _without(expr: Any, filters: Collection[str], known: dict[str, Any]) -> Any:
+    """Return an expression without the filters of those names, as far down as it is made row by row."""
     if expr._name not in known:
-        if isinstance(expr, _FILTERS):
-            known[expr._name] = _unfiltered(expr.frame, known)
-        elif isinstance(expr, _ROWS):
-            operands = [_unfiltered(part, known) if hasattr(part, "_meta") else part for part in expr.operands]
+        if expr._name in filters:
+            known[expr._name] = _without(expr.frame, filters, known)
+        elif isinstance(expr, (Elemwise, Repartition)):
+            operands = [_without(part, filters, known) if hasattr(part, "_name") else part for part in expr.operands]
             known[expr._name] = type(expr)(*operands)
         else:
             known[expr._name] = expr
@@ -147,10 +178,14 @@ def _unfiltered(expr: Any, known: dict[str, Any]) -> Any:
 
 
 def _root(expr: Any, column: str, known: dict[str, Any]) -> Any:
-    """Return the lowest expression with a column that all of an expression is made of row by row; that itself where there is none."""
+    """Return the lowest expression with a column of ids of which all of an expression is made row by row; that itself where there is none."""
     if expr._name not in known:
-        below = [_root(part, column, known) for part in expr.dependencies()] if isinstance(expr, _ROWS) else []
-        same = below and all(root._name == below[0]._name for root in below)
-        assigns = isinstance(expr, Assign) and column in expr.keys
-        known[expr._name] = below[0] if same and not assigns and column in below[0].columns else expr
+        # What else has the column may have changed it.
+        row_by_row = _SAME_ROWS if expr.ndim == 2 and column in expr.columns else (Elemwise, Repartition)
+        changed = isinstance(expr, Assign) and column in expr.keys
+        below = []
+        if isinstance(expr, row_by_row) and not changed:
+            below = [_root(part, column, known) for part in expr.dependencies()]
+        same = below and column in below[0].columns and len({root._name for root in below}) == 1
+        known[expr._name] = below[0] if same else expr
     return known[expr._name]

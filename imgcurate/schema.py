@@ -46,6 +46,13 @@ TYPES: dict[str, pa.DataType] = {
     "colourfulness": pa.float32(),
     "entropy": pa.float32(),
     "phash": pa.uint64(),
+    "dark": pa.bool_(),
+    "light": pa.bool_(),
+    "blurry": pa.bool_(),
+    "low_information": pa.bool_(),
+    "greyscale": pa.bool_(),
+    "odd_aspect": pa.bool_(),
+    "odd_size": pa.bool_(),
     "aesthetic_score": pa.float32(),
     "nsfw_score": pa.float32(),
     "clip_score": pa.float32(),
@@ -60,7 +67,9 @@ TYPES: dict[str, pa.DataType] = {
 }
 
 # The whole numbers and truths that every row has. Of others pandas makes floats, but for hashes, which need all of their bits.
-_COMPLETE = ("offset", "bytes", "text_cut", "cluster", "kept")
+_COMPLETE = (
+    "offset", "bytes", "dark", "light", "blurry", "low_information", "greyscale", "odd_aspect", "odd_size", "text_cut", "cluster", "kept",
+)  # fmt: skip
 
 #: What a source gives each row.
 SOURCE_COLUMNS = (

@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        with _stopped_by_sigterm(), _warnings_as_sentences(), _progress(not given.quiet):
+        shown = {"imgcurate.progress": False} if given.quiet else {}
+        with _stopped_by_sigterm(), _warnings_as_sentences(), dask.config.set(shown):
             return int(given.function(given) or 0)
     except KeyboardInterrupt as stop:
         print(f"\nimgcurate: {stop or 'stopped'}", file=sys.stderr)
@@ -155,11 +156,6 @@ def _warnings_as_sentences() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = say
         yield
-
-
-def _progress(shown: bool) -> contextlib.AbstractContextManager[Any]:
-    """Let verbs that take long show how far they are, as far as Dask's configuration does, or not."""
-    return contextlib.nullcontext() if shown else dask.config.set({"imgcurate.progress": False})
 
 
 def _parser() -> argparse.ArgumentParser:

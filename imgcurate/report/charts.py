@@ -15,8 +15,8 @@ from markupsafe import Markup, escape
 from imgcurate.report.histogram import Histogram
 from imgcurate.report.page import said, share
 
-#: Bars that are told apart where a chart is as narrow as a telephone.
-_BARS = 64
+#: Bars that are told apart where a chart is as narrow as a telephone, and so many for few values.
+_BARS, _FEWEST_BARS = 64, 16
 #: What stands above and below the plot, in pixels.
 _ABOVE, _BELOW = 22, 24
 _GROUPS = 8
@@ -38,7 +38,8 @@ def histogram(
     title : str
         What it is of, for those who have it read to them.
     """
-    shown = found.shown(_BARS)
+    # Of few values, narrow bars would show each and not how they are spread.
+    shown = found.shown(min(_BARS, max(_FEWEST_BARS, round(2 * math.sqrt(found.n)))))
     if not len(shown.counts):
         return Markup('<p class="muted">No values.</p>')
     edges, most = shown.edges, int(shown.counts.max())
@@ -175,6 +176,7 @@ class _Plot:
     """The room for a chart: values become percentages of its width and pixels of its height."""
 
     def __init__(self, left: float, right: float, bottom: float, top: float, height: int) -> None:
+        left, right, bottom, top = map(float, (left, right, bottom, top))
         self.left, self.right = (left, right) if right > left else (left - 0.5, right + 0.5)
         self.bottom, self.top = (bottom, top) if top > bottom else (bottom - 0.5, top + 0.5)
         self.height = height

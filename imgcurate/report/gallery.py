@@ -100,7 +100,7 @@ def show(
     >>> show(frame, sort=("aesthetic_score", "min"), columns="aesthetic_score")  # doctest: +SKIP
     >>> show(frame[frame.error.notnull()]).save("broken.html")  # doctest: +SKIP
     """
-    check_options("show", n=n, size=size)
+    check_options("show", size, n=n)
     asked = [columns] if isinstance(columns, str) else list(columns or ())
     column, largest = _order(sort)
     rows.require(frame, [id_field, *asked, *([column] if column else [])], "show")
@@ -137,10 +137,13 @@ def cards(
     return shown
 
 
-def check_options(verb: str, *, n: int, size: int) -> None:
+def check_options(verb: str, size: int, **counts: int) -> None:
     """Raise where a page would hold no images, or too many, or these would be too large."""
-    if not isinstance(n, Integral) or isinstance(n, bool) or not 1 <= n <= MOST_IMAGES:
-        raise ValueError(f"{verb}: n={n!r} must be a whole number of images, 1 to {MOST_IMAGES:,} on one page")
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or isinstance(count, bool) or not 1 <= count <= MOST_IMAGES:
+            raise ValueError(
+                f"{verb}: {name}={count!r} must be a whole number, 1 to {MOST_IMAGES:,}, of what fits on a page"
+            )
     if not isinstance(size, Integral) or isinstance(size, bool) or not 16 <= size <= _LARGEST:
         raise ValueError(f"{verb}: size={size!r} must be a whole number of pixels, 16 to {_LARGEST:,}")
 

@@ -19,6 +19,7 @@ from imgcurate import vectors
 MOST_BINS = 128
 #: A float64 has so many bits; narrower bins hold nothing that wider ones do not tell apart.
 _BITS, _SMALLEST = 53, -1074
+_LARGEST = np.finfo(np.float64).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +59,10 @@ class Histogram:
 
     @property
     def edges(self) -> np.ndarray:
-        """Where the bins begin, and where the last ends: float64 of shape (bins + 1,)."""
-        return np.ldexp((self.first + np.arange(len(self.counts) + 1)).astype(np.float64), self.exponent)
+        """Where the bins begin, and where the last ends: float64 of shape (bins + 1,), the largest that there is where that is larger."""
+        places = (self.first + np.arange(len(self.counts) + 1)).astype(np.float64)
+        with np.errstate(over="ignore"):
+            return np.clip(np.ldexp(places, self.exponent), -_LARGEST, _LARGEST)
 
     def coarser(self, exponent: int) -> Histogram:
         """Return the same with bins of another width, not less than this one's."""
@@ -169,7 +172,10 @@ def at_or_above(column: pd.Series, threshold: float) -> np.ndarray:
 def _places(values: np.ndarray, exponent: int) -> np.ndarray:
     # In two steps, because 2**1074 is no float64.
     half = exponent // 2
-    return np.floor(np.ldexp(np.ldexp(values, -half), half - exponent)).astype(np.int64)
+    at = np.floor(np.ldexp(np.ldexp(values, -half), half - exponent)).astype(np.int64)
+    # What is too small beside a bin to be told from 0 is below it all the same.
+    at[(values < 0) & (at == 0)] = -1
+    return at
 
 
 def _exponent(low: float, high: float, most: int) -> int:

@@ -18,6 +18,7 @@ from imgcurate.printable import printable
 
 #: Of a text that a page shows; all of it stands in its title, which is seen when it is pointed at.
 _SHOWN, _TITLE = 160, 2000
+_FOLDER = 21
 
 
 class Page:
@@ -45,11 +46,11 @@ class Page:
         return self._text
 
     def _repr_html_(self) -> str:
-        return fragment(self._body)
+        return str(fragment(self._body))
 
     def html(self) -> str:
         """Return the whole document."""
-        return render("page.html", style=_style(), title=self.title, body=self._body)
+        return str(render("page.html", style=_style(), title=self.title, body=self._body))
 
     def save(
         self, path: str | os.PathLike[str], *, overwrite: bool = False, storage_options: storage.Options = None
@@ -148,6 +149,17 @@ def plural(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
+def _end(text: str) -> str:
+    """Return the end of a folder's name, which tells it from others.
+
+    Examples
+    --------
+    >>> _end("shards/00000"), _end("a/very/long/name/of/a/folder/00000")
+    ('shards/00000', '…ame/of/a/folder/00000')
+    """
+    return printable(text if len(text) <= _FOLDER else f"…{text[-_FOLDER:]}")
+
+
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -157,7 +169,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"said": said, "short": lambda text: printable(str(text), _SHOWN)}
+    environment.filters |= {"said": said, "short": lambda text: printable(str(text), _SHOWN), "end": _end}
     environment.globals |= {"share": share, "plural": plural}
     return environment
 

@@ -20,7 +20,7 @@ from imgcurate.report.thumbnails import Thumbnail
 if TYPE_CHECKING:
     from imgcurate.dedup.result import Duplicates
 
-#: So many thresholds, and the one in force, are tried for a curve.
+#: About so many thresholds, and the one in force, are tried for a curve: round ones, which can be read and typed.
 _THRESHOLDS = 12
 # Of a perceptual hash.
 _BITS = 64
@@ -58,7 +58,8 @@ class Options(NamedTuple):
 
 def around_cut(found: Duplicates, n: int, eps: float, options: Options) -> Page:
     """Return the removed images that are least like what they duplicate, and the pairs that stay though they are most alike."""
-    check_options("show", n=n, size=options.size)
+    check_options("show", options.size, n=n)
+    options = _with_frame(found, "show", options)
     decided = found._matches(eps)
     misses = [
         dask.delayed(nodes.near_misses)(edges, part.nodes, removed, 1 - eps, n)
@@ -70,7 +71,7 @@ def around_cut(found: Duplicates, n: int, eps: float, options: Options) -> Page:
     goes, stays = ([] if table is None else table.to_pylist() for table in dask.compute(inside, outside))
     goes = [(row["duplicate_of"], row["id"], row["similarity"]) for row in goes]
     stays = [(row["other_id"], row["id"], row["similarity"]) for row in stays]
-    images = _images(found, "show", [name for pair in (*goes, *stays) for name in pair[:2]], options)
+    images = _images(found, [name for pair in (*goes, *stays) for name in pair[:2]], options)
     sides = [
         {
             "label": "Just inside: the second of each pair goes",
@@ -99,15 +100,15 @@ def around_cut(found: Duplicates, n: int, eps: float, options: Options) -> Page:
 
 def largest_groups(found: Duplicates, n: int, most: int, options: Options) -> Page:
     """Return the largest groups of duplicates, each with the image that stays first."""
-    check_options("show_groups", n=n, size=options.size)
-    check_options("show_groups: most=", n=most, size=options.size)
+    check_options("show_groups", options.size, n=n, most=most)
+    options = _with_frame(found, "show_groups", options)
     parts = dask.compute(*[dask.delayed(nodes.largest_groups)(part, n, most) for part in found._matches(found.eps)])
     groups = sorted(
         ((size, table.to_pylist()) for part in parts for size, table in part),
         key=lambda group: (-group[0], group[1][0]["duplicate_of"]),
     )[:n]
     names = [name for _, table in groups for row in table for name in (row["duplicate_of"], row["id"])]
-    images = _images(found, "show_groups", names, options)
+    images = _images(found, names, options)
     shown = [
         {
             "size": size,
@@ -176,7 +177,7 @@ def summary(found: Duplicates) -> str:
         (".pairs, .removals()", "what goes, as dataframes"),
         ("remove(frame, duplicates)", "the frame without it"),
     ]
-    return fragment(render("duplicates.html", facts=facts, calls=calls))
+    return str(fragment(render("duplicates.html", kind=found.kind, facts=facts, calls=calls)))
 
 
 def _thresholds(found: Duplicates) -> list[float]:
@@ -187,9 +188,7 @@ def _thresholds(found: Duplicates) -> list[float]:
     if found.kind == "perceptual":
         bits = range(round(widest * _BITS) + 1)
         return sorted({found.eps, *(max(at / _BITS, min(found.eps, 1e-6)) for at in bits)})
-    # Where nothing goes is left to the eye; rounded, so that they can be read and typed.
-    steps = {float(f"{widest * at / _THRESHOLDS:.3g}") for at in range(1, _THRESHOLDS + 1)}
-    return sorted({found.eps, *(at for at in steps if at <= widest)})
+    return sorted({found.eps, *(at for at in charts.ticks(0, widest, _THRESHOLDS) if 0 < at <= widest)})
 
 
 def _of_eps(found: Duplicates, eps: float) -> float:
@@ -233,8 +232,8 @@ def _pairs(found: Duplicates, named: Sequence[tuple[Any, Any, float]], images: d
     return [Pair(images[first], images[second], _likeness(found, likeness)) for first, second, likeness in named]
 
 
-def _images(found: Duplicates, verb: str, names: Sequence[Any], options: Options) -> dict[Any, Card]:
-    """Return images by their ids, with their size in pixels and bytes; one that is not there says so."""
+def _with_frame(found: Duplicates, verb: str, options: Options) -> Options:
+    """Return the options with a frame that says where the images lie, and a list of columns that it has."""
     frame = found._images if options.images is None else options.images
     columns = [options.columns] if isinstance(options.columns, str) else list(options.columns or ())
     if frame is None:
@@ -244,9 +243,15 @@ def _images(found: Duplicates, verb: str, names: Sequence[Any], options: Options
         )
     frame = inputs.with_ids(frame, found.id_field) if inputs.in_memory(frame) else frame
     rows.require(frame, [found.id_field, *columns], verb)
+    return options._replace(images=frame, columns=columns)
+
+
+def _images(found: Duplicates, names: Sequence[Any], options: Options) -> dict[Any, Card]:
+    """Return images by their ids, with their size in pixels and bytes; one that is not there says so."""
     if not names:
         return {}
-    chosen = rows.by_ids(frame, names, columns, id_field=found.id_field)
+    columns = list(options.columns or ())
+    chosen = rows.by_ids(options.images, names, columns, id_field=found.id_field)
     shown = cards(chosen, columns, options.size, found.id_field, options.storage_options)
     known = dict(zip(chosen[found.id_field].tolist(), map(_with_size, shown, chosen["bytes"]), strict=True))
     absent = Thumbnail(None, 0, 0, "not in the frame of the images")

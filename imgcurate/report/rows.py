@@ -68,8 +68,10 @@ def sample(
     -----
     Of a lazy frame the columns asked for are computed of the n rows only, where they are made row by row.
     """
-    lazy = hasattr(frame, "to_delayed")
-    later = [name for name in columns if name not in rowwise.columns_below(frame, id_field)] if lazy else []
+    there = (
+        rowwise.columns_below(rowwise.unfiltered(frame), id_field) if hasattr(frame, "to_delayed") else frame.columns
+    )
+    later = [name for name in columns if name not in there]
     first = taking(frame, [name for name in columns if name not in later], id_field)
     drawn = reduce(first, partial(_sampled, n=n, seed=seed, id_field=id_field), partial(_resampled, n=n))
     drawn = drawn.drop(columns=_HASH)
@@ -116,16 +118,15 @@ def by_ids(frame: Any, ids: Sequence[Any], columns: Sequence[str] = (), *, id_fi
     far as `rowwise.of_ids` can.
     """
     ids = list(dict.fromkeys(ids))
-    taken = taking(frame, columns, id_field)
-    if not hasattr(frame, "to_delayed"):
-        return _ordered(_named(taken, ids, id_field), ids, id_field)
-    wanted = list(taken.columns)
+    named = partial(_named, ids=ids, id_field=id_field)
     merge = partial(_merge_named, ids=ids, id_field=id_field)
-    few = rowwise.of_ids(taken, id_field, ids)
-    found = reduce(few[wanted], partial(_named, ids=ids, id_field=id_field), merge)
+    if not hasattr(frame, "to_delayed"):
+        return _ordered(named(taking(frame, columns, id_field)), ids, id_field)
+    taken = taking(rowwise.unfiltered(frame), columns, id_field)
+    found = reduce(rowwise.of_ids(taken, id_field, ids)[list(taken.columns)], named, merge)
     if found[id_field].duplicated().any():
         # Filters tell these apart.
-        found = reduce(taken, partial(_named, ids=ids, id_field=id_field), merge)
+        found = reduce(taking(frame, columns, id_field), named, merge)
     return _ordered(found, ids, id_field)
 
 
@@ -155,14 +156,15 @@ def around(part: Any, column: str, threshold: float | None, n: int) -> tuple[pd.
 
     Without a threshold: the n lowest and the n highest, from the end on.
     """
-    host = vectors.to_pandas(part[column])
+    host = vectors.to_pandas(part[column]).reset_index(drop=True)
     known = ~np.isnan(histogram.as_numbers(host))
     if threshold is None:
-        there = part.iloc[np.flatnonzero(known)]
-        return _first(there, column, n, largest=False), _first(there, column, n, largest=True)
-    above = histogram.at_or_above(host, threshold)
-    below, above = (part.iloc[np.flatnonzero(side & known)] for side in (~above, above))
-    return _first(below, column, n, largest=True), _first(above, column, n, largest=False)
+        sides = ((known, False), (known, True))
+    else:
+        above = histogram.at_or_above(host, threshold)
+        sides = ((known & ~above, True), (known & above, False))
+    below, above = (_rows(part, _leading(host[side], n, largest)) for side, largest in sides)
+    return below, above
 
 
 def merge_around(
@@ -184,9 +186,15 @@ def taking(frame: Any, columns: Sequence[str], id_field: str) -> Any:
 
 
 def _first(part: Any, column: str, n: int, largest: bool) -> pd.DataFrame:
-    keys = vectors.to_pandas(part[column]).reset_index(drop=True)
-    order = keys.sort_values(ascending=not largest, kind="stable", na_position="last").index[:n]
-    return _rows(part, order.to_numpy())
+    return _rows(part, _leading(vectors.to_pandas(part[column]).reset_index(drop=True), n, largest))
+
+
+def _leading(keys: pd.Series, n: int, largest: bool) -> np.ndarray:
+    """Return the labels of the n first of some keys, nulls last."""
+    leading: np.ndarray = (
+        keys.sort_values(ascending=not largest, kind="stable", na_position="last").index[:n].to_numpy()
+    )
+    return leading
 
 
 def _sampled(part: Any, n: int, seed: int, id_field: str) -> pd.DataFrame:

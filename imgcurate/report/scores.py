@@ -92,7 +92,7 @@ def plot_scores(
     >>> plot_scores(scores, "sharpness", 50)
     Page(sharpness >= 50 keeps 2 of 3 images, 66.7 %; 1 image has no value; without images, because the frame has no url, offset, bytes; see .save(path))
     """
-    check_options("plot_scores", n=n, size=size)
+    check_options("plot_scores", size, n=n)
     if threshold is not None and (not isinstance(threshold, Real) or math.isnan(float(threshold))):
         raise ValueError(f"plot_scores: threshold={threshold!r} is no number")
     if keep not in (None, ">=", "<"):

@@ -296,7 +296,7 @@ def read_rows(
     wrong = _of_sidecar(listed["error"]) if "error" in listed else None
     for url in sources.computed:
         part = parts.read_part(url, None, columns, storage_options)
-        if wrong is not None and wrong.any():
+        if wrong is not None and wrong.any() and len(part.columns):
             # A row with an error has no vector and no score.
             part = part.reindex(np.where(wrong, -1, np.arange(len(part))))
             if "error" in part:

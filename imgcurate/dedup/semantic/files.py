@@ -102,10 +102,11 @@ def assign_block(
 ) -> None:
     """Place a block's rows, write their clusters, and unless everything is compared their vectors by cluster."""
     where = assign.place(rows.vectors, np.load(centroids), probes, least, exact)
-    if placed is not None:
-        write_placed(rows, first, where, placed, durable)
     table = pa.table({"cluster": pa.array(where.labels[:, 0]), "distance": pa.array(where.distance)})
     write_table(table, assigned, durable)
+    # At last, because a block is whole where its vectors are: who dies between the two has written nothing that counts.
+    if placed is not None:
+        write_placed(rows, first, where, placed, durable)
 
 
 def place_sizes(rows: StoredRows, centroids: str, probes: int, least: float, exact: bool) -> np.ndarray:
