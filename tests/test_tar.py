@@ -208,6 +208,8 @@ CUT_SPARSE[482] = 1
         (tars.long_name(b"b.jpg") + tars.pax(tars.record("comment", "x"), kind=b"g") + OK, "several extended headers"),
         (tars.pax(tars.record("size", 5), kind=b"g") + OK, "gives a size"),
         (tars.pax(tars.record("size", 5), tars.record("GNU.sparse.realsize", 9)) + tars.member("s.jpg", b"x"), "gives a size"),
+        (tars.pax(tars.record("GNU.sparse.realsize", 2000)) + tars.member("s.jpg", b"x"), "gives a size"),
+        (tars.pax(tars.record("GNU.sparse.size", 2000), kind=b"g") + tars.member("s.jpg", b"x"), "gives a size"),
         (tars.summed(CUT_SPARSE), "the file ends without"),
         (OK[:100] + b"7" + OK[101:], "no header"),
     ],
@@ -227,7 +229,8 @@ def test_numbers_that_lie_are_the_damage_of_their_shard(after: bytes, why: str) 
     ("before", "why"),
     [
         (tars.pax(tars.record("path", "good.jpg"), kind=b"g") + tars.member("../../escaped.jpg", b"x"), "global PAX header"),
-        (tars.pax(tars.record("GNU.sparse.realsize", 2000)) + tars.member("s.jpg", b"x"), "sparse"),
+        (tars.pax(tars.record("GNU.sparse.realsize", 1)) + tars.member("s.jpg", b"x"), "sparse"),
+        (tars.pax(tars.record("GNU.sparse.major", 1), tars.record("GNU.sparse.realsize", 2000)) + tars.member("s.jpg", b"0\n"), "sparse"),
         (tars.pax(tars.record("GNU.sparse.major", 1), tars.record("GNU.sparse.minor", 0)) + tars.member("s.jpg", b"9\n0\n"), "sparse"),
         (tars.pax(tars.record("GNU.sparse.map", "a,b")) + tars.member("s.jpg", b"x"), "sparse"),
         (tars.pax(tars.record("SCHILY.realsize", 7)) + tars.member("s.jpg", b"x"), "sparse"),
