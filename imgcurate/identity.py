@@ -14,6 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from imgcurate.printable import printable, quoted
+
 _KEY = b"imgcurate.encoder"
 
 
@@ -38,7 +40,7 @@ class Identity:
     fingerprint: str
 
     def __str__(self) -> str:
-        return f"{self.name!r} ({self.kind}, {self.dimension}-d, {self.fingerprint[:12]})"
+        return f"{quoted([self.name])} ({printable(self.kind, 50)}, {self.dimension}-d, {printable(self.fingerprint[:12])})"
 
 
 def list_type(identity: Identity | None) -> pa.DataType:

@@ -22,6 +22,7 @@ from dask.dataframe.dask_expr.io.parquet import ReadParquet
 
 from imgcurate import fingerprint, identity, schema, storage, vectors
 from imgcurate.cluster import interruptible
+from imgcurate.printable import printable
 
 _NAME = re.compile(r"([0-9a-f]{32})\.(\d+)\.([0-9a-f]{16})(?:\.(\d+)-unread)?\.parquet")
 _PARQUET_END = b"PAR1"
@@ -35,7 +36,7 @@ class DamagedPart(ValueError):
         self.url, self.problem = url, problem
 
     def __str__(self) -> str:
-        return f"{self.url} is damaged ({self.problem}); remove it and run again, and it is made anew"
+        return f"{printable(self.url)} is damaged ({printable(str(self.problem))}); remove it and run again, and it is made anew"
 
 
 class Part(NamedTuple):
@@ -333,4 +334,6 @@ def _refuse_others(folder: str, storage_options: storage.Options) -> None:
     for name in _files(fs, path):
         base = name.rpartition("/")[2]
         if base.endswith(".parquet") and not base.startswith(".") and _part_of(base) is None:
-            raise FileExistsError(f"{name} was not written by checkpoint; name a folder that is this frame's own")
+            raise FileExistsError(
+                f"{printable(name)} was not written by checkpoint; name a folder that is this frame's own"
+            )

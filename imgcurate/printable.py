@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
+from collections.abc import Iterable
+from typing import Any
 
 # Control characters, which terminals obey, halves of surrogate pairs, and what ends a line ...
 _CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
@@ -32,6 +35,27 @@ def printable(text: str, most: int = 300) -> str:
     if text.isprintable():
         return text
     return "".join(_escaped(sign) for sign in text)
+
+
+def quoted(values: Iterable[Any], most: int = 5) -> str:
+    """Return a few values as a message names them: each quoted, on one line and short, and dots for those that are left out.
+
+    Parameters
+    ----------
+    values : iterable
+    most : int, default 5
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> quoted(["a", 7, "b\\n"]), quoted("abcdefg", most=2)
+    ("'a', 7, 'b\\\\n'", "'a', 'b', ...")
+    """
+    named = list(itertools.islice(values, most + 1))
+    return ", ".join([*(printable(repr(value), 100) for value in named[:most]), *["..."][: len(named) > most]])
 
 
 def _escaped(sign: str) -> str:

@@ -46,6 +46,13 @@ TYPES: dict[str, pa.DataType] = {
     "colourfulness": pa.float32(),
     "entropy": pa.float32(),
     "phash": pa.uint64(),
+    "dark": pa.bool_(),
+    "light": pa.bool_(),
+    "blurry": pa.bool_(),
+    "low_information": pa.bool_(),
+    "greyscale": pa.bool_(),
+    "odd_aspect": pa.bool_(),
+    "odd_size": pa.bool_(),
     "aesthetic_score": pa.float32(),
     "nsfw_score": pa.float32(),
     "clip_score": pa.float32(),
@@ -54,13 +61,16 @@ TYPES: dict[str, pa.DataType] = {
     "centroid_distance": pa.float32(),
     "duplicate_of": pa.string(),
     "similarity": pa.float32(),
+    "outlier_score": pa.float32(),
     "kept": pa.bool_(),
     "reason": pa.string(),
     "reason_kind": pa.dictionary(pa.int8(), pa.string()),
 }
 
 # The whole numbers and truths that every row has. Of others pandas makes floats, but for hashes, which need all of their bits.
-_COMPLETE = ("offset", "bytes", "text_cut", "cluster", "kept")
+_COMPLETE = (
+    "offset", "bytes", "dark", "light", "blurry", "low_information", "greyscale", "odd_aspect", "odd_size", "text_cut", "cluster", "kept",
+)  # fmt: skip
 
 #: What a source gives each row.
 SOURCE_COLUMNS = (
@@ -117,7 +127,8 @@ def dtype(kind: pa.DataType, name: str = "") -> Any:
     number = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
     if pa.types.is_floating(kind) or (number and name in _COMPLETE):
         return np.dtype(kind.to_pandas_dtype())
-    if number and name in TYPES and not pa.types.is_uint64(kind):
+    # Ids, and other columns of text, may hold whole numbers in files of others.
+    if number and not pa.types.is_string(TYPES.get(name, pa.string())) and not pa.types.is_uint64(kind):
         return np.dtype("float64")
     return ObjectDtype(kind) if needs_name(kind) else pd.ArrowDtype(kind)
 

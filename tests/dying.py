@@ -1,11 +1,12 @@
 """A run that is killed where it writes: started again and again in processes of their own, each a fork of one that has all modules loaded.
 
-python dying.py SHARDS OUT LOG KILLS SEED: the kth process dies by SIGKILL at its nth file, n drawn by SEED, before or after the file has its name;
-the one after KILLS such deaths is left alone. LOG gets a line for each image that is embedded and each file that gets its name.
+python dying.py SHARDS OUT LOG KILLS SEED WRITE: the kth process dies by SIGKILL at its nth file, n drawn by SEED, before or after the file has its
+name; the one after KILLS such deaths is left alone. WRITE is what kept images become. LOG gets a line for each image that is embedded and each file that gets its name.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -33,37 +34,37 @@ OPTIONS: dict[str, Any] = {
     "max_distance": 0,
     "samples_per_shard": 40,
     "n_clusters": 2,
+    "report": False,
 }
 
 
-def job(shards: str, out: str, deadly: tuple[int, bool] | None) -> None:
+def job(shards: str, out: str, write: str, deadly: tuple[int, bool] | None) -> None:
     """Run in this process, which dies at the nth file where `deadly` says so."""
     from distributed import Client, LocalCluster
 
     from imgcurate.run.curate import curate
 
     log = int(os.environ["DYING_LOG"])
-    replace, files = os.replace, 0
+    replace, numbers = os.replace, itertools.count(1)
 
     def replace_or_die(source: str, target: str) -> None:
-        nonlocal files
-        files += 1
-        if deadly == (files, False):
+        number = next(numbers)  # of this file: another thread may be at the next by the time this one has its name
+        if deadly == (number, False):
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
         os.write(log, f"file {target}\n".encode())
-        if deadly == (files, True):
+        if deadly == (number, True):
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.replace = replace_or_die  # type: ignore[assignment]
     cluster = LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None)
     with cluster, Client(cluster):
-        curate(shards, out, model=encode, **OPTIONS)
+        curate(shards, out, model=encode, write=write, **OPTIONS)
 
 
 def main() -> None:
     """Run until a process ends well."""
-    shards, out, log, kills, seed = sys.argv[1:]
+    shards, out, log, kills, seed, write = sys.argv[1:]
     os.environ["DYING_LOG"] = str(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
     import torch  # noqa: F401
 
@@ -72,11 +73,12 @@ def main() -> None:
     rng = random.Random(int(seed))
     deaths = []
     while True:
-        deadly = (rng.randint(1, 6), rng.random() < 0.5) if len(deaths) < int(kills) else None
+        most = 6 if write == "shards" or len(deaths) < int(kills) // 2 else 60  # of the many files some are to be there
+        deadly = (rng.randint(1, most), rng.random() < 0.5) if len(deaths) < int(kills) else None
         child = os.fork()
         if child == 0:
             try:
-                job(shards, out, deadly)
+                job(shards, out, write, deadly)
             except BaseException:
                 import traceback
 

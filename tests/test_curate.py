@@ -79,7 +79,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def run(shards: Path, out: Path, model_dir: Path, **options: Any) -> tuple[dict[str, Any], pd.DataFrame]:
-    manifest = curate(shards, out, model="tiny-clip", model_dir=model_dir, **{"eps": 1e-4, **options})
+    manifest = curate(shards, out, model="tiny-clip", model_dir=model_dir, **{"eps": 1e-4, "report": False, **options})
     return manifest, pd.read_parquet(out / "images.parquet").set_index("image_id")
 
 
@@ -251,13 +251,13 @@ def test_the_demo_removes_only_what_a_demo_made(
     mine = tmp_path / "project" / "source" / "main.py"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    assert cli.main(["demo", str(tmp_path / "project"), "--overwrite"]) == 1
+    assert cli.main(["demo", str(tmp_path / "project"), "--overwrite"]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert mine.read_text() == "mine"
     for _ in range(2):
         assert cli.main(["demo", str(tmp_path / "demo"), "--overwrite"]) == 0
         assert "found 29 of 29 planted copies" in capsys.readouterr().out
-    assert cli.main(["demo", str(tmp_path / "demo")]) == 1
+    assert cli.main(["demo", str(tmp_path / "demo")]) == 2
 
 
 def test_the_shards_of_an_earlier_run_are_not_removed_as_its_output(
@@ -359,7 +359,7 @@ def test_a_wrong_command_is_answered_in_one_sentence(
     command = [argument.format(shards=shards, out=tmp_path / "out") for argument in arguments]
     if "--model" not in command:
         command += ["--model", "tiny-clip", "--model-dir", str(model_dir)]
-    assert cli.main([*command, "--scheduler", client.scheduler.address]) == 1
+    assert cli.main([*command, "--scheduler", client.scheduler.address]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("imgcurate: ")
     assert said in error

@@ -57,7 +57,7 @@ def curated(tmp_path: Path, members: list[Member], *options: str) -> tuple[pd.Da
     (tmp_path / "stub" / "sitecustomize.py").write_text(STUB)
     command = [sys.executable, "-m", "imgcurate", "run", str(tmp_path / "in"), str(tmp_path / "out")]
     ended = subprocess.run(
-        [*command, "--model", "efficientnet-lite0", "--no-dedup", *options],
+        [*command, "--model", "efficientnet-lite0", "--no-dedup", "--no-report", *options],
         capture_output=True,
         text=True,
         check=False,

@@ -198,7 +198,7 @@ def test_nothing_is_read_before_it_is_asked_for_and_a_changed_file_is_another(tm
 def test_columns_are_named_where_it_is_not_clear_which_is_meant(tmp_path: Path) -> None:
     table = pa.table({"url": IDS, "name": IDS, "a": MATRIX.tolist(), "b": (-MATRIX).tolist()})
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="several columns of vectors, a, b: name one as embedding_field="):
+    with pytest.raises(ValueError, match="several columns of vectors, 'a', 'b': name one as embedding_field="):
         ic.read_embeddings(tmp_path)
     with pytest.raises(
         ValueError, match="no column that is known to hold ids: name it as id_field=; it has 'url', 'name', 'b'"
@@ -211,7 +211,7 @@ def test_columns_are_named_where_it_is_not_clear_which_is_meant(tmp_path: Path) 
         with pytest.raises(KeyError, match=f"has no column '{name}'"):
             ic.read_embeddings(tmp_path, **options)
     wide("emb_{}", **{f"b{i}": 1.0 for i in range(D)})(tmp_path)
-    with pytest.raises(ValueError, match="several runs of 12 numbered columns, from emb_0 and b0 on"):
+    with pytest.raises(ValueError, match="several runs of 12 numbered columns, from 'emb_0', 'b0' on"):
         ic.read_embeddings(tmp_path / "wide.parquet")
     assert len(ic.read_embeddings(tmp_path / "wide.parquet", embedding_field="emb").compute()) == 30
 

@@ -19,8 +19,8 @@ from conftest import image_bytes, write_tar
 from distributed import Client
 
 from imgcurate.run.curate import curate
-from imgcurate.run.decide import digest_of
 from imgcurate.run.verify import verify
+from imgcurate.storage import digest_of
 from imgcurate.tar import ShardChanged
 
 DYING = Path(__file__).with_name("dying.py")
@@ -47,7 +47,7 @@ def mean_colour(batch: np.ndarray) -> np.ndarray:
 
 
 def run(shards: Path, out: Path, **options: Any) -> dict[str, Any]:
-    return curate(shards, out, **{"model": mean_colour, "eps": 1e-5, "samples_per_shard": 40, **options})
+    return curate(shards, out, **{"model": mean_colour, "eps": 1e-5, "samples_per_shard": 40, "report": False, **options})
 
 
 def outputs(out: Path) -> dict[str, bytes]:
@@ -62,13 +62,13 @@ def parts(out: Path, table: str) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (out / ".run" / table).glob("*.parquet")}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "write"), [(0, "shards"), (1, "files")])
 def test_a_run_that_is_killed_wherever_it_writes_ends_as_one_that_is_not(
-    shards: Path, tmp_path: Path, seed: int
+    shards: Path, tmp_path: Path, seed: int, write: str
 ) -> None:
     def start(out: str, kills: int) -> tuple[list[str], int]:
         log = tmp_path / f"{out}.log"
-        command = [sys.executable, str(DYING), str(shards), str(tmp_path / out), str(log), str(kills), str(seed)]
+        command = [sys.executable, str(DYING), str(shards), str(tmp_path / out), str(log), str(kills), str(seed), write]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         said = json.loads(ended.stdout)
         assert said["status"] == 0, ended.stderr

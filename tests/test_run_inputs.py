@@ -24,7 +24,7 @@ def mean_colour(batch: np.ndarray) -> np.ndarray:
 
 
 def run(folder: Path, out: Path, **options: Any) -> tuple[dict[str, Any], pd.DataFrame]:
-    manifest = curate(folder, out, model=mean_colour, **{"dedup": "exact", **options})
+    manifest = curate(folder, out, model=mean_colour, **{"dedup": "exact", "report": False, **options})
     return manifest, pd.read_parquet(out / "images.parquet")
 
 

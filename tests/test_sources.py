@@ -286,7 +286,7 @@ def test_texts_beside_an_image_are_read_in_their_encoding_and_to_a_bound(tmp_pat
         (tmp_path / f"{key}.jpg").write_bytes(image_bytes())
         (tmp_path / f"{key}.txt").write_bytes(text)
     rows = read_files(tmp_path, max_sidecar=1000).compute().set_index("image_id")
-    assert (rows.loc["a.jpg", "caption"], rows.loc["a.jpg", "text_encoding"]) == ("café", "cp1252")
+    assert (rows.loc["a.jpg", "caption"], rows.loc["a.jpg", "text_encoding"]) == ("café", "cp1252?")
     assert rows.loc["b.jpg", "error"].endswith("b.txt has more than 1,000 bytes (max_sidecar)")
     assert rows["error"].notna().tolist() == [False, True]
     with pytest.raises(ValueError, match=r"max_sidecar=0"):
@@ -302,7 +302,7 @@ def test_messages_name_a_few_members_and_no_long_names(tmp_path: Path) -> None:
 def test_captions_that_are_not_utf8_are_read_in_the_encoding_they_have(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", [("a.jpg", b"i"), ("a.txt", b"caf\xe9"), ("a.json", b'{"a": 1}\n')])
     (row,) = read_webdataset(path).compute().itertuples()
-    assert (row.caption, row.metadata, row.text_encoding) == ("café", '{"a": 1}\n', "cp1252")
+    assert (row.caption, row.metadata, row.text_encoding) == ("café", '{"a": 1}\n', "cp1252?")
 
 
 def test_the_encoding_of_text_that_is_not_utf8_is_told_and_counted(
@@ -317,13 +317,13 @@ def test_the_encoding_of_text_that_is_not_utf8_is_told_and_counted(
         "-",
         "-",
         "utf-16",
-        "cp1252",
-        "cp1252",
-        "latin-1",
+        "cp1252?",
+        "cp1252?",
+        "latin-1?",
         "-",
-        "cp1252",
+        "cp1252?",
     ]
-    assert "(cp1252: 3, utf-16: 1, latin-1: 1)" in caplog.text and "x.tar" in caplog.text
+    assert "(cp1252?: 3, utf-16: 1, latin-1?: 1)" in caplog.text and "x.tar" in caplog.text
 
 
 def test_a_caption_is_without_the_newline_that_ends_its_file_which_is_written_with_it(tmp_path: Path) -> None:

@@ -231,6 +231,8 @@ def test_numbers_that_lie_are_the_damage_of_their_shard(after: bytes, why: str) 
         (tars.pax(tars.record("GNU.sparse.major", 1), tars.record("GNU.sparse.minor", 0)) + tars.member("s.jpg", b"9\n0\n"), "sparse"),
         (tars.pax(tars.record("GNU.sparse.map", "a,b")) + tars.member("s.jpg", b"x"), "sparse"),
         (tars.pax(tars.record("SCHILY.realsize", 7)) + tars.member("s.jpg", b"x"), "sparse"),
+        (tars.pax(tars.record("GNU.sparse.name", "readme"), tars.record("path", "s.jpg")) + tars.member("x", b"x"), "sparse"),
+        (tars.pax(tars.record("path", "readme"), tars.record("GNU.sparse.name", "s.jpg")) + tars.member("x", b"x"), "sparse"),
         (tars.member("s.jpg", b"x", b"S"), "sparse"),
         (tars.head("p.jpg", 0, b"6"), "not a file"),
         (tars.member("v.jpg", b"x", b"V"), "not a file"),

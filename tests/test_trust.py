@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 import dask
+import dask.dataframe as dd
 import fsspec
 import pandas as pd
 import pyarrow as pa
@@ -17,11 +18,13 @@ import pytest
 import torch
 from conftest import image_bytes, write_tar
 from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
 
 import imgcurate as ic
 from imgcurate import pixels, storage
 from imgcurate.printable import printable
-from imgcurate.storage import listing
+from imgcurate.storage import braces
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +226,42 @@ def test_names_are_opened_as_they_are_in_a_folder_and_where_they_are_named(tmp_p
     assert len(ic.read_webdataset(out).compute()) == len(ic.read_webdataset(out / "00000.tar").compute()) == len(ODD)
 
 
+@pytest.mark.parametrize("name", ["a::b [q]{1,2} *? ~é", os.fsdecode(b"caf\xe9")], ids=["syntax", "bytes"])
+def test_verbs_write_and_read_folders_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "photos").mkdir()
+    for number in range(3):
+        (folder / "photos" / f"{number}.jpg").write_bytes(image_bytes(number))
+    frame = ic.read_files(folder / "photos")
+    for link in (False, True):
+        written = ic.write_files(frame, folder / f"files {link}", link=link).compute()
+        assert len(ic.measure(ic.read_files(folder / f"files {link}"), ["width"]).compute()) == len(written) == 3
+    shards = ic.write_webdataset(frame, folder / "shards").compute()
+    assert ic.read_webdataset(shards["url"].tolist()).compute()["image_id"].tolist() == [
+        "00000/0",
+        "00000/1",
+        "00000/2",
+    ]
+    vectors = frame.compute()[["image_id"]].assign(embedding=[[1.0, 0.0], [1.0, 0.001], [0.0, 1.0]])
+    found = ic.semantic_duplicates(vectors, eps=0.01, keep="id", work=folder / "work")
+    found.save(folder / "found")
+    assert len(ic.Duplicates.load(folder / "found").pairs.compute()) == 1
+    ic.save_embeddings(vectors, folder / "corpus")
+    ic.save_embeddings(vectors, folder / "corpus", append=True)
+    assert len(ic.semantic_duplicates(vectors, against=folder / "corpus", eps=0.01, keep="id").removed) == 3
+    ic.write_parquet(dd.from_pandas(vectors[["image_id"]][:1], npartitions=1), folder / "ids")
+    assert len(ic.remove(vectors, folder / "ids")) == 2
+    assert len(ic.checkpoint(frame, folder / "checkpoint").compute()) == 3
+    with tarfile.open(folder / "packed.tar.gz", "w:gz") as packed:
+        packed.add(folder / "photos" / "0.jpg", "0.jpg")
+    (made,) = ic.convert_shards(folder / "packed.tar.gz", folder / "plain").compute()["url"]
+    assert len(ic.read_webdataset(made).compute()) == 1
+    monkeypatch.chdir(tmp_path)
+    for path in (f"{name}/photos", f"{name}/photos/0.jpg", f"./{name}/photos/../photos"):
+        assert ic.measure(ic.read_files(path), ["width"]).compute()["width"].notna().all()
+
+
 def test_a_shard_named_like_a_chain_is_read(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a::b.tar", [("a.jpg", image_bytes())])
     assert ic.measure(ic.read_webdataset(path), ["width"]).compute()["width"].tolist() == [40]
@@ -245,6 +284,8 @@ def test_a_pattern_is_one_where_nothing_of_its_name_is_there(tmp_path: Path) -> 
         "{0..99999999}.tar",
         "{0..9}" * 12 + ".tar",
         "{00..99999999999999999999999999999999}.tar",
+        "{{0..999},{0..99999}}{0..9}.tar",
+        "{a,b}" * 100_000,
     ],
 )
 def test_braces_make_no_more_names_than_anybody_has_files(pattern: str) -> None:
@@ -252,10 +293,15 @@ def test_braces_make_no_more_names_than_anybody_has_files(pattern: str) -> None:
         ic.read_webdataset(pattern)
 
 
-def test_names_that_braces_make_are_counted_while_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_MOST_NAMES", 1000)
-    with pytest.raises(ValueError, match="make more than 1,000 names"):
-        ic.read_webdataset("{a,b}" * 30 + "{0..9..-1}")
+@pytest.mark.parametrize("pattern", ["{" * 100_000, "{" * 5000 + "}" * 5000, "{a," * 5000 + "}" * 5000])
+def test_braces_are_nested_no_deeper_than_anybody_does(pattern: str) -> None:
+    with pytest.raises(ValueError, match="nested more than 20 deep"):
+        ic.read_webdataset(pattern)
+
+
+@given(st.recursive(st.sampled_from(["a", "..", "\\{", "{3..-8}", "{0..9..-2}", ","]), lambda inner: st.lists(inner, max_size=3).map(lambda some: f"{{{','.join(some)}}}") | st.lists(inner, max_size=2).map("".join)))  # fmt: skip
+def test_names_that_braces_make_are_counted_before_they_are_made(pattern: str) -> None:
+    assert braces.count(pattern) == len(braces.filled_in(pattern))
 
 
 def test_a_name_that_is_not_utf8_is_a_row_with_an_error(tmp_path: Path) -> None:
@@ -291,9 +337,31 @@ def test_errors_of_the_command_line_move_no_cursor(tmp_path: Path) -> None:
     name = f"{tmp_path}/no\x1b[2Jwhere.tar"
     command = [sys.executable, "-m", "imgcurate", "run", name, str(tmp_path / "out"), "--workers", "1"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 1 and "no\\x1b[2Jwhere.tar" in ended.stderr and "\x1b" not in ended.stderr
+    assert ended.returncode == 2 and "no\\x1b[2Jwhere.tar" in ended.stderr and "\x1b" not in ended.stderr
 
 
 def test_errors_of_rows_move_no_cursor(tmp_path: Path) -> None:
     error = pixels.PixelError("decode", "x\x1b[2J" + "y" * 10_000)
     assert "\x1b" not in str(error) and len(str(error)) < 320
+
+
+def test_messages_about_the_names_of_strangers_move_no_cursor_and_stay_short(tmp_path: Path) -> None:
+    odd = "\x1b[2J\u202e" + "n" * 180
+    folder = tmp_path / odd
+    for name in ("a.tar", "a.TAR"):
+        write_tar(folder / name, [(f"{odd}.jpg", image_bytes())])
+    frame = pd.DataFrame({"image_id": [odd * 50] * 2, "embedding": [[1.0, 0.0]] * 2})
+    raising = [
+        lambda: ic.read_webdataset(folder),
+        lambda: ic.read_files(folder),
+        lambda: ic.read_files(folder / "*.jpg"),
+        lambda: ic.semantic_duplicates(frame),
+        lambda: ic.remove(frame, [f"{number}{odd * 50}" for number in range(9)], missing="raise"),
+        lambda: ic.read_parquet(folder),
+        lambda: ic.Duplicates.load(folder),
+    ]
+    for call in raising:
+        with pytest.raises((ValueError, OSError)) as raised:
+            call()
+        said = str(raised.value)
+        assert said.isprintable() and len(said) < 1200, said

@@ -1,26 +1,39 @@
-"""The command line: `imgcurate run` curates shards, `verify` checks what a run wrote, `convert` decompresses shards, `demo` shows the job on
-real photos."""
+"""The command line: each command a thin layer over a verb or a job that exists, in words that a person types and a machine reads.
+
+It is built on argparse, which Python brings: typer and click would be one more package, or five with what typer stands on, and take longer to
+import than the help takes to print; what they do better, completion, shtab makes of argparse's parsers.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import os
 import re
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
+
+import dask
 
 from imgcurate import __version__
-from imgcurate.cli import convert, demo, run
+from imgcurate.cli import clusters, options
+from imgcurate.cli.commands import completion, convert, demo, inspect, outputs, remove, report, run, vectors, version
 from imgcurate.printable import printable
 
 # A sentence that names files, ids and options fits.
 _MOST_SAID = 2000
+# What cannot be done as it is asked for, whenever it is asked again.
+_ASKED_WRONGLY = (ValueError, TypeError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError)
+# What says in a sentence what is wrong; of others the kind is part of it.
+_SAYS_ENOUGH = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -33,31 +46,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0; 1 where something is wrong; 2 for a wrong command; 3 where a run kept no image; 128 + the signal where it was
-        stopped.
+        The exit status: 0; 1 where something failed; 2 where it was asked for wrongly; 3 where a run kept no image; 128 + the signal where it
+        was stopped.
     """
     parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.command is None:
+    given, others = parser.parse_known_args(arguments)
+    if others:
+        given.parser.refuse(others)
+    if given.command is None:
         parser.print_help()
         return 0
     try:
-        with _stopped_by_sigterm(), _warnings_as_sentences():
-            return int(options.function(options) or 0)
+        shown = {"imgcurate.progress": False} if given.quiet else {}
+        with _stopped_by_sigterm(), _warnings_as_sentences(), dask.config.set(shown):
+            return int(given.function(given) or 0)
     except KeyboardInterrupt as stop:
         print(f"\nimgcurate: {stop or 'stopped'}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stop.__cause__ or stop, _Terminated) else signal.SIGINT)
-    except BrokenPipeError:
+    except clusters.Failed as failed:
+        return _end(failed.__cause__ or failed, given, 1)
+    except Exception as problem:
+        return _end(problem, given, 2 if isinstance(problem, _ASKED_WRONGLY) else 1)
+
+
+def _end(problem: BaseException, given: argparse.Namespace, status: int) -> int:
+    """Say what went wrong, in a sentence, and return the exit status."""
+    if isinstance(problem, BrokenPipeError):
         # Who read what is printed has gone, and Python would complain once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as problem:
-        print(f"imgcurate: {printable(as_options(_said(problem), options.flags), _MOST_SAID)}", file=sys.stderr)
-        return 1
+    if given.debug:
+        traceback.print_exception(problem)
+    print(f"imgcurate: {printable(as_options(_said(problem), given.parser.flags()), _MOST_SAID)}", file=sys.stderr)
+    return status
 
 
-def _said(problem: Exception) -> str:
+def _said(problem: BaseException) -> str:
     """Return what a problem says, in a sentence."""
+    if not isinstance(problem, _SAYS_ENOUGH):
+        return f"{type(problem).__name__}: {problem} (--debug prints where)"
     if isinstance(problem, KeyError) and problem.args:
         return str(problem.args[0])
     if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -91,19 +118,30 @@ def as_options(text: str, flags: Mapping[str, str]) -> str:
 class _Parser(argparse.ArgumentParser):
     """A parser, and that of each of its commands, whose options are written out: a prefix of one may be that of another tomorrow.
 
-    What it has parsed has the options' names by those of the parameters, as ``flags``.
+    What it has parsed has it as ``parser``. What it cannot parse it says in a sentence.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.flags = {"address": "--scheduler"}
-        super().__init__(*arguments, **{"allow_abbrev": False, **options})
-        self.set_defaults(flags=self.flags)
+        form = partial(argparse.HelpFormatter, max_help_position=26)
+        super().__init__(*arguments, **{"allow_abbrev": False, "formatter_class": form, **options})
+        self.set_defaults(parser=self)
 
-    def add_argument(self, *arguments: Any, **options: Any) -> argparse.Action:
-        action = super().add_argument(*arguments, **options)
-        if action.option_strings:
-            self.flags.setdefault(action.dest, action.option_strings[0])
-        return action
+    def flags(self) -> dict[str, str]:
+        """Return the options' names by those of the parameters."""
+        # The first of one parameter's options: the others undo it.
+        own = {action.dest: action.option_strings[0] for action in reversed(self._actions) if action.option_strings}
+        return {"address": "--scheduler", **own}
+
+    def refuse(self, others: Sequence[str]) -> NoReturn:
+        """Say of arguments that are left over what was perhaps meant."""
+        message = f"unrecognized arguments: {' '.join(others)}"
+        if not others[0].startswith("-"):
+            self.error(f"{message}; files and folders stand one after the other, before the options or after them")
+        near = difflib.get_close_matches(others[0].partition("=")[0], self._option_string_actions, n=1)
+        self.error(message + (f" (did you mean {near[0]}?)" if near else ""))
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"imgcurate: {printable(message, _MOST_SAID)}; see {self.prog} --help\n")
 
 
 @contextlib.contextmanager
@@ -111,7 +149,7 @@ def _warnings_as_sentences() -> Iterator[None]:
     """Print warnings without the line of code that gave them."""
 
     def say(message: Warning | str, *where: Any, **more: Any) -> None:
-        print(f"imgcurate: {message}", file=sys.stderr)
+        print(f"imgcurate: {printable(str(message), _MOST_SAID)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = say
@@ -121,10 +159,24 @@ def _warnings_as_sentences() -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="imgcurate", description="Curate image datasets in WebDataset tar shards and folders.")
     parser.add_argument("--version", action="version", version=f"imgcurate {__version__}")
+    options.add_common(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    run.add_to(commands)
-    convert.add_to(commands)
     demo.add_to(commands)
+    inspect.add_to(commands)
+    run.add_to(commands)
+    report.add_to(commands)
+    outputs.add_to(commands)
+    vectors.add_to(commands)
+    remove.add_to(commands)
+    convert.add_to(commands)
+    version.add_to(commands)
+    completion.add_to(commands, parser)
+    for command in commands.choices.values():
+        # What stands before the command holds where nothing stands after it.
+        options.add_common(command, default=argparse.SUPPRESS)
+        positionals = (action for action in command._actions if not action.option_strings)
+        named = (f"{action.metavar or action.dest}{' ...' if action.nargs == '+' else ''}" for action in positionals)
+        command.usage = " ".join([command.prog, "[OPTION ...]", *named])
     return parser
 
 

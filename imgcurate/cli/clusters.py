@@ -5,78 +5,104 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import logging
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where a command runs."""
-    parser.add_argument(
-        "--scheduler", metavar="ADDRESS", help="a running Dask scheduler; default: this machine's GPUs or cores"
-    )
-    parser.add_argument("--scheduler-file", metavar="FILE", help="the file that a running Dask scheduler wrote")
-    parser.add_argument("--workers", type=int, metavar="N", help="worker processes to start; default: one a core")
-    parser.add_argument("--memory-limit", metavar="SIZE", help="memory of a worker, such as 8GiB; default: its share")
+class Failed(Exception):
+    """Of what went wrong once all that was asked for had been seen to be right; its cause says what."""
 
 
-def add_storage_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the file systems that a command reads and writes."""
-    parser.add_argument(
-        "--storage-options",
-        type=storage_options,
-        metavar="JSON",
-        help="for the file systems of shards and output, such as '{\"anon\": true}' or anon=true,endpoint_url=http://...",
-    )
+class Cluster:
+    """A command's cluster, which is started, or found, when it is first asked for.
+
+    Called, it gives its client, and work has begun: what goes wrong from there on has failed, and was not asked for wrongly.
+
+    Attributes
+    ----------
+    working : bool
+        Whether work has begun.
+    clients : list of distributed.Client
+        The client, once it is there.
+    """
+
+    def __init__(self, options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+        self._options, self._stack = options, stack
+        self.working = False
+        self.clients: list[Any] = []
+
+    def start(self) -> Any:
+        """Return the client of the cluster, while what is asked for is still looked at."""
+        from imgcurate.cluster import connect
+
+        if not self.clients:
+            client = connect(
+                self._options.scheduler,
+                scheduler_file=self._options.scheduler_file,
+                workers=self._options.workers,
+                memory_limit=self._options.memory_limit,
+            )
+            self.clients.append(self._stack.enter_context(client))
+            if importlib.util.find_spec("bokeh") is not None and not self._options.quiet:
+                print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
+        return self.clients[0]
+
+    def __call__(self) -> Any:
+        client = self.start()
+        self.working = True
+        return client
 
 
 @contextlib.contextmanager
-def connected(options: argparse.Namespace) -> Iterator[Callable[[], Any]]:
-    """Give what starts, or finds, a command's cluster; where somebody stops the command its processes are gone at once, and quietly.
+def working() -> Iterator[None]:
+    """Let what is raised have failed, in commands that need no cluster; see `Failed`."""
+    try:
+        yield
+    except Exception as problem:
+        raise Failed from problem
+
+
+@contextlib.contextmanager
+def connected(options: argparse.Namespace) -> Iterator[Cluster]:
+    """Give a command's cluster; where somebody stops the command its processes are gone at once, and quietly.
 
     Raises
     ------
+    Failed
+        Of what is raised once work has begun.
     KeyboardInterrupt
         With the sentence that says how to go on, from the signal.
     """
-    from imgcurate.cluster import connect, kill
+    from imgcurate.cluster import kill
 
     # What a user has to know of the cluster a run says itself, in a sentence. Dask gives several of its loggers a level of their own.
     for name in ("distributed", "tornado", "asyncio", *logging.root.manager.loggerDict):
         if name.partition(".")[0] in ("distributed", "tornado", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    stack, clients = contextlib.ExitStack(), []
-
-    def start() -> Any:
-        client = connect(
-            options.scheduler,
-            scheduler_file=options.scheduler_file,
-            workers=options.workers,
-            memory_limit=options.memory_limit,
-        )
-        clients.append(stack.enter_context(client))
-        if importlib.util.find_spec("bokeh") is not None:
-            print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
-        return client
-
+    stack = contextlib.ExitStack()
+    cluster = Cluster(options, stack)
     try:
         with stack:
             try:
-                yield start
+                yield cluster
             except KeyboardInterrupt:
                 _be_quiet()
-                for client in clients:
+                for client in cluster.clients:
                     kill(client)
                 stack.pop_all()
                 raise
     except KeyboardInterrupt as stop:
         _be_quiet()
         raise KeyboardInterrupt("stopped; run the same command again to go on where it was") from stop
+    except Exception as problem:
+        if cluster.working:
+            raise Failed from problem
+        raise
 
 
 def _be_quiet() -> None:
@@ -86,28 +112,3 @@ def _be_quiet() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-
-
-def storage_options(text: str) -> dict[str, Any]:
-    """Return options for fsspec from JSON, or from ``name=value,...`` of which each value is JSON or else text.
-
-    Examples
-    --------
-    >>> storage_options("anon=true,endpoint_url=http://127.0.0.1:9000"), storage_options('{"key": "a,b"}')
-    ({'anon': True, 'endpoint_url': 'http://127.0.0.1:9000'}, {'key': 'a,b'})
-    """
-    if text.lstrip().startswith("{"):
-        try:
-            return dict(json.loads(text))
-        except ValueError as problem:
-            raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {problem}") from None
-    found: dict[str, Any] = {}
-    for item in text.split(","):
-        name, sign, value = item.partition("=")
-        if not sign or not name.strip():
-            raise argparse.ArgumentTypeError(f"{item!r} is not NAME=VALUE; several are parted by commas, or give JSON")
-        try:
-            found[name.strip()] = json.loads(value)
-        except ValueError:
-            found[name.strip()] = value
-    return found

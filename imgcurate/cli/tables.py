@@ -1,8 +1,64 @@
-"""What became of the images of a run, as a table for a terminal."""
+"""What commands answer: a table for a terminal, or one JSON object for a machine."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from imgcurate.printable import printable
+
+
+def answer(given: argparse.Namespace, found: Mapping[str, Any], text: str) -> None:
+    """Print what a command found: as `text`, or where ``--json`` is given as one JSON object."""
+    print(json.dumps(plain(found), indent=2, allow_nan=False) if given.json else text)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: numbers that are none as null, NumPy's as Python's, paths as text.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> plain({"a": np.float32("nan"), "b": (np.int64(3), None)})
+    {'a': None, 'b': [3, None]}
+    """
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def lines(rows: Sequence[tuple[str, str]]) -> str:
+    """Lay out names and what is said of each, safe for a terminal; of what is empty there is no line, and without a name it goes on.
+
+    Examples
+    --------
+    >>> print(lines([("images", "49"), ("note", ""), ("bytes", "12"), ("", "in all")]))
+    images  49
+    bytes   12
+            in all
+    """
+    width = max((len(name) for name, said in rows if said), default=0)
+    return "\n".join(f"{name:<{width}}  {printable(said, 1000)}" for name, said in rows if said)
+
+
+def count(n: int, noun: str) -> str:
+    """Say how many there are of something.
+
+    Examples
+    --------
+    >>> count(1, "image"), count(1200, "image")
+    ('1 image', '1,200 images')
+    """
+    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def table(manifest: dict[str, Any]) -> str:
@@ -28,7 +84,7 @@ def table(manifest: dict[str, Any]) -> str:
         ("above NSFW", "above_nsfw", _limit("nsfw_score >=", options["max_nsfw"])),
         ("duplicates", "duplicates", _kinds(options)),
         *((f"  {kind}", kind, "") for kind in kinds),
-        ("kept", "kept", f"in {counts['shards']} shard{'s' * (counts['shards'] != 1)}"),
+        ("kept", "kept", _written(counts)),
     ]
     read = max(1, counts["read"])
     return "\n".join(
@@ -49,6 +105,13 @@ def nothing_kept(counts: dict[str, int], out: str) -> str:
     if not counts["read"]:
         return "no image is kept, for the input holds none"
     return f"no image is kept: of {counts['read']:,} images {why}; the column reason of {out}/images.parquet says why of each"
+
+
+def _written(counts: dict[str, int]) -> str:
+    """Say what kept images have become."""
+    what = "file" if "files" in counts else "shard"
+    count = counts[f"{what}s"]
+    return f"in {count:,} {what}{'s' * (count != 1)}"
 
 
 def _kinds(options: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from imgcurate import storage
 from imgcurate.dedup.graph import rules
 from imgcurate.dedup.graph.nodes import Nodes
+from imgcurate.printable import printable
 
 _KINDS: dict[str, Any] = {
     "id_field": str, "rule": str, "keep": (str, list), "eps": (int, float), "min_similarity": (int, float),
@@ -44,7 +45,7 @@ def known(schema: pa.Schema, url: str, format: str, names: Collection[str]) -> d
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads((schema.metadata or {}).get(b"imgcurate", b"{}"))
     if not isinstance(found, dict) or found.get("format") != format:
-        raise ValueError(f"{url} was not written by this version's Duplicates.save")
+        raise ValueError(f"{printable(url)} was not written by this version's Duplicates.save")
     if "id" not in schema.names:
         raise _lies(url, "its images have no ids")
     for name in (*names, "n_pairs", "n_copies"):
@@ -57,7 +58,7 @@ def known(schema: pa.Schema, url: str, format: str, names: Collection[str]) -> d
             raise _lies(url, f"{name} is {str(value)[:50]!r}")
     keep = found["keep"]
     if isinstance(keep, list) and not all(isinstance(item, list) and len(item) == 2 for item in keep):
-        raise _lies(url, f"keep is {str(keep)[:50]}")
+        raise _lies(url, f"keep is {printable(str(keep), 50)}")
     if found["rule"] not in rules.RULES:
         raise _lies(url, f"rule is {found['rule'][:50]!r}")
     if not 0 < found["eps"] < 2 or not -3 <= found["min_similarity"] <= 1:
@@ -70,7 +71,7 @@ def whole(folder: str, urls: Sequence[str], rows: int, what: str, storage_option
     there = sum(footer(url, storage_options)[1] for url in urls)
     if there != rows:
         raise ValueError(
-            f"{folder} holds {there:,} {what} where {rows:,} were saved: a file is missing or was changed; copy it again"
+            f"{printable(folder)} holds {there:,} {what} where {rows:,} were saved: a file is missing or was changed; copy it again"
         )
 
 

@@ -27,6 +27,7 @@ from imgcurate.dedup.semantic.exchange import Members
 from imgcurate.dedup.semantic.files import StoredBucket
 from imgcurate.dedup.semantic.steps import Cluster, by_cluster
 from imgcurate.dedup.waves import in_waves
+from imgcurate.printable import printable
 
 _ROWS_OF_A_TASK = 32_768
 
@@ -96,7 +97,7 @@ def save_embeddings(
     if n_clusters is not None and append:
         raise ValueError("append=True places images by the centroids that are there; leave n_clusters out")
     fs, root = storage.open_filesystem(os.fspath(path), storage_options)
-    there = sorted(fs.glob(f"{root.rstrip('/')}/part.*")) if fs.exists(root) else []
+    there = _parts_in(fs, root)
     if there and not (append or overwrite):
         raise FileExistsError(f"{path} holds embeddings already; pass append=True to add to them, or overwrite=True")
     old = _saved(path, id_field, storage_options) if append else None
@@ -234,8 +235,7 @@ def _buckets(clusters: Sequence[Cluster]) -> Iterator[tuple[Any, list[Cluster]]]
 
 def _saved(path: str | os.PathLike[str], id_field: str, storage_options: storage.Options) -> SavedCorpus:
     fs, root = storage.open_filesystem(os.fspath(path), storage_options)
-    folders = sorted(fs.glob(f"{root.rstrip('/')}/part.*")) if fs.exists(root) else []
-    folders = [folder for folder in folders if fs.exists(f"{folder}/centroids.parquet")]
+    folders = [folder for folder in _parts_in(fs, root) if fs.exists(f"{folder}/centroids.parquet")]
     if not folders:
         raise FileNotFoundError(f"{os.fspath(path)!r} holds no embeddings that save_embeddings wrote")
     base = storage.absolute(path, storage_options).rstrip("/")
@@ -257,13 +257,21 @@ def _saved(path: str | os.PathLike[str], id_field: str, storage_options: storage
     return SavedCorpus(centroids, parts, known, id_field, storage_options)
 
 
+def _parts_in(fs: Any, root: str) -> list[str]:
+    """Return the folders of a saved corpus, in order; by listing it, for its own name may look like a pattern."""
+    names = (name.rstrip("/") for name in fs.ls(root, detail=False)) if fs.exists(root) else ()
+    return sorted(name for name in names if name.rpartition("/")[2].startswith("part."))
+
+
 def _read_table(url: str, columns: list[str] | None, storage_options: storage.Options) -> pa.Table:
     try:
         table = storage.read_parquet_table(url, columns, storage_options)
     except (pa.ArrowException, OSError, ValueError) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:
             raise
-        raise ValueError(f"{url} is damaged ({problem}); save the embeddings again") from None
+        raise ValueError(
+            f"{printable(url)} is damaged ({printable(str(problem))}); save the embeddings again"
+        ) from None
     missing = [name for name in columns or () if name not in table.column_names]
     if missing:
         raise _lies(url, f"the column {missing[0]!r} is missing")
@@ -285,7 +293,7 @@ def _summary(summary: pa.Table, url: str) -> tuple[np.ndarray, list[int]]:
 
 
 def _lies(url: str, what: str) -> ValueError:
-    return ValueError(f"{url} is not what save_embeddings wrote: {what}; save the embeddings again")
+    return ValueError(f"{printable(url)} is not what save_embeddings wrote: {what}; save the embeddings again")
 
 
 def _grouped(rows: frames.Frame) -> list[tuple[Delayed, int]]:

@@ -18,6 +18,7 @@ from dask.delayed import Delayed
 from imgcurate.dedup.mapped import map_matrix
 from imgcurate.dedup.semantic import normalise
 from imgcurate.dedup.waves import in_waves
+from imgcurate.printable import quoted
 
 _HASHES_AT_ONCE = 1 << 23
 #: Partitions in memory are put together to so many before each is cut into a piece for every range.
@@ -56,8 +57,8 @@ def refuse_repeated(
     repeats = [name for name, count in times.items() if count > 1]
     if repeats:
         raise ValueError(
-            f"{len(suspects):,} ids of column {id_field!r} name more than one row: {', '.join(map(repr, sorted(repeats)[:5]))}"
-            f"{', ...' if len(repeats) > 5 else ''}; give every image an id of its own"
+            f"{len(suspects):,} ids of column {id_field!r} name more than one row: {quoted(sorted(repeats))}; "
+            "give every image an id of its own"
         )
 
 

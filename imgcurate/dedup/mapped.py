@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import tempfile
@@ -83,7 +84,10 @@ def map_table(path: str) -> pa.Table:
 
     What is looked at counts as the process's memory for as long as the table is there, so that nobody keeps one.
     """
-    return pa.ipc.open_file(pa.memory_map(path)).read_all()
+    # Not by Arrow's own: to that a path is text, which not every name is.
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
 
 
 def map_matrix(path: str, width: int, dtype: str) -> np.ndarray:

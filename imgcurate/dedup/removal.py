@@ -18,15 +18,17 @@ import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate import schema, vectors
+from imgcurate import schema, storage, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup import inputs, lookup
 from imgcurate.dedup.result import Duplicates
 from imgcurate.dedup.waves import wait
+from imgcurate.printable import quoted
 
 _NAMED = 5
 
 
+@interruptible
 def remove(
     frame: Any, removals: Any, on: str = "image_id", *, removals_on: str | None = None, missing: str = "warn"
 ) -> dd.DataFrame:
@@ -96,7 +98,6 @@ def remove(
     return frame[~ids_of_frame.map_partitions(_is_listed, ids, meta=meta)]
 
 
-@interruptible
 def _gather(pieces: Sequence[Any]) -> Any:
     """Return a list of removals as a task that holds it: it stands in the graph once, and in a worker's memory once."""
     # Started at once: a lazy list may be a view of a Duplicates that only the verb's caller holds, and not for long.
@@ -159,7 +160,7 @@ def _id_column(removals: Any, name: str, removals_on: str | None) -> Any:
 
 def _read(path: str) -> Any:
     try:
-        return dd.read_parquet(path)
+        return storage.read_parquet_frame(path)
     except (FileNotFoundError, ValueError) as problem:
         raise FileNotFoundError(f"no Parquet files of ids to remove at {path!r}: {problem}") from problem
 
@@ -213,7 +214,7 @@ def _missing(ids: lookup.Lookup, found: Sequence[np.ndarray]) -> tuple[int, int,
     absent = np.ones(len(ids.ids), dtype=bool)
     for rows in found:
         absent[rows] = False
-    named = np.flatnonzero(absent)[:_NAMED]
+    named = np.flatnonzero(absent)[: _NAMED + 1]
     return int(absent.sum()), len(absent), ids.ids.take(pa.array(named)).to_pylist()
 
 
@@ -221,8 +222,7 @@ def _report_missing(found: Sequence[Delayed], ids: Delayed, missing: str) -> Non
     n_missing, n_ids, named = dask.delayed(_missing)(ids, list(found)).compute()
     if not n_missing:
         return
-    dots = ", ..." if n_missing > len(named) else ""
-    sentence = f"{n_missing:,} of {n_ids:,} ids to remove are not in the frame: {', '.join(map(repr, named))}{dots}"
+    sentence = f"{n_missing:,} of {n_ids:,} ids to remove are not in the frame: {quoted(named, _NAMED)}"
     if missing == "raise":
         raise ValueError(sentence)
-    warnings.warn(sentence, stacklevel=3)
+    warnings.warn(sentence, stacklevel=4)

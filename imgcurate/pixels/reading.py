@@ -74,7 +74,7 @@ def read_images(
                 yield from (_read_error(problem) for _ in run)
                 continue
             places = (_place(offset, size, max_bytes) for _, offset, size in run)
-            for piece in _pieces(places, storage.is_local(url)):
+            for piece in _pieces(places, storage.is_local(storage.path_of(url))):
                 yield from _read_piece(file, url, piece, storage_options, reading)
         try:
             tar.refuse_changed(url, listed, storage_options)

@@ -12,11 +12,12 @@ from imgcurate import encoders, weights
 from imgcurate.cluster import backend
 from imgcurate.dedup.semantic.thresholds import eps_of
 from imgcurate.identity import Identity
+from imgcurate.printable import printable
+from imgcurate.run import files, write
 from imgcurate.run.columns import HEADS, Rows
 from imgcurate.run.decide import KINDS, Decided
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options
-from imgcurate.run.write import Written
 from imgcurate.scores.head import check_dimension, check_encoder
 
 _PACKAGES = ("imgcurate", "dask", "pandas", "pyarrow", "torch", "transformers", "scikit-learn", "pillow")
@@ -57,7 +58,7 @@ def check_rows(step: str, rows: Sequence[Rows], given: Sequence[int]) -> None:
     for row, count in zip(rows, given, strict=True):
         if count != row.stop - row.start:
             raise RuntimeError(
-                f"{row.url}: {row.stop - row.start} images were listed from {row.start} on, and {step} gave {count}"
+                f"{printable(row.url)}: {row.stop - row.start} images were listed from {row.start} on, and {step} gave {count}"
             )
 
 
@@ -71,7 +72,7 @@ def by_source(rows: Sequence[Rows], decided: Sequence[Decided]) -> dict[str, dic
             known[name] += count
     for url, known in sources.items():
         if known["read"] != sum(known[name] for name in OUTCOMES):
-            raise RuntimeError(f"{url}: the account of its images does not add up: {known}")
+            raise RuntimeError(f"{printable(url)}: the account of its images does not add up: {known}")
     return sources
 
 
@@ -85,7 +86,7 @@ def manifest_of(
     sources: Mapping[str, Mapping[str, int]],
     decided: Sequence[Decided],
     n_clusters: int | None,
-    written: Sequence[Written],
+    written: Sequence[write.Written] | Sequence[files.Written],
 ) -> dict[str, Any]:
     """Return the manifest; raises where not as many images were written as are kept.
 
@@ -100,10 +101,15 @@ def manifest_of(
         The parts of the table of images.
     n_clusters : int or None
         In how many clusters semantic duplicates were looked for.
-    written : sequence of Written
+    written : sequence of write.Written or files.Written
+        What kept images have become.
     """
     totals = {name: sum(known[name] for known in sources.values()) for name in ("read", *OUTCOMES)}
-    samples = sum(shard.samples for shard in written)
+    samples = sum(part.samples for part in written)
+    of_files = [part for part in written if isinstance(part, files.Written)]
+    n_written = (
+        {"files": sum(part.files for part in of_files)} if job.options.write == "files" else {"shards": len(written)}
+    )
     if samples != totals["kept"]:
         raise RuntimeError(f"{totals['kept']} images are kept and {samples} were written")
     return {
@@ -112,11 +118,12 @@ def manifest_of(
         "backend": job.backend,
         "models": dict(job.models),
         "n_clusters": n_clusters,
-        "counts": {**totals, "shards": len(written)},
+        "counts": {**totals, **n_written},
         "reasons": {kind: sum(part.counts[kind] for part in decided) for kind in KINDS},
         "sources": {source: {"etag": etag, **sources[source]} for source, etag in job.sources.items()},
         "parts": {part.name: part.digest for part in decided},
-        "seconds": job.steps.seconds,
+        **({"files": {part.part: part.digest for part in of_files}} if job.options.write == "files" else {}),
+        "seconds": dict(job.steps.seconds),
     }
 
 

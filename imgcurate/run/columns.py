@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from imgcurate import fingerprint, measures, parts, phash, pixels, schema, storage, tar, vectors
@@ -22,9 +23,12 @@ from imgcurate.run.inputs import Unit
 from imgcurate.run.owner import is_here, lives, this_process
 from imgcurate.run.probe import killers
 from imgcurate.scores import aesthetic, nsfw
+from imgcurate.sources.sidecars import AS_USUAL, Sidecars
 
 #: Raise it where what is computed of the same input changes, so that parts of an earlier version are not taken for this one's.
 _VERSION = 2
+# The same for listings, of which the rest depends by what is in them.
+_LISTED = 2
 HEADS = {"aesthetic": aesthetic, "nsfw": nsfw}
 _READ = ["url", "offset", "bytes", "etag", "error"]
 # A unit becomes at most so many parts, so that what a run asks of a store does not grow with the images of a shard, of at least so many
@@ -47,6 +51,8 @@ class Rows(NamedTuple):
     listed : str
         The URL of the part of the table "listed" that has them.
     start, stop : int
+    image : str or None
+        The extension of the images, of samples that have several.
     """
 
     url: str
@@ -55,13 +61,15 @@ class Rows(NamedTuple):
     listed: str
     start: int
     stop: int
+    image: str | None = None
 
     def key(self, *what: Any) -> str:
-        """Return the key of what is made of these rows' bytes by `what`."""
-        return fingerprint.of(_VERSION, self.url, self.version, self.start, self.stop, *what)
+        """Return the key of what is made of these rows' bytes by `what`: of the images, not of the texts beside them."""
+        image = () if self.image is None else (self.image,)
+        return fingerprint.of(_VERSION, self.url, self.version, self.start, self.stop, *image, *what)
 
 
-def ranges(unit: Unit, version: str, listed: str, n_rows: int, backend: str) -> list[Rows]:
+def ranges(unit: Unit, version: str, listed: str, n_rows: int, backend: str, image: str | None = None) -> list[Rows]:
     """Cut a unit into ranges of rows, by nothing but their number: a run that goes on cuts as the one that was stopped.
 
     Examples
@@ -72,17 +80,22 @@ def ranges(unit: Unit, version: str, listed: str, n_rows: int, backend: str) -> 
     """
     size = min(max(-(-n_rows // _PARTS_OF_A_SHARD), _FEWEST_ROWS[backend]), _MOST_ROWS)
     starts = range(0, max(n_rows, 1), size)
-    return [Rows(unit.url, unit.source, version, listed, start, min(start + size, n_rows)) for start in starts]
+    stops = [min(start + size, n_rows) for start in starts]
+    return [
+        Rows(unit.url, unit.source, version, listed, start, stop, image)
+        for start, stop in zip(starts, stops, strict=True)
+    ]
 
 
-def listing_key(unit: Unit, version: str) -> str:
-    """Return the key of a unit's listing."""
-    return fingerprint.of(_VERSION, "listed", *unit.key(version))
+def listing_key(unit: Unit, version: str, sidecars: Sidecars = AS_USUAL) -> str:
+    """Return the key of a unit's listing, which depends on how samples are read."""
+    how = () if sidecars == AS_USUAL else tuple(sidecars)
+    return fingerprint.of(_VERSION, _LISTED, "listed", *unit.key(version), *how)
 
 
-def list_unit(unit: Unit, folder: str, key: str, storage_options: storage.Options) -> Part:
+def list_unit(unit: Unit, sidecars: Sidecars, folder: str, key: str, storage_options: storage.Options) -> Part:
     """List a unit into a part."""
-    return parts.write_part(unit.list(storage_options), folder, key, storage_options)
+    return parts.write_part(unit.list(storage_options, sidecars), folder, key, storage_options)
 
 
 @dataclass(frozen=True)
@@ -166,6 +179,8 @@ def make_part(
     except FileNotFoundError:
         raise tar.ShardChanged(rows.url, "it is gone") from None
     host = _read(rows, storage_options)
+    # What is wrong with a text is no matter of the image: who reads it otherwise need not look at the image again.
+    host["error"] = host["error"].mask(_of_sidecar(host["error"]))
     with _attempt(f"{folder}/{key}.begun", storage_options) as died:
         if died:
             host = _without_killers(host, make, like, storage_options)
@@ -224,7 +239,7 @@ def _without_killers(host: pd.DataFrame, make: Make, like: Any, storage_options:
 @contextlib.contextmanager
 def _on_this_machine(host: pd.DataFrame, usable: list[int], storage_options: storage.Options) -> Iterator[pd.DataFrame]:
     """Give rows whose images lie on this machine: in a fork, the threads in which clients of stores read are missing."""
-    if all(storage.is_local(url) for url in host["url"]):
+    if all(storage.is_local(storage.path_of(url)) for url in host["url"]):
         yield host
         return
     with tempfile.NamedTemporaryFile(prefix="imgcurate-") as file:
@@ -278,11 +293,21 @@ def read_rows(
 ) -> Any:
     """Return rows with all that is known of them, or some columns, on the backend of `like`."""
     listed = _read(sources.rows, storage_options, columns if columns is None else _listed(columns))
+    wrong = _of_sidecar(listed["error"]) if "error" in listed else None
     for url in sources.computed:
         part = parts.read_part(url, None, columns, storage_options)
+        if wrong is not None and wrong.any() and len(part.columns):
+            # A row with an error has no vector and no score.
+            part = part.reindex(np.where(wrong, -1, np.arange(len(part))))
+            if "error" in part:
+                part["error"] = part["error"].where(~wrong.to_numpy(), listed["error"].to_numpy())
         listed = listed.assign(**{name: part[name].array for name in part.columns})
     made = listed if columns is None else listed[columns]
     return vectors.from_pandas(made, like)
+
+
+def _of_sidecar(errors: pd.Series) -> pd.Series:
+    return errors.str.startswith("sidecar: ").fillna(False).astype(bool)
 
 
 def _listed(columns: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ job that was stopped goes on, and one that was changed makes again what depends 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,11 +15,13 @@ import distributed
 
 from imgcurate import cluster, encoders, storage, tar
 from imgcurate.dedup.graph.rank import Keep
+from imgcurate.printable import printable
 from imgcurate.run import account, folder, resume, tables
-from imgcurate.run.inputs import describe, find
+from imgcurate.run.inputs import check_sidecars, describe, find
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options, measured, stages_of
 from imgcurate.run.steps import Steps
+from imgcurate.sources.sidecars import MAX_SIDECAR
 
 
 def curate(
@@ -37,7 +40,11 @@ def curate(
     exact: bool = False,
     keep: Keep = "largest",
     rule: str = "cover",
+    write: str = "shards",
     samples_per_shard: int = 10_000,
+    caption_from: str = "txt",
+    image: str | None = None,
+    max_sidecar: int = MAX_SIDECAR,
     batch_size: int | None = None,
     dtype: str = "auto",
     draft: bool = True,
@@ -49,9 +56,10 @@ def curate(
     retry_errors: bool = False,
     overwrite: bool = False,
     storage_options: storage.Options = None,
+    report: bool = True,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Curate tar shards, or folders of images, into new tar shards, and say of every image what became of it and why.
+    """Curate tar shards, or folders of images, into new tar shards or a folder, and say of every image what became of it and why.
 
     A run that was stopped goes on where it was when it is called again: finished parts are read, not redone, and the result is byte for byte that
     of an undisturbed run.
@@ -62,8 +70,12 @@ def curate(
         Tar shards, as for `read_webdataset`, or image files, as for `read_files`; what they are is told by their names.
     out : str or path
         A folder that is empty, not there yet, or that of an earlier run. Gets ``shards/*.tar``, ``images.parquet/``, ``shards.parquet`` (samples,
-        bytes and xxh3_128 digest of each shard that was written) and, last, ``manifest.json``; and ``.run/``, which holds what was computed, to
-        go on from, and may be removed.
+        bytes and xxh3_128 digest of each shard that was written) and, last, ``manifest.json``; ``report.html``, a page with pictures about the
+        run; and ``.run/``, which holds what was computed, to go on from, and may be removed.
+    write : {"shards", "files"}, default "shards"
+        What kept images become. As files each lies in ``files/`` under its ``image_id``, to which the extension of its source is added where it has
+        none, with all that stands beside it under the same name; ``files.parquet/`` has image_id, file, image (or what stands beside it), bytes and
+        digest of each. An image whose id cannot be a file's name, or not of it alone, lies in ``files/renamed/``.
     model, model_dir, batch_size, dtype, draft, truncated, formats, timeout, measure
         As for `embed`. `model_dir` also holds the weights of the scores.
     min_aesthetic : float, optional
@@ -79,6 +91,10 @@ def curate(
         As for `semantic_duplicates`; the manifest has the eps that was taken. Among equal bytes and look-alikes, which have no centroid,
         ``keep="hard"`` and ``"easy"`` keep the lowest id.
     samples_per_shard : int, default 10_000
+    caption_from, image : str
+        As for `read_webdataset`; of tar shards only.
+    max_sidecar : int, default 1 MiB
+        As for `read_webdataset` and `read_files`.
     max_read_errors : float, optional
         The share of images whose bytes may be impossible to read. Where there are more, the store is taken to be at fault and the run stops.
         Default: a hundredth, and ten images of few.
@@ -89,6 +105,9 @@ def curate(
         again. Also replaces the outputs of an earlier version, and writes into a folder that holds other things.
     storage_options : dict, optional
         For the fsspec filesystem of shards and output.
+    report : bool, default True
+        Write ``report.html``, of at most 5 MB and 400 small pictures however many images there are. Where that fails the run has not: what
+        happened is said in a sentence, and ``imgcurate report`` makes the page from what the run wrote.
     progress : bool, default False
         Show on stderr how far the work is, and what an earlier run has left to go on from.
 
@@ -96,7 +115,7 @@ def curate(
     -------
     dict
         The manifest: ``options``, ``versions``, ``models`` with fingerprints, ``counts`` (read, errors, below_aesthetic,
-        above_nsfw, duplicates, kept, shards), ``reasons`` (how many images are not kept for each kind of reason: error, aesthetic, nsfw, exact,
+        above_nsfw, duplicates, kept, and shards or files), ``reasons`` (how many images are not kept for each kind of reason: error, aesthetic, nsfw, exact,
         perceptual, semantic), ``sources`` (the counts for each shard or folder that was read), ``seconds`` a step.
 
     Raises
@@ -112,6 +131,12 @@ def curate(
     OSError
         Where more images cannot be read than `max_read_errors` allows.
 
+    Notes
+    -----
+    The column ``url`` of ``images.parquet`` and the manifest name sources of this machine by absolute paths, wherever the run is started from. A
+    finished folder may be moved or copied: it verifies and can be read where it lies, and a run with the same sources goes on in it. Sources that
+    were moved are other sources: the run names them as added and taken away, and with `overwrite` works on them anew.
+
     Examples
     --------
     >>> curate("shards/*.tar", "curated", min_aesthetic=0.5, eps=0.05)  # doctest: +SKIP
@@ -121,9 +146,11 @@ def curate(
         max_distance=max_distance, eps=eps, n_clusters=n_clusters, probes=probes, exact=exact, keep=keep, rule=rule,
         samples_per_shard=samples_per_shard, batch_size=batch_size, dtype=dtype, draft=draft, truncated=truncated,
         formats=tuple(formats), timeout=timeout, measure=measured(measure), max_read_errors=max_read_errors,
+        write=write, caption_from=caption_from, image=image, max_sidecar=max_sidecar,
     )  # fmt: skip
     return carry_out(
-        inputs, out, options, retry_errors=retry_errors, overwrite=overwrite, storage_options=storage_options, progress=progress
+        inputs, out, options, retry_errors=retry_errors, overwrite=overwrite, storage_options=storage_options, report=report,
+        progress=progress,
     )  # fmt: skip
 
 
@@ -135,6 +162,7 @@ def carry_out(
     retry_errors: bool = False,
     overwrite: bool = False,
     storage_options: storage.Options = None,
+    report: bool = True,
     progress: bool = False,
     connect: Callable[[], distributed.Client] = cluster.connect,
 ) -> dict[str, Any]:
@@ -142,24 +170,32 @@ def carry_out(
     tables.check_stages(options)
     folder.refuse_inside(out, paths)
     units = find(paths, storage_options)
+    check_sidecars(options.sidecars, units)
     models = account.models_of(options)
     options, why_eps = account.with_eps(options, models["encoder"])
     steps = Steps(connect, progress)
     with folder.open_folder(out, units, overwrite, storage_options) as place:
+        if options.write == "files":
+            place.refuse_others_files()
         job = Job(options, units, models, place, steps)
         steps.say(f"reading {describe(units)}")
         if why_eps and "semantic" in options.dedup:
             steps.say(f"eps={options.eps:g}, {why_eps}")
         finished = resume.compare(job, overwrite, retry_errors)
         if finished is not None:
+            if report and not place.has_report:
+                _report(job)
             return finished
         cluster.check_paths(steps.client, [unit.url for unit in units], place.url)
         resume.begin(job, retry_errors)
         try:
-            return _go_on(job, {"inputs": _plain(paths), "out": os.fspath(out)})
+            manifest = _go_on(job, {"inputs": _plain(paths), "out": os.fspath(out)})
         except tar.ShardChanged as problem:
             resume.distrust(job, problem.url)
             raise
+        if report:
+            _report(job)
+        return manifest
 
 
 def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
@@ -185,14 +221,33 @@ def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     with steps("deciding"):
         decided = tables.decide(job, sources, pairs)
         counts = account.by_source(rows, decided)
-    with steps("writing shards"):
-        written = tables.write_shards(job, sources, pairs, decided)
+    with steps(f"writing {options.write}"):
+        write = tables.write_files if options.write == "files" else tables.write_shards
+        written = write(job, sources, pairs, decided)
     n_clusters = next((found.n_clusters for found in pairs if found.stage == "semantic"), None)
     manifest = account.manifest_of(job, given, counts, decided, n_clusters, written)
     known["duplicates"] = [part for found in pairs for part in found.parts]
     resume.sweep(job, known)
+    job.place.remove_graphs([found.key for found in pairs])
     job.place.write_json("manifest.json", manifest)
     return manifest
+
+
+def _report(job: Job) -> None:
+    """Write the page about a run that has finished; where that fails, say so and no more."""
+    from imgcurate.report.run import write_report
+
+    try:
+        with job.steps("writing the report"):
+            write_report(job.place.url, job.place.report, job.steps.watch, job.storage_options)
+    except Exception as problem:
+        what = printable(f"{type(problem).__name__}: {problem}", 500)
+        warnings.warn(
+            f"the run has finished, but not its report ({what}): imgcurate report {job.place.url} makes it from what the run wrote",
+            stacklevel=2,
+        )
+    else:
+        job.steps.say(f"{job.place.report} written in {job.steps.seconds['writing the report']:.1f} s")
 
 
 def _plain(paths: storage.Paths) -> str | list[str]:

@@ -6,18 +6,23 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from fsspec.utils import glob_translate
 
 from imgcurate import storage
+from imgcurate.printable import printable
+from imgcurate.run import files
 from imgcurate.run.inputs import Unit
 from imgcurate.run.lock import locked
 
-WORK = ".run"
-OUTPUTS = ("shards", "images.parquet", "shards.parquet", "manifest.json")
+WORK, REPORT = ".run", "report.html"
+#: The folder, in that one, of graphs of duplicates.
+GRAPHS = "graphs"
+_FOLDERS = (WORK, "shards", "files", "images.parquet", "files.parquet")
+OUTPUTS = ("shards", "files", "images.parquet", "shards.parquet", "files.parquet", "manifest.json")
 
 _NAMES = {"shards": re.compile(r"\d{5,}\.tar"), "images.parquet": re.compile(r"part\.\d{5,}\.parquet")}
 
@@ -60,6 +65,17 @@ class Folder:
         """Return the manifest of a run that has finished."""
         return self._read("manifest.json")
 
+    @property
+    def report(self) -> str:
+        """The URL of the page about the run."""
+        return f"{self.url}/{REPORT}"
+
+    @property
+    def has_report(self) -> bool:
+        """Whether that page is there."""
+        fs, path = storage.open_filesystem(self.report, self.storage_options)
+        return bool(fs.isfile(path))
+
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, whole."""
         with storage.open_atomic(f"{self.url}/{name}", self.storage_options) as file:
@@ -83,20 +99,47 @@ class Folder:
         if known.get(output) == key:
             return
         # In this order, so that what is left of a stop in between is known to be unfinished.
-        for name in ("manifest.json", "shards.parquet", "shards", *(["images.parquet"] if output != "shards" else [])):
+        for name in ("manifest.json", "shards.parquet", "shards"):
             self.remove(name)
-        kept = known if output == "shards" else {}
+        if self.owns_files(known):
+            files.remove(self.url, self.table("written"), self.storage_options)
+        kept = {} if output == "images.parquet" else {"images.parquet": known.get("images.parquet")}
+        if not kept:
+            self.remove("images.parquet")
         self.write_json(f"{WORK}/outputs.json", {**kept, output: key})
+
+    def owns_files(self, outputs: Mapping[str, str] | None = None) -> bool:
+        """Tell whether the files that are here are a run's, by what it has noted, and where that was removed by their account."""
+        outputs = outputs or self._read(f"{WORK}/outputs.json") or {}
+        return "files" in outputs or bool(files.accounts_in(self.url, self.storage_options))
+
+    def refuse_others_files(self) -> None:
+        """Raise where files are in the way of those that a run is to write."""
+        if not self.owns_files() and any(files.names_below(f"{self.url}/{files.FOLDER}", self.storage_options)):
+            raise FileExistsError(f"{self.url}/{files.FOLDER} holds files that no run wrote; name another folder")
 
     def remove_unfinished(self) -> None:
         """Remove what processes that were killed have left half-written or begun."""
         fs, path = storage.open_filesystem(self.url, self.storage_options)
         # Nowhere else: a folder beside them may be another run's, which is on.
-        here = [fs.find(path, maxdepth=1), *(fs.find(f"{path}/{name}") for name in (WORK, "shards", "images.parquet"))]
+        here = [fs.find(path, maxdepth=1), *(fs.find(f"{path}/{name}") for name in _FOLDERS)]
         for file in dict.fromkeys(chain.from_iterable(here)):
             name = file.rpartition("/")[2]
             if name.startswith(".unfinished-") or (name.endswith(".begun") and f"/{WORK}/" in file):
                 fs.rm_file(file)
+
+    def graphs(self) -> dict[str, str]:
+        """Return the URLs of the graphs of duplicates, by the keys of their searches."""
+        fs, path = storage.open_filesystem(f"{self.url}/{WORK}/{GRAPHS}", self.storage_options)
+        names = [name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)] if fs.exists(path) else []
+        return {name: f"{self.url}/{WORK}/{GRAPHS}/{name}" for name in names}
+
+    def remove_graphs(self, kept: Collection[str]) -> None:
+        """Remove the graphs of duplicates of other searches."""
+        for key, url in self.graphs().items():
+            if key not in kept:
+                fs, path = storage.open_filesystem(url, self.storage_options)
+                fs.rm(path, recursive=True)
 
     def remove(self, name: str) -> None:
         """Remove an output's files, and nothing that somebody else put beside them."""
@@ -128,8 +171,10 @@ def refuse_inside(out: str | os.PathLike[str], inputs: storage.Paths) -> None:
     target = _real(storage.absolute(out)) if storage.is_local(os.fspath(out)) else os.fspath(out).rstrip("/")
     for given in storage.patterns(inputs):
         place = os.path.abspath(given) if storage.is_local(given) else given.rstrip("/")
-        folder = _real(place)
-        if target.startswith(f"{folder}/") or re.match(glob_translate(place), f"{target}/shards/00000.tar"):
+        # A path that is there is that path, and no pattern.
+        pattern = None if storage.is_there(given) else glob_translate(place)
+        written = (f"{target}/shards/00000.tar", f"{target}/files/0.jpg")
+        if target.startswith(f"{_real(place)}/") or (pattern and any(re.match(pattern, name) for name in written)):
             raise FileExistsError(
                 f"the output {os.fspath(out)} lies in {given}, which is read to the bottom: name a folder beside it, or the shards as "
                 f"{given.partition('*')[0].rstrip('/')}/*.tar"
@@ -140,11 +185,11 @@ def _refuse_around(url: str, units: Sequence[Unit]) -> None:
     """Raise where the output holds an input, which would lie among the files that a run writes and replaces."""
     target = _real(url)
     # Links are followed of shards and of folders, not of each image.
-    files = {name.rpartition("/")[0]: name for unit in units for name in unit.etags}
-    for name in (*(unit.url for unit in units), *files.values()):
+    of_folders = {name.rpartition("/")[0]: name for unit in units for name in unit.etags}
+    for name in (*(unit.url for unit in units), *of_folders.values()):
         if _real(name).startswith(f"{target}/"):
             raise FileExistsError(
-                f"{name} is a source and lies where the output would be written ({url}); name another folder"
+                f"{printable(name)} is a source and lies where the output would be written ({printable(url)}); name another folder"
             )
 
 
@@ -157,9 +202,26 @@ def open_folder(
     Raises
     ------
     FileExistsError
-        Where it is a file, holds sources, or holds something else and `overwrite` is false.
+        As `check_folder`.
     BlockingIOError
         Where another run is on in it.
+    """
+    url = check_folder(out, units, overwrite, storage_options)
+    if storage.is_local(url):
+        os.makedirs(f"{url}/{WORK}", exist_ok=True)
+    with locked(f"{url}/{WORK}/lock", storage_options):
+        yield Folder(url, storage_options)
+
+
+def check_folder(
+    out: str | os.PathLike[str], units: Sequence[Unit], overwrite: bool, storage_options: storage.Options
+) -> str:
+    """See that a folder can be a run's, and return its URL; nothing is made or changed.
+
+    Raises
+    ------
+    FileExistsError
+        Where it is a file, holds sources, or holds something else and `overwrite` is false.
     """
     fs, path = storage.open_filesystem(os.fspath(out), storage_options)
     if fs.isfile(path):
@@ -172,16 +234,15 @@ def open_folder(
             raise FileExistsError(
                 f"{out} is not empty; name another folder, or overwrite the run that is there (--overwrite)"
             )
-        if there & set(OUTPUTS) == {"shards"}:  # a run writes images.parquet first
+        mine = there & set(OUTPUTS)
+        if mine and mine <= {"shards", "files"}:  # a run writes images.parquet first
             raise FileExistsError(
-                f"{out}/shards is not of an earlier run: no images.parquet lies beside it; name another folder"
+                f"{out}/{min(mine)} is not of an earlier run: no images.parquet lies beside it; name another folder"
             )
-    if storage.is_local(url):
-        os.makedirs(f"{path}/{WORK}", exist_ok=True)
-    with locked(f"{url}/{WORK}/lock", storage_options):
-        yield Folder(url, storage_options)
+    return url
 
 
 def _real(url: str) -> str:
     """Return where a path leads, through links and ``..``: two names of one folder must not make its files outputs to be replaced."""
-    return os.path.realpath(url) if storage.is_local(url) else url
+    path = storage.path_of(url)
+    return os.path.realpath(path) if storage.is_local(path) else url

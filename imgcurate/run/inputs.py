@@ -9,8 +9,10 @@ import pandas as pd
 import xxhash
 
 from imgcurate import fingerprint, storage
+from imgcurate.printable import printable
 from imgcurate.sources import files, webdataset
 from imgcurate.sources.files import File
+from imgcurate.sources.sidecars import AS_USUAL, Sidecars
 from imgcurate.sources.webdataset import Shard
 
 # Image files are cut into units of about so many, and at most so many. Where a unit ends is told by the name of its last file, so that a
@@ -48,11 +50,11 @@ class Unit:
         names = [self.content.name] if isinstance(self.content, Shard) else [file.image_id for file in self.content]
         return self.url, *names, version
 
-    def list(self, storage_options: storage.Options) -> pd.DataFrame:
+    def list(self, storage_options: storage.Options, sidecars: Sidecars = AS_USUAL) -> pd.DataFrame:
         """List the unit as rows."""
         if isinstance(self.content, Shard):
-            return webdataset.list_shards([self.content], storage_options)
-        return files.list_files(self.content, storage_options)
+            return webdataset.list_shards([self.content], storage_options, sidecars)
+        return files.list_files(self.content, storage_options, sidecars.most)
 
 
 def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[Unit]:
@@ -73,7 +75,9 @@ def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[U
     """
     of_images = tuple(files.EXTENSIONS)
     extensions, beside = (*webdataset.EXTENSIONS, *of_images), tuple(files.TEXTS)
-    found = storage.expand(urls, extensions, storage_options, beside=beside, contained=files.CONTAINED)
+    found = storage.expand(
+        urls, extensions, storage_options, beside=beside, contained=files.CONTAINED, called="tar shard and no image"
+    )
     images = sum(url.lower().endswith(of_images) for url in found)
     tars = sum(url.lower().endswith(".tar") for url in found)
     if images and tars:
@@ -87,11 +91,20 @@ def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[U
     # What is named is a shard, whatever its name is; when it is listed it is told whether it can be one.
     shards = {url: entry for url, entry in found.items() if not url.lower().endswith(tuple(files.TEXTS))}
     if not shards:
-        raise FileNotFoundError(f"{urls!r} names neither a tar shard nor an image")
+        raise FileNotFoundError(f"{printable(repr(urls))} names neither a tar shard nor an image")
     return [
         Unit(shard.url, shard.url, {shard.url: str(shard.etag)}, shard)
         for shard in webdataset.shards_of(shards, storage_options)
     ]
+
+
+def check_sidecars(sidecars: Sidecars, units: Sequence[Unit]) -> None:
+    """Raise a ValueError where it is asked of image files what only members of shards can be."""
+    if not isinstance(units[0].content, Shard) and sidecars._replace(most=AS_USUAL.most) != AS_USUAL:
+        name = "image" if sidecars.image is not None else "caption_from"
+        raise ValueError(
+            f"{name}= says how samples of tar shards are read, and the inputs are image files, whose captions are the .txt beside them; leave it out"
+        )
 
 
 def describe(units: Sequence[Unit]) -> str:
@@ -115,8 +128,8 @@ def _units_of(
         beside = [storage.replace_extension(file.url, extension) for file in some for extension in file.texts]
         etags = {file.url: file.entry.etag or storage.etag(file.url, storage_options) for file in some}
         etags |= {text: str(entries[text].etag) for text in beside if text in entries}
-        source = storage.common_folder([file.url.rpartition("/")[0] for file in some])
-        yield Unit(some[0].url, source, etags, some)
+        source = storage.common_folder([storage.path_of(file.url).rpartition("/")[0] for file in some])
+        yield Unit(some[0].url, storage.to_text(source), etags, some)
 
 
 def _cut(found: Sequence[File]) -> Iterator[tuple[File, ...]]:

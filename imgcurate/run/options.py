@@ -12,8 +12,12 @@ from imgcurate.dedup.graph.rank import Keep
 from imgcurate.encoders import check_dtype
 from imgcurate.encoders.function import name_of
 from imgcurate.sinks.webdataset import check_samples_per_shard
+from imgcurate.sources.sidecars import MAX_SIDECAR, Sidecars, chosen
 
 STAGES = ("exact", "perceptual", "semantic")
+
+#: What kept images are written as.
+WRITTEN = ("shards", "files")
 
 _OF_NO_EFFECT = ("model", "model_dir", "max_read_errors")
 
@@ -43,9 +47,16 @@ class Options:
     timeout: float | None
     measure: tuple[str, ...]
     max_read_errors: float | None
+    write: str = "shards"
+    caption_from: str = "txt"
+    image: str | None = None
+    max_sidecar: int = MAX_SIDECAR
 
     def __post_init__(self) -> None:
         check_samples_per_shard(self.samples_per_shard)
+        if self.write not in WRITTEN:
+            raise ValueError(f"write={self.write!r}: give one of {', '.join(WRITTEN)}")
+        chosen(self.caption_from, self.image, self.max_sidecar)
         check_dtype(self.dtype)
         pixels.check_formats(self.formats)
         pixels.check_timeout(self.timeout)
@@ -82,6 +93,11 @@ class Options:
         names = ("eps", "n_clusters", "keep", "rule", "probes", "exact")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def sidecars(self) -> Sidecars:
+        """How samples are read."""
+        return chosen(self.caption_from, self.image, self.max_sidecar)
+
     def of_limits(self) -> dict[str, Any]:
         """Return the limits of the scores."""
         return {"min_aesthetic": self.min_aesthetic, "max_nsfw": self.max_nsfw}
@@ -93,7 +109,8 @@ class Options:
 
     def effective(self) -> dict[str, Any]:
         """Return the options that a result depends on, as JSON has them: of models their files count, not their names and places."""
-        return {name: value for name, value in self.as_json().items() if name not in _OF_NO_EFFECT}
+        left_out = (*_OF_NO_EFFECT, *(["samples_per_shard"] if self.write == "files" else []))
+        return {name: value for name, value in self.as_json().items() if name not in left_out}
 
     def as_json(self) -> dict[str, Any]:
         """Return all of them as JSON has them; a function by its name."""

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from typing import Any
 
 from imgcurate import parts, storage
 from imgcurate.parts import Part
-from imgcurate.run.folder import WORK, is_output
+from imgcurate.printable import printable
+from imgcurate.run.files import are_whole
+from imgcurate.run.folder import REPORT, WORK, is_output
 from imgcurate.run.job import Job
+from imgcurate.run.options import Options
+
+_DEFAULTS = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
 
 
 def compare(job: Job, overwrite: bool, retry_errors: bool) -> dict[str, Any] | None:
@@ -58,6 +64,8 @@ def begin(job: Job, retry_errors: bool) -> None:
     job.retry = job.place.manifest() is None or retry_errors
     # First, so that a stop right here does not leave the outputs of the one under the record of the other.
     job.place.remove("manifest.json")
+    if job.place.has_report:
+        job.place.remove(REPORT)
     job.place.write_json(f"{WORK}/run.json", job.record())
 
 
@@ -87,9 +95,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ['eps=0.1 there, eps=0.2 now']
     """
     found = [
-        f"{name}={_short(before['options'].get(name))} there, {name}={_short(value)} now"
+        f"{name}={_short(_known(before['options'], name, value))} there, {name}={_short(value)} now"
         for name, value in now["options"].items()
-        if before["options"].get(name) != value
+        if _known(before["options"], name, value) != value
     ]
     for name, new in now["models"].items():
         old = before["models"].get(name)
@@ -130,7 +138,7 @@ def say_sources(changes: Mapping[str, Sequence[str]], noun: str, named: int = 5)
     '1 shard changed (a.tar), 2 shards added (b.tar, c.tar)'
     """
     return ", ".join(
-        f"{len(urls):,} {noun}{'s' * (len(urls) != 1)} {what} ({', '.join(urls[:named])}{', ...' * (len(urls) > named)})"
+        f"{len(urls):,} {noun}{'s' * (len(urls) != 1)} {what} ({', '.join(map(printable, urls[:named]))}{', ...' * (len(urls) > named)})"
         for what, urls in changes.items()
     )
 
@@ -141,17 +149,24 @@ def _unread(job: Job) -> bool:
 
 
 def _is_whole(job: Job) -> bool:
-    """Tell whether the files of a finished run are there, by the sizes of its shards and the number of its other files."""
-    place, manifest = job.place, job.place.manifest()
+    """Tell whether the files of a finished run are there, by the sizes of what it wrote and the number of its other files."""
+    place, manifest = job.place, job.place.manifest() or {}
     try:
+        images = storage.sizes_in(f"{place.url}/images.parquet", job.storage_options)
+        if {name for name in images if is_output("images.parquet", name)} != set(manifest.get("parts", ())):
+            return False
+        if job.options.write == "files":
+            return are_whole(place.url, manifest.get("files", {}), job.storage_options)
         table = parts.read_part(f"{place.url}/shards.parquet", None, None, job.storage_options)
         shards = storage.sizes_in(f"{place.url}/shards", job.storage_options)
-        images = storage.sizes_in(f"{place.url}/images.parquet", job.storage_options)
     except (OSError, ValueError):
         return False
-    sizes = zip(table["shard"], table["bytes"], strict=True)
-    there = {name for name in images if is_output("images.parquet", name)}
-    return there == set((manifest or {}).get("parts", ())) and all(shards.get(name) == size for name, size in sizes)
+    return all(shards.get(name) == size for name, size in zip(table["shard"], table["bytes"], strict=True))
+
+
+def _known(options: Mapping[str, Any], name: str, value: Any) -> Any:
+    """Return an option of a record; that of an earlier version, which lacks it, had the default."""
+    return options.get(name, _DEFAULTS.get(name, value))
 
 
 def _short(value: Any) -> str:

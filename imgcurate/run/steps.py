@@ -20,6 +20,8 @@ from dask.delayed import Delayed
 from tqdm import tqdm
 
 from imgcurate import cluster
+from imgcurate.printable import printable
+from imgcurate.run.progress import shown
 
 T = TypeVar("T")
 
@@ -27,6 +29,8 @@ logger = logging.getLogger("imgcurate")
 
 # So many tasks a thread are with the scheduler at a time: enough for each to have its next one, and few enough to be forgotten quickly.
 _AHEAD = 8
+# Names of sources are in it.
+_MOST_SAID = 2000
 _LOOK_SECONDS, _ASK_SECONDS = 1.0, 10.0
 # Without a worker, or with workers of which none computes, this is said, and this is when the run ends.
 _PATIENCE_SECONDS, _END_SECONDS = 20.0, 600.0
@@ -50,7 +54,6 @@ class Steps:
         self._connect, self.progress = connect, progress
         self.seconds: dict[str, float] = {}
         self.label = ""
-        self.interval = 0.1 if sys.stderr.isatty() else 10  # a log does not need ten lines a second
 
     @functools.cached_property
     def client(self) -> distributed.Client:
@@ -66,6 +69,7 @@ class Steps:
 
     def say(self, text: str) -> None:
         """Tell the user what was found: on stderr where progress is shown, else in the log."""
+        text = printable(text, _MOST_SAID)
         if self.progress:
             tqdm.write(text, file=sys.stderr)
         else:
@@ -115,14 +119,8 @@ class Steps:
         pending: dict[distributed.Future[Any], int] = {}
         done: queue.SimpleQueue[distributed.Future[Any]] = queue.SimpleQueue()
         watch = _Watch(self)
-        options = {
-            "unit": unit,
-            "unit_scale": True,
-            "disable": not (self.progress and total),
-            "mininterval": self.interval,
-        }
         try:
-            with tqdm(total=total, desc=f"{self.label:<18}", **options) as bar:
+            with shown(self.label, total, unit, visible=self.progress) as bar:
                 while True:
                     room = _AHEAD * watch.threads() - len(pending)
                     drawn = [item for _, item in zip(range(max(room, 0)), source, strict=False)]
@@ -135,6 +133,7 @@ class Steps:
                     try:
                         future = done.get(timeout=_LOOK_SECONDS)
                     except queue.Empty:
+                        bar.update()
                         watch.look()
                         continue
                     watch.moved()
@@ -162,12 +161,14 @@ class Steps:
         threading.Thread(target=call, daemon=True, name="imgcurate-step").start()
         watch = _Watch(self)
         try:
-            while True:
-                try:
-                    result, problem = ended.get(timeout=_LOOK_SECONDS)
-                    break
-                except queue.Empty:
-                    watch.look()
+            with shown(self.label, None, "", visible=self.progress) as going_on:
+                while True:
+                    try:
+                        result, problem = ended.get(timeout=_LOOK_SECONDS)
+                        break
+                    except queue.Empty:
+                        going_on.update()
+                        watch.look()
         except BaseException:
             # What the thread waits for; and so it ends.
             cluster.cancel(self.client, set(self.client.futures) - before)

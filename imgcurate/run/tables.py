@@ -17,10 +17,11 @@ from imgcurate.dedup.result import Duplicates
 from imgcurate.dedup.semantic.search import check, semantic_duplicates
 from imgcurate.encoders.embed import columns_of
 from imgcurate.parts import Part
-from imgcurate.run import account, columns, write
+from imgcurate.printable import printable
+from imgcurate.run import account, columns, files, write
 from imgcurate.run import decide as deciding
 from imgcurate.run.columns import HEADS, Columns, Hashes, Make, Rows, Scores, Sources
-from imgcurate.run.folder import WORK
+from imgcurate.run.folder import GRAPHS, WORK
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options
 
@@ -38,24 +39,30 @@ class Pairs(NamedTuple):
         Of the parts.
     n_clusters : int
         In how many clusters they were looked for.
+    key : str
+        Of the search; the whole graph of semantic duplicates lies in the folder of this name, for other thresholds to be tried.
     """
 
     stage: str
     parts: list[Part]
     urls: list[str]
     n_clusters: int
+    key: str
 
 
 def list_inputs(job: Job) -> list[Part]:
     """List each unit of the inputs."""
     table = job.place.table("listed")
     there = parts.there(table, job.storage_options)
-    keys = [columns.listing_key(unit, job.versions[unit.url]) for unit in job.units]
+    sidecars = job.options.sidecars
+    keys = [columns.listing_key(unit, job.versions[unit.url], sidecars) for unit in job.units]
     missing = [(unit, key) for unit, key in zip(job.units, keys, strict=True) if key not in there]
     _say_there(job, len(keys) - len(missing), len(keys), f"{job.unit_noun}s are listed")
     task = dask.delayed(columns.list_unit, pure=False)
     made = job.steps.run(
-        (task(unit, table, key, job.storage_options) for unit, key in missing), len(missing), unit=job.unit_noun
+        (task(unit, sidecars, table, key, job.storage_options) for unit, key in missing),
+        len(missing),
+        unit=job.unit_noun,
     )
     there |= {part.key: part for part in made}
     return [there[key] for key in keys]
@@ -67,19 +74,25 @@ def ranges_of(job: Job, listed: Sequence[Part]) -> list[Rows]:
     return [
         rows
         for unit, part in zip(job.units, listed, strict=True)
-        for rows in columns.ranges(unit, job.versions[unit.url], f"{table}/{part.name}", part.rows, job.backend)
+        for rows in columns.ranges(
+            unit, job.versions[unit.url], f"{table}/{part.name}", part.rows, job.backend, job.options.sidecars.image
+        )
     ]
 
 
 def embed(job: Job, rows: Sequence[Rows]) -> list[Part]:
     """Make the columns of the model and the measures."""
-    make = Columns(
+    return _make(job, "columns", encoder_columns(job), rows, "embedded")
+
+
+def encoder_columns(job: Job) -> Columns:
+    """Return what makes the columns of the model and the measures."""
+    return Columns(
         encoders.resolve(job.options.model, job.options.model_dir),
         job.models["encoder"]["fingerprint"],
         job.options.of_columns(),
         job.storage_options,
     )
-    return _make(job, "columns", make, rows, "embedded")
 
 
 def hash_images(job: Job, rows: Sequence[Rows]) -> list[Part]:
@@ -118,6 +131,10 @@ def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Se
     first = there.get(_numbered(key, 0))
     if first is None:
         found = job.steps.watch(lambda: _search(job, stage, sources, before))
+        if stage == "semantic":
+            job.place.remove_graphs(())
+            graph = f"{job.place.url}/{WORK}/{GRAPHS}/{key}"
+            job.steps.watch(lambda: found.save(graph, overwrite=True, storage_options=job.storage_options))
         pairs = found.pairs[_PAIR_COLUMNS].to_delayed()
         task = dask.delayed(parts.write_part, pure=False)
         known = {"n_clusters": str(found.n_clusters), "n_parts": str(len(pairs))}
@@ -134,7 +151,8 @@ def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Se
         job.steps.say(f"{stage} duplicates are found already")
     known = parts.read_metadata(f"{table}/{first.name}", job.storage_options)
     found_parts = [there[_numbered(key, number)] for number in range(int(known["n_parts"]))]
-    return Pairs(stage, found_parts, [f"{table}/{part.name}" for part in found_parts], int(known["n_clusters"]))
+    urls = [f"{table}/{part.name}" for part in found_parts]
+    return Pairs(stage, found_parts, urls, int(known["n_clusters"]), key)
 
 
 def _numbered(key: str, number: int) -> str:
@@ -199,6 +217,26 @@ def write_shards(
     return written
 
 
+def write_files(
+    job: Job, sources: Sequence[Sources], pairs: Sequence[Pairs], decided: Sequence[deciding.Decided]
+) -> list[files.Written]:
+    """Write the kept images as files, and the account of them."""
+    key = fingerprint.of("files", _found_so_far(job, sources, pairs))
+    job.place.make_room("files", key)
+    urls = [f"{job.place.url}/images.parquet/{part.name}" for part in decided]
+    siblings: dict[str, list[str]] = {}
+    for source, url in zip(sources, urls, strict=True):
+        siblings.setdefault(source.rows.url, []).append(url)
+    records = job.place.table("written")
+    task = dask.delayed(files.write_files, pure=False)
+    tasks = (
+        task(url, siblings[source.rows.url], job.place.url, records, key, job.storage_options)
+        for source, url in zip(sources, urls, strict=True)
+    )
+    kept = sum(part.counts["kept"] for part in decided)
+    return job.steps.run(tasks, kept, unit="image", size=lambda part: part.samples)
+
+
 def check_stages(options: Options) -> None:
     """Raise what the verbs would raise of the options, before anything is read."""
     meta = _meta(options, vectors.empty_on("pandas"))
@@ -250,7 +288,7 @@ def _make(job: Job, table: str, make: Make, rows: Sequence[Rows], done: str) -> 
         size=lambda part: part.rows,
         check=check_unread,
         name=lambda number: (
-            f"images {wanted[number][0].start} to {wanted[number][0].stop - 1} of {wanted[number][0].url}"
+            f"images {wanted[number][0].start} to {wanted[number][0].stop - 1} of {printable(wanted[number][0].url)}"
         ),
     )
     there |= {part.key: part for part in made}

@@ -16,6 +16,8 @@ import pandas as pd
 import pyarrow as pa
 
 from imgcurate import storage, tar
+from imgcurate.cluster import interruptible
+from imgcurate.printable import printable
 
 _BLOCK = 1 << 20
 # Pictures hardly shrink, and headers and captions to a tenth or a fiftieth; a gzip of zeros is a thousandth of them. Of a small file this
@@ -54,6 +56,7 @@ class Converted(NamedTuple):
     error: str | None = None
 
 
+@interruptible
 def convert_shards(
     urls: storage.Paths,
     path: str | os.PathLike[str],
@@ -96,7 +99,7 @@ def convert_shards(
     """
     if not max_ratio >= 1:
         raise ValueError(f"max_ratio={max_ratio}: it must be at least 1")
-    sources = list(storage.expand(urls, tar.COMPRESSED, storage_options))
+    sources = list(storage.expand(urls, tar.COMPRESSED, storage_options, called="compressed tar shard"))
     folder = storage.absolute(path, storage_options).rstrip("/")
     targets = {source: f"{folder}/{name}" for source, name in _names(sources).items()}
     convert = dask.delayed(convert_shard)
@@ -117,7 +120,7 @@ def convert_shard(
 ) -> Converted:
     """Make one plain shard: what `convert_shards` runs on the workers."""
     if not overwrite and (there := _bytes_there(target, storage_options)) is not None:
-        return Converted(source, target, there)
+        return Converted(source, storage.to_text(target), there)
     try:
         with storage.open_sequential(source, storage_options) as file:
             size = file.seek(0, os.SEEK_END)
@@ -132,8 +135,10 @@ def convert_shard(
     except (EOFError, ValueError, OSError, lzma.LZMAError, zlib.error) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:
             raise
-        return Converted(source, target, 0, f"{source} cannot be decompressed: {problem}")
-    return Converted(source, target, written)
+        return Converted(
+            source, storage.to_text(target), 0, f"{printable(source)} cannot be decompressed: {printable(str(problem))}"
+        )
+    return Converted(source, storage.to_text(target), written)
 
 
 def _copy(plain: BinaryIO, out: BinaryIO, limit: int) -> int:
@@ -155,7 +160,7 @@ def _bytes_there(url: str, storage_options: storage.Options) -> int | None:
 
 def _names(sources: list[str]) -> dict[str, str]:
     """Return the name of the plain shard of each compressed one, relative to their common folder."""
-    root = storage.common_folder([source.rpartition("/")[0] for source in sources])
+    root = storage.common_folder([storage.path_of(source).rpartition("/")[0] for source in sources])
     found: dict[str, str] = {}
     for source in sources:
         ending = next(
@@ -165,6 +170,8 @@ def _names(sources: list[str]) -> dict[str, str]:
             storage.relative(source, root).removesuffix(source[len(source) - len(ending) :] if ending else "") + ".tar"
         )
         if name in found:
-            raise ValueError(f"{found[name]} and {source} would both become {name}; convert them into two folders")
+            raise ValueError(
+                f"{printable(found[name])} and {printable(source)} would both become {printable(name)}; convert them into two folders"
+            )
         found[name] = source
     return {source: name for name, source in found.items()}

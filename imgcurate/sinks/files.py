@@ -7,35 +7,26 @@ import errno
 import os
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
-import xxhash
 
 from imgcurate import images, schema, storage, tar, vectors
-from imgcurate.sinks.copying import (
-    SIDECARS,
-    Row,
-    Sources,
-    checked,
-    content_of,
-    is_image,
-    pieces_of,
-    rows_of,
-    texts_beside,
-)
+from imgcurate.cluster import interruptible
+from imgcurate.printable import printable, quoted
+from imgcurate.sinks.copies import copy_images, name_of, short
+from imgcurate.sinks.copying import SIDECARS, Row, Sources, content_of, rows_of
 
 _COLUMNS = ["image_id", "url", "member", "offset", "bytes", "sample_offset", "sample_size"]
 # What is compared while it is copied, where the frame has it.
 _COMPARED = ["etag", "digest"]
-_THREADS = 16
 
 
+@interruptible
 def write_files(
     frame: Any,
     path: str | os.PathLike[str],
@@ -102,12 +93,12 @@ def write_files(
         *[output for part in frame[columns].to_delayed() for output in plan(part, folder, occupied, storage_options)]
     )
     parts, plans = planned[0::2], dask.compute(*planned[1::2])
-    _refuse(plans, parts, link, overwrite)
+    _refuse(plans, parts, folder, link, overwrite)
     bad = sum(one.bad for one in plans)
     if bad:
-        warnings.warn(f"{bad:,} rows have an error and are not written", stacklevel=2)
+        warnings.warn(f"{bad:,} rows have an error and are not written", stacklevel=3)
     write = dask.delayed(_write_part, pure=False)
-    written = dask.persist(*[write(part, link, overwrite, storage_options) for part in parts])
+    written = dask.persist(*[write(part, folder, link, overwrite, storage_options) for part in parts])
     dask.compute(*[dask.delayed(len)(part) for part in written])
     meta = _written([], [], [], [])
     return dd.from_delayed(list(written) or [dask.delayed(meta)], meta=meta, verify_meta=False)
@@ -128,21 +119,21 @@ def _plan(part: Any, folder: str, occupied: bool, storage_options: storage.Optio
     usable = rows[rows["error"].isna()] if "error" in rows else rows
     kept = usable[[*_COLUMNS, *(name for name in _COMPARED if name in rows)]].reset_index(drop=True)
     known = images.host_columns(kept, ["image_id", "url", "member"])
-    names = list(zip(known["image_id"], known["url"], known["member"], strict=True))
-    parted = [_name(*name) for name in names]
-    targets = [f"{folder}/{base}{extension}" for base, extension in parted]
-    hashes = pd.util.hash_array(np.array(targets, dtype=object), categorize=False)
+    parted = [name_of(*place) for place in zip(known["image_id"], known["url"], known["member"], strict=True)]
+    names = [f"{base}{short(extension)}" for base, extension in parted]
+    targets = [f"{folder}/{name}" for name in names]
     fs, _ = storage.open_filesystem(folder, storage_options)
     there = [target for target in targets if occupied and fs.exists(target)]
     # Under another name, or by way of a link.
-    sources = {os.path.realpath(url) for url in known["url"] if storage.is_local(url)}
+    paths = (storage.path_of(url) for url in known["url"])
+    sources = {os.path.realpath(path) for path in paths if storage.is_local(path)}
     own = [target for target in there if storage.is_local(folder) and os.path.realpath(target) in sources]
     in_tars = sum(member is not None for member in known["member"])
-    kept = kept.assign(target=targets, extension=[extension for _, extension in parted])
-    return kept, _Plan(hashes, there, own, in_tars, len(rows) - len(usable))
+    kept = kept.assign(name=names, extension=[extension for _, extension in parted])
+    return kept, _Plan(_hashes(names), there, own, in_tars, len(rows) - len(usable))
 
 
-def _refuse(plans: Sequence[_Plan], parts: Sequence[Any], link: bool, overwrite: bool) -> None:
+def _refuse(plans: Sequence[_Plan], parts: Sequence[Any], folder: str, link: bool, overwrite: bool) -> None:
     """Raise where an image would take the place of another, of what is there, or of its own source."""
     in_tars = sum(plan.in_tars for plan in plans)
     if link and in_tars:
@@ -152,121 +143,69 @@ def _refuse(plans: Sequence[_Plan], parts: Sequence[Any], link: bool, overwrite:
     own = [target for plan in plans for target in plan.own]
     if own:
         raise FileExistsError(
-            f"{own[0]} is itself an image of the frame, and sources are never replaced; name another folder"
+            f"{printable(own[0])} is itself an image of the frame, and sources are never replaced; name another folder"
         )
     there = [target for plan in plans for target in plan.there]
     if there and not overwrite:
         more = f" and {len(there) - 1:,} more" if len(there) > 1 else ""
-        raise FileExistsError(f"{there[0]}{more} would be replaced; name another folder, or pass overwrite=True")
+        raise FileExistsError(
+            f"{printable(there[0])}{more} would be replaced; name another folder, or pass overwrite=True"
+        )
     hashes = np.sort(np.concatenate([np.zeros(0, np.uint64), *(plan.hashes for plan in plans)]))
     suspects = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     if len(suspects):
         # Two names may share a hash by chance, so the names themselves are looked at.
-        named = dask.compute(*[dask.delayed(_targets_of)(part, suspects) for part in parts])
-        taken = pd.concat(named)
-        if taken["target"].duplicated().any():
-            first = taken[taken["target"].duplicated(keep=False)].sort_values("target").iloc[:2]
+        taken = pd.concat(dask.compute(*[dask.delayed(_names_of)(part, suspects) for part in parts]))
+        if taken["name"].duplicated().any():
+            first = taken[taken["name"].duplicated(keep=False)].sort_values("name").iloc[:2]
             one, other = first["image_id"]
-            raise FileExistsError(f"{one!r} and {other!r} would both be {first['target'].iloc[0]}; give them other ids")
+            raise FileExistsError(
+                f"{quoted([one])} and {quoted([other])} would both be {printable(folder)}/{printable(first['name'].iloc[0])}; give them other ids"
+            )
 
 
-def _targets_of(part: pd.DataFrame, suspects: np.ndarray) -> pd.DataFrame:
-    hashes = pd.util.hash_array(part["target"].to_numpy(dtype=object), categorize=False)
-    return part.loc[np.isin(hashes, suspects), ["image_id", "target"]]
+def _names_of(part: pd.DataFrame, suspects: np.ndarray) -> pd.DataFrame:
+    return part.loc[np.isin(_hashes(part["name"]), suspects), ["image_id", "name"]]
 
 
-def _write_part(part: pd.DataFrame, link: bool, overwrite: bool, storage_options: storage.Options) -> pd.DataFrame:
+def _hashes(names: Iterable[str]) -> np.ndarray:
+    return pd.util.hash_array(np.array(list(names), dtype=object), categorize=False)
+
+
+def _write_part(
+    part: pd.DataFrame, folder: str, link: bool, overwrite: bool, storage_options: storage.Options
+) -> pd.DataFrame:
     """Write the images of a partition."""
-    known = images.host_columns(part, ["image_id", "target", "extension"])
-    rows = list(zip(rows_of(part), known["target"], known["extension"], strict=True))
+    known = images.host_columns(part, ["image_id", "name", "extension"])
+    targets = [f"{folder}/{name}" for name in known["name"]]
+    rows = list(zip(rows_of(part), targets, known["extension"], strict=True))
     with Sources(storage_options) as sources:
         try:
             put = _link_images if link else _copy_images
             found = put(rows, sources, overwrite)
         finally:  # where it failed as well, for that may be why
             sources.refuse_changed()
-    return (
-        _written(known["image_id"], known["target"], *zip(*found, strict=True)) if found else _written([], [], [], [])
-    )
+    return _written(known["image_id"], targets, *zip(*found, strict=True)) if found else _written([], [], [], [])
 
 
 def _written(
     image_ids: Sequence[Any], urls: Sequence[str], sizes: Sequence[int], digests: Sequence[Any]
 ) -> pd.DataFrame:
-    made = schema.table({"image_id": image_ids, "url": urls, "digest": digests})
+    made = schema.table({"image_id": image_ids, "url": [storage.to_text(url) for url in urls], "digest": digests})
     made.insert(2, "bytes", pd.array(sizes, dtype="int64[pyarrow]"))
     return made
-
-
-def _name(image_id: Any, url: str, member: str | None) -> tuple[str, str]:
-    """Return the name of an image's file in its folder, and its extension, apart.
-
-    Examples
-    --------
-    >>> _name("00000/cat", "00000.tar", "cat.left.JPG"), _name("a/b.png", "/photos/a/b.png", None), _name("../7", "7.png", None)
-    (('00000/cat', '.left.JPG'), ('a/b', '.png'), ('7', '.png'))
-    """
-    key = tar.split_name(member) if member is not None else None
-    extension = member[len(key[0]) :] if member is not None and key else os.path.splitext(url)[1]
-    parts = [part for part in str(image_id).split("/") if part not in ("", ".", "..")]
-    return "/".join(parts).removesuffix(extension) or "image", extension
-
-
-class _File(NamedTuple):
-    """A file to be written: for the row of which number, where, whether it is the image, and its bytes."""
-
-    number: int
-    target: str
-    is_image: bool
-    content: bytes
 
 
 def _copy_images(
     rows: Sequence[tuple[Row, str, str]], sources: Sources, overwrite: bool
 ) -> list[tuple[int, str | None]]:
     """Write images and what stands beside them; return the size and digest of each image."""
+    bases = [(row, target.removesuffix(short(extension)), extension) for row, target, extension in rows]
     found: dict[int, tuple[int, str | None]] = {}
-    write = partial(_write_file, overwrite=overwrite, storage_options=sources.storage_options)
-    # One after the other is read, and some are written at a time, because each waits for the disk or the store.
-    for file in images.ahead(_files_of(rows, sources), write, _THREADS, _THREADS):
+    for file in copy_images(bases, sources, overwrite):
         if file.is_image:
-            found[file.number] = len(file.content), xxhash.xxh3_128_hexdigest(file.content)
+            found[file.number] = file.bytes, file.digest
     return [found[number] for number in range(len(rows))]
-
-
-def _files_of(rows: Sequence[tuple[Row, str, str]], sources: Sources) -> Iterator[_File]:
-    for number, (row, target, extension) in enumerate(rows):
-        base, is_there = target.removesuffix(extension), False
-        for suffix, content in _contents(row, extension, sources):
-            is_there |= suffix == extension
-            yield _File(number, base + suffix, suffix == extension, content)
-        if not is_there:
-            raise row.changed("the image is not among the members of its sample")
-
-
-def _write_file(file: _File, overwrite: bool, storage_options: storage.Options) -> _File:
-    if not file.is_image and not overwrite:
-        there = storage.read_if_there(file.target, storage_options)
-        if there is not None and there != file.content:
-            raise FileExistsError(
-                f"{file.target} is there and says something else; name another folder, or pass overwrite=True"
-            )
-    with storage.open_atomic(file.target, storage_options) as opened:
-        opened.write(file.content)
-    return file
-
-
-def _contents(row: Row, extension: str, sources: Sources) -> Iterator[tuple[str, bytes]]:
-    """Yield an image and what stands beside it: what each name ends in, and the bytes."""
-    if row.member is None:
-        yield extension, b"".join(content_of(row, row.offset, row.bytes, sources, compared=True))
-        yield from texts_beside(row, sources)
-        return
-    key = row.member.removesuffix(extension)
-    for piece in pieces_of(row, key, sources):
-        for member in checked([piece], sources.open(row)):
-            content = b"".join(content_of(row, member.offset, member.size, sources, compared=is_image(member, row)))
-            yield member.name.removeprefix(key), content
 
 
 def _link_images(
@@ -279,12 +218,12 @@ def _link_images(
         elif row.digest is not None:
             for _ in content_of(row, row.offset, row.bytes, sources, compared=True):
                 pass
-        base = target.removesuffix(extension)
-        beside = {base + suffix: storage.replace_extension(row.url, suffix) for suffix in SIDECARS}
-        _link(row.url, target, overwrite)
-        for name, source in beside.items():
-            if os.path.exists(source) and not (os.path.exists(name) and os.path.samefile(source, name)):
-                _link(source, name, overwrite)
+        base, source = target.removesuffix(short(extension)), storage.path_of(row.url)
+        beside = {base + suffix: storage.replace_extension(source, suffix) for suffix in SIDECARS}
+        _link(source, target, overwrite)
+        for name, text in beside.items():
+            if os.path.exists(text) and not (os.path.exists(name) and os.path.samefile(text, name)):
+                _link(text, name, overwrite)
     return [(row.bytes, row.digest) for row, _, _ in rows]
 
 
@@ -297,7 +236,7 @@ def _link(source: str, target: str, overwrite: bool) -> None:
         if problem.errno != errno.EXDEV:
             raise
         raise ValueError(
-            f"link=True: {source} lies on another disk than {target}, and a hard link cannot lead there; leave it out to copy"
+            f"link=True: {printable(source)} lies on another disk than {printable(target)}, and a hard link cannot lead there; leave it out to copy"
         ) from None
     if overwrite:
         os.replace(name, target)

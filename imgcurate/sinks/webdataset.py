@@ -79,8 +79,9 @@ def write_webdataset(
     check_samples_per_shard(samples_per_shard)
     with storage.staged_folder(path, ".tar", overwrite=overwrite, storage_options=storage_options) as folder:
         shards = _write_shards(frame, folder, samples_per_shard, storage_options)
-    table = pd.DataFrame(shards, columns=["url", *Written._fields])
-    table["url"] = [f"{storage.absolute(path, storage_options)}/{url.rpartition('/')[2]}" for url in table["url"]]
+    place = storage.absolute(path, storage_options)
+    named = [(storage.to_text(f"{place}/{url.rpartition('/')[2]}"), *written) for url, *written in shards]
+    table = pd.DataFrame(named, columns=["url", *Written._fields])
     return dd.from_pandas(table, npartitions=1)
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgcurate import storage, vectors
+from imgcurate.printable import printable, quoted
 
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 #: Fewer numbered columns than this are taken for vectors only where they are named.
@@ -54,7 +55,7 @@ def read_rows(url: str, start: int, stop: int | None, storage_options: storage.O
         file.seek(header.offset + start * size)
         content = file.read((stop - start) * size)
     if len(content) < (stop - start) * size:
-        raise ValueError(f"{url} is shorter than its header says: its end is missing")
+        raise ValueError(f"{printable(url)} is shorter than its header says: its end is missing")
     return np.frombuffer(content, header.dtype).reshape(stop - start, *header.shape[1:])
 
 
@@ -62,7 +63,9 @@ def read_matrix(url: str, start: int, stop: int | None, storage_options: storage
     """Return vectors of a ``.npy`` file as float32; where it holds uint16, those are the bits of float16."""
     rows = read_rows(url, start, stop, storage_options)
     if rows.ndim != 2 or rows.dtype.kind not in "fiu":
-        raise ValueError(f"{url} holds {rows.dtype} of shape {rows.shape}, not a vector of numbers in each row")
+        raise ValueError(
+            f"{printable(url)} holds {rows.dtype} of shape {rows.shape}, not a vector of numbers in each row"
+        )
     return (rows.view(np.float16) if rows.dtype == np.uint16 else rows).astype(np.float32)
 
 
@@ -74,7 +77,7 @@ def _opened(url: str, storage_options: storage.Options) -> Any:
     except (pa.ArrowException, OSError) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:
             raise
-        raise ValueError(f"{url} cannot be read: {problem}") from None
+        raise ValueError(f"{printable(url)} cannot be read: {printable(str(problem))}") from None
 
 
 def read_schema(url: str, storage_options: storage.Options) -> pa.Schema:
@@ -133,23 +136,27 @@ def vector_columns(schema: pa.Schema, named: str | None, url: str) -> list[str]:
     lists = [field.name for field in schema if _holds_vectors(field.type)]
     if named is None and lists:
         if len(lists) > 1 and "embedding" not in lists:
-            raise ValueError(f"{url} has several columns of vectors, {', '.join(lists)}: name one as embedding_field=")
+            raise ValueError(
+                f"{printable(url)} has several columns of vectors, {quoted(lists)}: name one as embedding_field="
+            )
         return ["embedding"] if "embedding" in lists else lists
     wide = _numbered_columns(schema)
     if named is not None:
         prefixes = [prefix for prefix in wide if prefix.rstrip("_-. ") == named.rstrip("_-. ")]
         if not prefixes:
-            raise KeyError(f"{url} has no column {named!r}, nor numbered ones; it has {_some(schema.names)}")
+            raise KeyError(
+                f"{printable(url)} has no column {named!r}, nor numbered ones; it has {quoted(schema.names, 20)}"
+            )
         return wide[prefixes[0]]
     longest = max(map(len, wide.values()), default=0)
     found = [columns for columns in wide.values() if len(columns) == longest]
     if longest < _FEWEST_COLUMNS:
         raise ValueError(
-            f"{url} has no column of vectors (lists of numbers, or numbered columns); it has {_some(schema.names)}"
+            f"{printable(url)} has no column of vectors (lists of numbers, or numbered columns); it has {quoted(schema.names, 20)}"
         )
     if len(found) > 1:
         raise ValueError(
-            f"{url} has several runs of {longest} numbered columns, from {' and '.join(columns[0] for columns in found)} on: name one as embedding_field="
+            f"{printable(url)} has several runs of {longest} numbered columns, from {quoted(columns[0] for columns in found)} on: name one as embedding_field="
         )
     return found[0]
 
@@ -183,13 +190,13 @@ def _header(file: BinaryIO, url: str) -> Header:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
     except ValueError as problem:
-        raise ValueError(f"{url} is no array that NumPy wrote: {problem}") from None
+        raise ValueError(f"{printable(url)} is no array that NumPy wrote: {printable(str(problem))}") from None
     if dtype.hasobject:
         raise ValueError(
-            f"{url} holds Python objects, a pickle, which is not loaded: save it as an array of numbers, or of ids as numpy.array(ids, dtype=str)"
+            f"{printable(url)} holds Python objects, a pickle, which is not loaded: save it as an array of numbers, or of ids as numpy.array(ids, dtype=str)"
         )
     if not shape:
-        raise ValueError(f"{url} holds one number, not one for each image")
+        raise ValueError(f"{printable(url)} holds one number, not one for each image")
     return Header(shape, fortran, dtype, file.tell())
 
 
@@ -219,7 +226,3 @@ def _numbered_columns(schema: pa.Schema) -> dict[str, list[str]]:
         for prefix, names in groups.items()
         if min(names) in (0, 1) and max(names) - min(names) == len(names) - 1
     }
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")

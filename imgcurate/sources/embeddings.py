@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from imgcurate import identity, storage, vectors
 from imgcurate.cluster import backend
+from imgcurate.printable import printable, quoted
 from imgcurate.schema import to_pandas
 from imgcurate.sources import arrays
 from imgcurate.sources.pieces import TEXT, Piece, find_vectors, pieces_of_arrays, pieces_of_table
@@ -96,7 +97,7 @@ def read_embeddings(
     if npy:
         if embedding_field is not None:
             raise ValueError(
-                f"embedding_field={embedding_field!r} names a column, and {npy[0]} is an array; leave it out"
+                f"embedding_field={embedding_field!r} names a column, and {printable(npy[0])} is an array; leave it out"
             )
         pieces = list(pieces_of_arrays(npy, files, ids, storage_options))
         layout = _layout_beside(pieces[0], id_field, storage_options)
@@ -140,7 +141,9 @@ def read_piece(
             matrix = arrays.read_matrix(piece.url, piece.start, piece.stop, storage_options)
             valid = np.ones(len(matrix), dtype=bool)
             if len(table) != len(matrix):
-                raise ValueError(f"{piece.url} holds {len(matrix):,} vectors, and there are {len(table):,} ids of them")
+                raise ValueError(
+                    f"{printable(piece.url)} holds {len(matrix):,} vectors, and there are {len(table):,} ids of them"
+                )
     table = _fit(table, layout.id_field, wanted, piece.url)
     part = to_pandas(table) if no_vectors else _part(table, matrix, valid, encoder)
     return part if columns is None else part[list(columns)]
@@ -167,10 +170,10 @@ def _layout_of(schema: pa.Schema, columns: list[str], id_field: str | None, url:
     if name is None:
         others = [name for name in schema.names if name not in columns]
         raise ValueError(
-            f"{url} has no column that is known to hold ids: name it as id_field=; it has {', '.join(map(repr, others)) or 'no other'}"
+            f"{printable(url)} has no column that is known to hold ids: name it as id_field=; it has {quoted(others, 20) or 'no other'}"
         )
     if name not in schema.names:
-        raise KeyError(f"{url} has no column {name!r}; it has {', '.join(map(repr, schema.names[:20]))}")
+        raise KeyError(f"{printable(url)} has no column {name!r}; it has {quoted(schema.names, 20)}")
     left_out = {name, *columns, "image_id", "embedding"}
     fields = [pa.field("image_id", _plain(schema.field(name).type))]
     fields += [
@@ -201,7 +204,7 @@ def _read_ids(piece: Piece, storage_options: storage.Options) -> pa.Array:
         return pa.array(text.splitlines(), pa.string())
     found = arrays.read_rows(piece.ids, 0, None, storage_options)
     if found.ndim != 1:
-        raise ValueError(f"{piece.ids} holds an array of shape {found.shape}, not one id an image")
+        raise ValueError(f"{printable(piece.ids)} holds an array of shape {found.shape}, not one id an image")
     return pa.array(found.astype(object) if found.dtype.kind == "U" else found)
 
 
@@ -216,7 +219,9 @@ def _fit(table: pa.Table, id_field: str, wanted: pa.Schema, url: str) -> pa.Tabl
         try:
             columns[field.name] = column.cast(field.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as problem:
-            raise ValueError(f"{url}: column {name!r} is not the {field.type} of the first file: {problem}") from None
+            raise ValueError(
+                f"{printable(url)}: column {name!r} is not the {field.type} of the first file: {printable(str(problem))}"
+            ) from None
     return pa.table(columns, schema=wanted)
 
 
@@ -234,7 +239,9 @@ def _encoder(table: pa.Table, columns: Sequence[str]) -> identity.Identity | Non
 def _refuse_missing(table: pa.Table, columns: Sequence[str], url: str) -> None:
     missing = [name for name in columns if name not in table.column_names]
     if missing:
-        raise ValueError(f"{url} has no column {missing[0]!r}, as the first file has; read files of one kind at a time")
+        raise ValueError(
+            f"{printable(url)} has no column {missing[0]!r}, as the first file has; read files of one kind at a time"
+        )
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -92,7 +92,7 @@ def read_files(
     """
     if max_sidecar < 1:
         raise ValueError(f"max_sidecar={max_sidecar}: it must be at least 1 byte")
-    found = storage.expand(urls, EXTENSIONS, storage_options, beside=tuple(TEXTS), contained=CONTAINED)
+    found = storage.expand(urls, EXTENSIONS, storage_options, beside=tuple(TEXTS), contained=CONTAINED, called="image")
     files = files_of(found, urls, storage_options)
     n_rows = rows_at_once(len(files), rows_per_partition, backend())
     groups = [files[i : i + n_rows] for i in range(0, len(files), n_rows)]
@@ -117,7 +117,9 @@ def files_of(
         if url.lower().endswith(EXTENSIONS if entry.amid else EXTENSIONS + _NAMED_EXTENSIONS)
     }
     if not images:
-        raise FileNotFoundError(f"{urls!r} names no image; images end in {', '.join(EXTENSIONS)}")
+        raise FileNotFoundError(
+            f"{printable(repr(urls))} names no image: nothing ends in .jpg, .png, .webp or another extension of images"
+        )
     root = storage.root_of(urls, storage_options)
     return [File(url, storage.relative(url, root), entry, *_texts_beside(url, found)) for url, entry in images.items()]
 
@@ -127,7 +129,7 @@ def list_files(
 ) -> pd.DataFrame:
     """List files as one partition of rows: what `read_files` runs on the workers."""
     list_file = partial(_row, storage_options=storage_options, max_sidecar=max_sidecar)
-    if all(storage.is_local(file.url) for file in files):
+    if all(storage.is_local(storage.path_of(file.url)) for file in files):
         rows = [list_file(file) for file in files]
     else:
         with ThreadPoolExecutor(_THREADS) as threads:
@@ -164,10 +166,10 @@ def _texts_beside(url: str, found: Mapping[str, storage.Entry]) -> tuple[tuple[s
         problems = {extension: found[beside[extension]].problem for extension in there}
     else:
         there = tuple(TEXTS)
-        folder = url.rpartition("/")[0]
+        paths = {extension: storage.path_of(text) for extension, text in beside.items()}
         problems = {
-            extension: storage.problem_of(text, folder) if storage.is_local(text) else None
-            for extension, text in beside.items()
+            extension: storage.problem_of(path, path.rpartition("/")[0]) if storage.is_local(path) else None
+            for extension, path in paths.items()
         }
     problem = next((f"the {extension} beside it: {said}" for extension, said in problems.items() if said), None)
     return there, problem

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from typing import Any
 
@@ -57,13 +56,7 @@ def read_parquet(
     on_host = backend() != "cudf"
     options: dict[str, Any] = {"arrow_to_pandas": {"types_mapper": schema.by_kind}} if on_host else {}
     place = os.fspath(path)
-    if storage.is_there(place) and (glob.has_magic(place) or "::" in place):
-        # Dask would take it for a pattern or a chain.
-        options["filesystem"], place = storage.open_filesystem(place, None)
-        place = glob.escape(place)
-    else:
-        options["storage_options"] = storage_options
-    frame = dd.read_parquet(place, **options)
+    frame = storage.read_parquet_frame(place, storage_options, **options)
     earlier = schema.today(frame.columns)
     frame = frame.rename(columns=earlier) if earlier else frame
     if on_host:

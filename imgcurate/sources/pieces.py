@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from imgcurate import storage, vectors
+from imgcurate.printable import printable
 from imgcurate.sources import arrays
 
 #: A file that is larger is read in several partitions of about this size.
@@ -49,7 +50,9 @@ def find_vectors(path: Any, storage_options: storage.Options) -> dict[str, stora
         names = storage.sizes_in(folder, storage_options)
         if "dataset_dict.json" in names:
             splits = _read_json(f"{folder}/dataset_dict.json", storage_options)["splits"]
-            raise ValueError(f"{folder} holds several splits: name one, such as {folder}/{splits[0]}")
+            raise ValueError(
+                f"{printable(folder)} holds several splits: name one, such as {printable(folder)}/{printable(str(splits[0]))}"
+            )
         if "state.json" in names:
             # Beside them may lie what the library remembers of earlier work.
             data = _read_json(f"{folder}/state.json", storage_options)["_data_files"]
@@ -59,14 +62,14 @@ def find_vectors(path: Any, storage_options: storage.Options) -> dict[str, stora
     files = storage.expand(path, _EXTENSIONS, storage_options)
     unknown = [url for url in files if not url.lower().endswith(_EXTENSIONS)]
     if unknown:
-        raise ValueError(f"{unknown[0]} is of no kind that is read: {', '.join(_EXTENSIONS)}")
+        raise ValueError(f"{printable(unknown[0])} is of no kind that is read: {', '.join(_EXTENSIONS)}")
     if any(is_array(url) for url in files):
         return {url: entry for url, entry in files.items() if is_array(url)}
     return files
 
 
 def _is_folder(path: str, storage_options: storage.Options) -> bool:
-    if "::" in path:
+    if "::" in path and not storage.is_local(path):
         return False
     fs, place = storage.open_filesystem(path, storage_options)
     return bool(fs.isdir(place))

@@ -9,7 +9,22 @@ from typing import NamedTuple
 
 from imgcurate import tar
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "avif", "heic", "heif")
+IMAGE_EXTENSIONS = (
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "gif",
+    "tif",
+    "tiff",
+    "bmp",
+    "avif",
+    "heic",
+    "heif",
+    "jxl",
+    "jp2",
+    "j2k",
+)
 #: A sidecar of more bytes is no caption.
 MAX_SIDECAR = 1 << 20
 
@@ -111,6 +126,8 @@ def texts_of(sample: tar.Sample, image: tar.Member, sidecars: Sidecars) -> Texts
     BadSidecar
         Where one is too large, or is not the JSON that was asked for.
     """
+    if len(sample.members) == 1:
+        return Texts(None, None, None)
     caption, of_caption = _read(sample, image, sidecars.caption, sidecars.most)
     metadata, of_metadata = (
         (caption, of_caption) if sidecars.caption == "json" else _read(sample, image, "json", sidecars.most)
@@ -128,20 +145,28 @@ def decode(content: bytes) -> tuple[str, str | None]:
     Returns
     -------
     (str, str or None)
-        The text, and the encoding where it is not UTF-8.
+        The text, and the encoding where it is not UTF-8: with a question mark where it is a guess, as nothing in the text says it.
+
+    Notes
+    -----
+    One guess for all is right for Western Europe. What looks at the text is wrong for more captions than it mends, as these are short: of 12
+    Western ones charset-normalizer 3.5 read 4 as they were written, of 12 Russian ones in KOI8-R 1, of 10 Chinese ones in GBK 5.
 
     Examples
     --------
     >>> decode("é".encode()), decode("é".encode("latin-1")), decode("é".encode("utf-16"))
-    (('é', None), ('é', 'cp1252'), ('é', 'utf-16'))
+    (('é', None), ('é', 'cp1252?'), ('é', 'utf-16'))
     """
     marked = [encoding for mark, encoding in _MARKED if content.startswith(mark)]
-    for encoding in (*marked, "utf-8", "cp1252"):
+    for encoding in (*marked, "utf-8"):
         try:
             return content.decode(encoding), None if encoding in _UTF8 else encoding
         except UnicodeDecodeError:
             continue
-    return content.decode("latin-1"), "latin-1"
+    try:
+        return content.decode("cp1252"), "cp1252?"
+    except UnicodeDecodeError:
+        return content.decode("latin-1"), "latin-1?"
 
 
 def as_caption(text: str) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from imgcurate import schema, storage, tar, vectors
 from imgcurate.cluster import backend
+from imgcurate.printable import printable
 from imgcurate.sources.partitions import rows_at_once
 from imgcurate.sources.sidecars import AS_USUAL, MAX_SIDECAR, BadSidecar, Sidecars, Texts, chosen, images_of, texts_of
 
@@ -90,9 +91,10 @@ def read_webdataset(
     Listing reads headers and the captions and .json sidecars, never images. As in WebDataset, a key is a member's path up to the
     first dot of the file name, and directories, hidden files, files without an extension and ``__names__`` are no samples. Members of
     one key belong together wherever they stand in the shard. An image is a member whose extension is one of
-    jpg, jpeg, png, webp, gif, tif, tiff, bmp, avif, heic, heif in any case; where there is none, one that ends in such an extension, as
-    ``a.v1.jpg``, to which ``a.v1.txt`` belongs rather than ``a.txt``. Text that is not UTF-8 is read as its byte order mark says, else as cp1252 or Latin-1;
-    ``text_encoding`` says so, and a warning in the log counts it.
+    jpg, jpeg, png, webp, gif, tif, tiff, bmp, avif, heic, heif, jxl, jp2, j2k in any case; where there is none, one that ends in such an extension, as
+    ``a.v1.jpg``, to which ``a.v1.txt`` belongs rather than ``a.txt``. Text that is not UTF-8 is read as its byte order mark says, else as cp1252 or
+    Latin-1, which is a guess: of other alphabets than the Latin it makes other letters. ``text_encoding`` says so (``"utf-16"``, or ``"cp1252?"`` for
+    the guess), and a warning in the log counts it. What is written is the bytes as they were.
 
     Examples
     --------
@@ -121,14 +123,14 @@ def read_webdataset(
 
 def find_shards(urls: storage.Paths, storage_options: storage.Options = None) -> list[Shard]:
     """Find the shards that `read_webdataset` would read, in order; it says what is raised."""
-    return shards_of(storage.expand(urls, EXTENSIONS, storage_options), storage_options)
+    return shards_of(storage.expand(urls, EXTENSIONS, storage_options, called="tar shard"), storage_options)
 
 
 def shards_of(found: Mapping[str, storage.Entry], storage_options: storage.Options = None) -> list[Shard]:
     """Return files that `storage.expand` has found as shards."""
     for url, entry in found.items():
         if entry.problem is not None:
-            raise ValueError(f"{url}: {entry.problem}")
+            raise ValueError(f"{printable(tar.printable(storage.path_of(url)))}: {entry.problem}")
         if url.lower().endswith(tar.COMPRESSED):
             raise ValueError(tar.compressed(url))
     names = _name_shards(list(found))
@@ -246,13 +248,15 @@ def _tell_encodings(encodings: Sequence[str | None], url: str) -> None:
 
 def _name_shards(urls: Sequence[str]) -> dict[str, str]:
     """Return the part of image_id that names each shard."""
-    root = storage.common_folder([url.rpartition("/")[0] for url in urls])
+    root = storage.common_folder([storage.path_of(url).rpartition("/")[0] for url in urls])
     first: dict[str, str] = {}
     for url in urls:
         relative = storage.relative(url, root)
         name = relative[:-4] if relative.lower().endswith(".tar") else relative
         if name in first:
-            raise ValueError(f"{first[name]} and {url} would give their images the same ids ({name}/...); rename one")
+            raise ValueError(
+                f"{printable(first[name])} and {printable(url)} would give their images the same ids ({printable(name)}/...); rename one"
+            )
         first[name] = url
     return {url: name for name, url in first.items()}
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.dirfs import DirFileSystem
 
 from imgcurate.storage.atomic import open_atomic, remove, staged_folder
 from imgcurate.storage.listing import (
@@ -20,7 +23,7 @@ from imgcurate.storage.listing import (
     root_of,
     sizes_in,
 )
-from imgcurate.storage.reading import open_input, open_ranges, open_sequential, read_if_there
+from imgcurate.storage.reading import digest_of, is_file, open_input, open_ranges, open_sequential, read_if_there
 from imgcurate.storage.stores import (
     Entry,
     Options,
@@ -29,15 +32,17 @@ from imgcurate.storage.stores import (
     is_local,
     open_filesystem,
     passes,
+    path_of,
     retrying,
     size_of,
     stat,
+    to_text,
 )
 
 __all__ = [
-    "Entry", "Options", "Paths", "absolute", "common_folder", "etag", "expand", "is_local", "is_there", "lies_below", "open_atomic", "open_filesystem", "open_input",
-    "open_ranges", "open_sequential", "passes", "patterns", "problem_of", "read_if_there", "read_parquet_table", "relative", "remove", "replace_extension",
-    "retrying", "root_of", "size_of", "sizes_in", "staged_folder", "stat", "write_parquet_table",
+    "Entry", "Options", "Paths", "absolute", "common_folder", "digest_of", "etag", "expand", "is_file", "is_local", "is_there", "lies_below", "open_atomic", "open_filesystem", "open_input",
+    "open_ranges", "open_sequential", "passes", "path_of", "patterns", "problem_of", "read_if_there", "read_parquet_frame", "read_parquet_table", "relative", "remove", "replace_extension",
+    "retrying", "root_of", "size_of", "sizes_in", "staged_folder", "stat", "to_text", "write_parquet_table",
 ]  # fmt: skip
 
 
@@ -62,3 +67,15 @@ def read_parquet_table(url: str, columns: list[str] | None = None, storage_optio
     """Read one Parquet file, or some of its columns, as an Arrow table."""
     with open_input(url, storage_options) as file:
         return pq.read_table(file, columns=columns)
+
+
+def read_parquet_frame(path: str, storage_options: Options = None, **options: Any) -> Any:
+    """Read Parquet files as a Dask dataframe; `options` are those of Dask's reader."""
+    import dask.dataframe as dd
+
+    if is_there(path) and (glob.has_magic(path) or "::" in path or to_text(path) != path):
+        # Dask would take it for a pattern or a chain, and to Arrow a path is text, which not every name is.
+        fs, path = open_filesystem(path, None)
+        folder, name = (path, "") if fs.isdir(path) else os.path.split(path)
+        return dd.read_parquet(glob.escape(name), filesystem=DirFileSystem(folder, fs), **options)
+    return dd.read_parquet(path, storage_options=storage_options, **options)

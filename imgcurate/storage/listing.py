@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import stat as modes
@@ -12,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
-from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 from fsspec.implementations.local import LocalFileSystem
 
 from imgcurate.printable import printable
+from imgcurate.storage.braces import filled_in
 from imgcurate.storage.stores import (
     Entry,
     Options,
@@ -24,14 +23,13 @@ from imgcurate.storage.stores import (
     entry_of,
     is_local,
     open_filesystem,
+    path_of,
     retrying,
+    to_text,
 )
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-# More names than anybody has files for in one call.
-_MOST_NAMES = 1_000_000
-_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
 _WILDCARDS = "*?["
 
 
@@ -49,6 +47,7 @@ def expand(
     *,
     beside: tuple[str, ...] = (),
     contained: tuple[str, ...] = (),
+    called: str = "",
 ) -> dict[str, Entry]:
     """Find the files that paths, globs, braces and folders name.
 
@@ -65,6 +64,8 @@ def expand(
         More extensions, of files that a folder may hold beside those.
     contained : tuple of str, optional
         Extensions of files of which links out of a folder, or out of that of a glob, are problems. Links to folders are not followed.
+    called : str, optional
+        What such files are called where a folder holds none. Default: by their extensions.
 
     Returns
     -------
@@ -90,7 +91,12 @@ def expand(
     # A store is asked about each name, and thousands of answers in a row would take minutes.
     with ThreadPoolExecutor(max_workers=min(16, len(names))) as threads:
         find = partial(
-            _find, extensions=extensions, beside=beside, contained=contained, storage_options=storage_options
+            _find,
+            extensions=extensions,
+            beside=beside,
+            contained=contained,
+            called=called or f"{' or '.join(extensions)} file",
+            storage_options=storage_options,
         )
         for listing in threads.map(find, names):
             for url, entry in listing.items():
@@ -131,8 +137,14 @@ def common_folder(folders: Sequence[str]) -> str:
 
 
 def relative(url: str, root: str) -> str:
-    """Return `url` relative to the folder `root`."""
-    return url.removeprefix(root).lstrip("/")
+    r"""Return `url` relative to the folder `root`, which `root_of` gave, or `common_folder` of paths; bytes that are not UTF-8 are escaped.
+
+    Examples
+    --------
+    >>> relative("/data/a/b.tar", "/data"), relative("file:///caf%E9/b.tar", "/")
+    ('a/b.tar', 'caf\\xe9/b.tar')
+    """
+    return _escaped(path_of(url).removeprefix(root).lstrip("/"))
 
 
 def lies_below(url: str, roots: Sequence[str]) -> bool:
@@ -143,6 +155,7 @@ def lies_below(url: str, roots: Sequence[str]) -> bool:
     >>> lies_below("s3://bucket/a/b.tar", ["s3://bucket/a"]), lies_below("s3://bucket/a/../b.tar", ["s3://bucket/a"])
     (True, False)
     """
+    url = path_of(url)
     try:
         check_protocol(url)
     except ValueError:
@@ -165,23 +178,24 @@ def sizes_in(folder: str, storage_options: Options = None) -> dict[str, int]:
     return {info["name"].rpartition("/")[2]: info["size"] for info in listing if info["type"] == "file"}
 
 
-def problem_of(path: str, folder: str | None = None) -> str | None:
+def problem_of(path: str, folder: str | None = None, contained: bool = True) -> str | None:
     """Say why a file of this machine cannot be read for what it is.
 
     Parameters
     ----------
     path : str
     folder : str, optional
-        That links may not lead out of.
+        Below it names must be UTF-8.
+    contained : bool, default True
+        Whether links may not lead out of the folder.
 
     Returns
     -------
     str or None
         None also of what is not there, which who reads it will say.
     """
-    try:
-        path.encode()
-    except UnicodeEncodeError:
+    name = path.rpartition("/")[2] if folder is None else path.removeprefix(folder)
+    if _escaped(name) != name:
         return "its name is not UTF-8; rename it"
     try:
         found = os.lstat(path)
@@ -192,7 +206,7 @@ def problem_of(path: str, folder: str | None = None) -> str | None:
         return None
     if not modes.S_ISREG(found.st_mode):
         return "not a regular file"
-    if is_link and folder is not None:
+    if is_link and folder is not None and contained:
         inside = os.path.realpath(folder).rstrip("/") + "/"
         if not os.path.realpath(path).startswith(inside):
             return f"a link out of the folder {folder}; copy what it leads to"
@@ -209,6 +223,7 @@ def _find(
     extensions: tuple[str, ...],
     beside: tuple[str, ...],
     contained: tuple[str, ...],
+    called: str,
     storage_options: Options,
 ) -> dict[str, Entry]:
     fs, path = open_filesystem(name.text, storage_options)
@@ -216,7 +231,7 @@ def _find(
         found = retrying()(fs.glob, path, detail=True)
         listing = {name: info for name, info in found.items() if info["type"] != "directory"}
         if not listing:
-            raise FileNotFoundError(f"no file matches {name.text!r}")
+            raise FileNotFoundError(f"no file matches {printable(repr(name.text))}")
         folder = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
         return _entries(fs, listing, folder, contained)
     try:
@@ -227,12 +242,13 @@ def _find(
     except FileNotFoundError:
         found = {}
     if not found and not fs.exists(path):
-        raise FileNotFoundError(f"{name.text!r} does not exist")
+        raise FileNotFoundError(f"{printable(repr(name.text))} does not exist")
     runs = _folders_of_runs(path.rstrip("/"), found)
     found = {file: info for file, info in found.items() if not file.startswith(tuple(f"{run}/" for run in runs))}
     for run in runs:
         warnings.warn(
-            f"{run} is what a run wrote and is not read as part of {name.text}; name it to read it", stacklevel=2
+            f"{printable(run)} is what a run wrote and is not read as part of {printable(name.text)}; name it to read it",
+            stacklevel=2,
         )
     listing = {
         name: info
@@ -240,7 +256,7 @@ def _find(
         if name.lower().endswith(extensions + beside) and not _is_hidden(name)
     }
     if not any(name.lower().endswith(extensions) for name in listing):
-        raise FileNotFoundError(f"the folder {name.text!r} holds no {' or '.join(extensions)} file")
+        raise FileNotFoundError(f"the folder {printable(repr(name.text))} holds no {called}")
     entries = _entries(fs, listing, path, contained)
     return {url: entry._replace(amid=True) for url, entry in entries.items()}
 
@@ -250,12 +266,10 @@ def _entries(
 ) -> dict[str, Entry]:
     entries = {}
     for name, info in sorted(listing.items()):
-        inside = folder if name.lower().endswith(contained) else None
-        problem = problem_of(name, inside) if isinstance(fs, LocalFileSystem) else None
+        inside = name.lower().endswith(contained)
+        problem = problem_of(name, folder, inside) if isinstance(fs, LocalFileSystem) else None
         entry = entry_of(fs, name, info)._replace(problem=problem)
-        # Where it is not UTF-8 the name is only shown.
-        url = as_url(fs, name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        entries[url] = entry
+        entries[to_text(as_url(fs, name))] = entry
     return entries
 
 
@@ -271,8 +285,13 @@ def _folders_of_runs(folder: str, files: Iterable[str]) -> list[str]:
     runs = {name.removesuffix("/.run/run.json") for name in names if name.endswith("/.run/run.json")}
     # Of a finished run the rest may have been removed.
     finished = {name.removesuffix("/manifest.json") for name in names if name.endswith("/manifest.json")}
-    runs |= {run for run in finished if f"{run}/shards.parquet" in names}
+    accounts = ("shards.parquet", "files.parquet/part.00000.parquet")
+    runs |= {run for run in finished if any(f"{run}/{account}" in names for account in accounts)}
     return sorted(run for run in runs if run.startswith(f"{folder}/"))
+
+
+def _escaped(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _given(urls: Paths) -> list[str]:
@@ -290,17 +309,7 @@ def _names(pattern: str) -> Iterable[_Name]:
     """Expand the braces of a pattern, unless it is the path of something that is there."""
     if is_there(pattern):
         return [_Name(pattern, is_pattern=False)]
-    too_many = ValueError(f"{printable(pattern)!r}: the braces make more than {_MOST_NAMES:,} names; give fewer")
-    for first, last, step in _RANGE.findall(pattern):
-        if len(first + last) > 30 or abs(int(last) - int(first)) // max(abs(int(step[:30] or 1)), 1) >= _MOST_NAMES:
-            raise too_many
-    try:
-        texts = list(itertools.islice(braceexpand(pattern), _MOST_NAMES + 1))
-    except UnbalancedBracesError:
-        raise ValueError(f"{pattern!r}: the braces are not balanced") from None
-    if len(texts) > _MOST_NAMES:
-        raise too_many
-    return [_Name(text, is_pattern=not is_there(text)) for text in texts]
+    return [_Name(text, is_pattern=not is_there(text)) for text in filled_in(pattern)]
 
 
 def _is_hidden(path: str) -> bool:

@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, BinaryIO, cast
 
+import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
+from imgcurate.printable import printable
 from imgcurate.storage import ranges
-from imgcurate.storage.stores import Options, is_local, open_filesystem, retrying
+from imgcurate.storage.stores import Options, is_local, open_filesystem, path_of, retrying
+
+_CHUNK = 8 << 20
 
 
 def open_input(url: str, storage_options: Options = None, **kwargs: Any) -> contextlib.AbstractContextManager[BinaryIO]:
@@ -26,8 +30,8 @@ def open_input(url: str, storage_options: Options = None, **kwargs: Any) -> cont
     ValueError
         As `open_filesystem`.
     """
-    if is_local(url):
-        return _open_regular(url)  # fsspec's own wrapper costs a fifth of the time of listing a shard
+    if is_local(path := path_of(url)):
+        return _open_regular(path)  # fsspec's own wrapper costs a fifth of the time of listing a shard
     fs, path = open_filesystem(url, storage_options)
     if isinstance(fs, LocalFileSystem):
         return _open_regular(path)
@@ -49,20 +53,22 @@ def open_sequential(url: str, storage_options: Options = None) -> Iterator[Binar
     OSError
         Where a store does not answer, after some attempts, or gives fewer bytes than there should be.
     """
-    if is_local(url):
+    if is_local(path_of(url)):
         with open_input(url, storage_options) as file:
             yield file
         return
     with retrying()(open_ranges, url, storage_options) as file:
         size = getattr(file, "size", None)
         if size is None:
-            raise OSError(f"{url}: the server does not say how large it is, or cannot send a part; copy the file first")
+            raise OSError(
+                f"{printable(url)}: the server does not say how large it is, or cannot send a part; copy the file first"
+            )
 
         def fetch(start: int, stop: int) -> bytes:
             file.seek(start)
             content = file.read(stop - start)
             if len(content) < stop - start:
-                raise OSError(f"{url}: {len(content)} bytes where {stop - start} were asked for")
+                raise OSError(f"{printable(url)}: {len(content)} bytes where {stop - start} were asked for")
             return content
 
         with ranges.Forward(partial(retrying(), fetch), size, url) as forward:
@@ -80,6 +86,21 @@ def read_if_there(url: str, storage_options: Options = None, most: int = -1) -> 
         return retrying()(read)
     except FileNotFoundError:
         return None
+
+
+def is_file(url: str, storage_options: Options = None) -> bool:
+    """Tell whether there is a file."""
+    fs, path = open_filesystem(url, storage_options)
+    return bool(fs.isfile(path))
+
+
+def digest_of(url: str, storage_options: Options = None) -> str:
+    """Return the xxh3_128 of a file."""
+    known = xxhash.xxh3_128()
+    with open_sequential(url, storage_options) as file:
+        while content := file.read(_CHUNK):
+            known.update(content)
+    return known.hexdigest()
 
 
 def _open_regular(path: str) -> BinaryIO:

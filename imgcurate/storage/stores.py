@@ -9,11 +9,12 @@ import sys
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import fsspec
 import tenacity
 from fsspec.asyn import AsyncFileSystem
-from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.local import LocalFileSystem, make_path_posix
 from fsspec.registry import known_implementations, registry
 
 from imgcurate.printable import printable
@@ -77,9 +78,11 @@ def open_filesystem(url: str, storage_options: Options) -> tuple[Any, str]:
     Traceback (most recent call last):
     ValueError: 'reference://a::file:///b.json' is a chain of several URLs, which is not opened; copy the file and give its own URL
     """
+    url = path_of(url)
     if is_local(url):
-        path = LocalFileSystem._strip_protocol(url) if url[:1] != "/" else url.rstrip("/") or "/"
-        return fsspec.filesystem("file"), path
+        # Not by what strips protocols, as which it takes the beginning of "file:x.jpg"; and "~.jpg" is nobody's home.
+        path = os.path.join(os.getcwd(), make_path_posix(url))
+        return fsspec.filesystem("file"), path.rstrip("/") or "/"
     check_protocol(url)
     try:
         fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
@@ -114,10 +117,45 @@ def is_local(url: str) -> bool:
 
     Examples
     --------
-    >>> is_local("/a::b://c.jpg"), is_local("a.jpg"), is_local("s3://bucket/a.jpg"), is_local("zip://a::b.zip")
+    >>> is_local("/a::b://c.jpg"), is_local("a::b.jpg"), is_local("s3://bucket/a.jpg"), is_local("zip://a::b.zip")
     (True, True, False, False)
     """
-    return url.startswith("/") or ("://" not in url and "::" not in url)
+    return url.startswith("/") or "://" not in url
+
+
+def to_text(path: str) -> str:
+    r"""Return a URL that a column of text can hold: of a path of this machine that is not UTF-8, its ``file://`` URL.
+
+    Examples
+    --------
+    >>> to_text("/a::b%20.jpg"), to_text(os.fsdecode(b"/caf\xe9/a.jpg"))
+    ('/a::b%20.jpg', 'file:///caf%E9/a.jpg')
+    """
+    return path if not is_local(path) or _is_text(path) else "file://" + quote_from_bytes(os.fsencode(path))
+
+
+def path_of(url: str) -> str:
+    r"""Return the path that a ``file://`` URL names, also one of `to_text`; any other URL as it is.
+
+    Examples
+    --------
+    >>> path_of("file:///caf%E9/a.jpg") == os.fsdecode(b"/caf\xe9/a.jpg"), path_of("file:///a%20b.jpg"), path_of("s3://a/b.jpg")
+    (True, '/a%20b.jpg', 's3://a/b.jpg')
+    """
+    if not url.startswith("file:///"):
+        return url
+    path = url.removeprefix("file://")
+    plain = os.fsdecode(unquote_to_bytes(path))
+    # Only what is not UTF-8 is escaped. In others, as fsspec has them, a percent sign is one.
+    return path if _is_text(plain) else plain
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def absolute(url: str | os.PathLike[str], storage_options: Options = None) -> str:
@@ -167,8 +205,8 @@ def etag(url: str, storage_options: Options = None) -> str:
 
 def stat(url: str, storage_options: Options = None) -> Entry:
     """Return a file's size and `etag` as they are now: one request."""
-    if is_local(url):
-        return _local_entry(url)
+    if is_local(path := path_of(url)):
+        return _local_entry(path)
     fs, path = open_filesystem(url, storage_options)
     return entry_of(fs, path, retrying()(fs.info, path))
 

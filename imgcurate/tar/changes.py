@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 
 from imgcurate import storage
+from imgcurate.printable import printable
 
 _SIZE_AND_TIME = re.compile(r"(\d+)-(\d+)")
 
@@ -35,7 +36,7 @@ class ShardChanged(ShardError):
         self.url, self.what = url, what
 
     def __str__(self) -> str:
-        return f"{self.url} has changed since it was listed ({self.what}): nothing of it was written; run again to list it anew"
+        return f"{printable(self.url)} has changed since it was listed ({printable(self.what)}): nothing of it was written; run again to list it anew"
 
 
 def refuse_changed(url: str, listed: Collection[str], storage_options: storage.Options = None) -> None:

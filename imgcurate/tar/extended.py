@@ -6,7 +6,7 @@ import re
 from typing import BinaryIO
 
 from imgcurate.tar.fields import BLOCK, SPARSE, DamagedTar, Header, padded, size_of, text_of
-from imgcurate.tar.names import shown
+from imgcurate.tar.names import shown, split_name
 
 #: Their types.
 EXTENDED = b"xXLKg"
@@ -57,11 +57,11 @@ class Extended:
         kind, name, size, problem = header
         if self.name is not None:
             name, problem = self.name, None
-        path = self.records.get(b"GNU.sparse.name", self.records.get(b"path"))
+        path = _name_in(self.records)
         if path is None and self.name is None:
-            path = shared.get(b"GNU.sparse.name", shared.get(b"path"))
+            path = _name_in(shared)
         if path is not None:
-            name = path.decode("utf-8", "surrogateescape")
+            name = path
             problem = None
         if b"path" in shared and b"path" not in self.records:
             problem = f"member {shown(name)} has its name from a global PAX header, which not all readers of tar take"
@@ -93,6 +93,15 @@ def content_of(file: BinaryIO, at: int, size: int, stop: int) -> bytes:
 def records_of(header: bytes) -> Records:
     """Return the PAX records in the headers of a member."""
     return _records(header[BLOCK : BLOCK + size_of(header[124:136], 0)], 0) if header[156] in _PAX else {}
+
+
+def _name_in(records: Records) -> str | None:
+    """Return the name that records give a member, if they do.
+
+    A sparse file may have two, of which readers of tar take either. It is never copied; where one of them is part of a sample, that has a problem.
+    """
+    names = [records[key].decode("utf-8", "surrogateescape") for key in (b"GNU.sparse.name", b"path") if key in records]
+    return next((name for name in names if split_name(name)), names[0] if names else None)
 
 
 def _records(content: bytes, at: int) -> Records:

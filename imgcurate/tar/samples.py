@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from imgcurate.printable import printable
 from imgcurate.tar.changes import ShardError
 from imgcurate.tar.fields import DamagedTar
 from imgcurate.tar.headers import Member, walk
@@ -73,7 +74,7 @@ def scan(file: BinaryIO, size: int, url: str, texts: Collection[str] = (), most:
     file.seek(0)
     start = file.read(6)
     if not start:
-        raise ShardError(f"{url} is empty: not even an empty tar")
+        raise ShardError(f"{printable(url)} is empty: not even an empty tar")
     if start.startswith(_COMPRESSED):
         raise ShardError(compressed(url))
     samples: dict[str, Sample] = {}
@@ -89,12 +90,13 @@ def scan(file: BinaryIO, size: int, url: str, texts: Collection[str] = (), most:
                 member = member._replace(content=file.read(member.size))
             last = samples.get(member.key)
             if last is None:
-                last = samples[member.key] = Sample(member.key)
-            last.members.append(member)
+                last = samples[member.key] = Sample(member.key, [member])
+            else:
+                last.members.append(member)
     except DamagedTar as damage:
         if last is None:
             what = "is not a tar" if damage.place == 0 else "has no sample that can be read"
-            raise ShardError(f"{url} {what}: {damage}") from None
+            raise ShardError(f"{printable(url)} {what}: {damage}") from None
         last.problem = str(damage)
     finally:
         if collects:
@@ -105,6 +107,6 @@ def scan(file: BinaryIO, size: int, url: str, texts: Collection[str] = (), most:
 def compressed(url: str) -> str:
     """Return the sentence that refuses a compressed shard."""
     return (
-        f"{url} is compressed: a sample's bytes cannot be found in it without reading all before them; "
+        f"{printable(url)} is compressed: a sample's bytes cannot be found in it without reading all before them; "
         "imgcurate convert (convert_shards) makes plain shards of it"
     )

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from imgcurate.cli import clusters
+from imgcurate.cli import clusters, options
 from imgcurate.cli.tables import table
 from imgcurate.printable import printable
 
@@ -25,20 +25,20 @@ def add_to(commands: Any) -> None:
     )
     demo.add_argument("out", metavar="OUT", help="a folder that is empty or not there yet")
     demo.add_argument("--overwrite", action="store_true", help="replace an earlier demo in OUT")
-    clusters.add_options(demo)
+    options.add_cluster(demo)
     demo.set_defaults(function=run)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(given: argparse.Namespace) -> None:
     from imgcurate import demo
     from imgcurate.run.curate import curate
     from imgcurate.sources.parquet import read_parquet
 
-    out = Path(options.out)
+    out = Path(given.out)
     source, curated = out / "source", out / "curated"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         # "source" is what many folders are called: only one that a demo made is removed.
-        if not (options.overwrite and (out / _MARK).is_file()):
+        if not (given.overwrite and (out / _MARK).is_file()):
             raise FileExistsError(
                 f"{out} is not empty; name another folder, or replace an earlier demo with --overwrite"
             )
@@ -50,9 +50,9 @@ def run(options: argparse.Namespace) -> None:
     photos = demo.photos()
     packages = ", ".join(sorted({photo.package for photo in photos}))
     print(f"{len(photos)} photos from {packages}, {len(planted)} planted copies: {source}", flush=True)
-    with clusters.connected(options) as connect:
+    with clusters.connected(given) as connect:
         connect()
-        manifest = curate(os.fspath(source), curated, model="efficientnet-lite0", progress=True)
+        manifest = curate(os.fspath(source), curated, model="efficientnet-lite0", progress=not given.quiet)
         images = read_parquet(curated / "images.parquet").compute()
     print(f"\n{table(manifest)}\n")
     removed = images[~images["kept"]]

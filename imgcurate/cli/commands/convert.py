@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from imgcurate.cli import clusters
+from imgcurate.cli import clusters, options
+from imgcurate.cli.tables import answer
+from imgcurate.printable import printable
 
 
 def add_to(commands: Any) -> None:
@@ -31,26 +33,28 @@ def add_to(commands: Any) -> None:
         metavar="N",
         help="a shard that becomes more than N times as large as its file (and more than 64 MiB) is not written (default %(default)s)",
     )
-    clusters.add_options(convert)
-    clusters.add_storage_options(convert)
+    options.add_cluster(convert)
+    options.add_storage(convert)
+    options.add_json(convert)
     convert.set_defaults(function=_convert)
 
 
-def _convert(options: argparse.Namespace) -> int:
+def _convert(given: argparse.Namespace) -> int:
     from imgcurate.sinks.convert import convert_shards
 
-    with clusters.connected(options):
+    with clusters.connected(given) as connect:
+        connect.start()
         made = convert_shards(
-            options.shards,
-            options.out,
-            max_ratio=options.max_ratio,
-            overwrite=options.overwrite,
-            storage_options=options.storage_options,
+            given.shards,
+            given.out,
+            max_ratio=given.max_ratio,
+            overwrite=given.overwrite,
+            storage_options=given.storage_options,
         ).compute(scheduler="synchronous")
     errors = made["error"].dropna()
-    for error in errors:
-        print(error)
-    print(
-        f"{len(made) - len(errors):,} of {len(made):,} shards are plain, {made['bytes'].sum():,} bytes: {options.out}"
-    )
+    plain = len(made) - len(errors)
+    found = {"out": given.out, "shards": plain, "bytes": made["bytes"].sum(), "problems": list(errors)}
+    said = [*(printable(error, 1000) for error in errors)]
+    said.append(f"{plain:,} of {len(made):,} shards are plain, {found['bytes']:,} bytes: {printable(given.out)}")
+    answer(given, found, "\n".join(said))
     return 1 if len(errors) else 0

@@ -1,0 +1,113 @@
+"""All that a page shows of a run, read from what the run wrote: on the cluster, in passes whose results are small."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import pandas as pd
+
+from imgcurate import storage
+from imgcurate.report.run import facts, map, relatives
+from imgcurate.report.run.facts import Facts
+from imgcurate.report.run.relatives import Relatives
+
+#: How many of the largest groups of duplicates are shown.
+GROUPS = 6
+_AT_A_TIME = 16
+
+
+@dataclass
+class Gathered:
+    """What is known of a run.
+
+    Attributes
+    ----------
+    url : str
+        Its folder.
+    manifest : dict
+    facts : Facts or None
+        None where the input held no image.
+    relatives : Relatives or None
+        The images that those chosen are duplicates of; None where there are no duplicates.
+    groups : list of str
+        The kept images of which most duplicates were removed.
+    map : pandas.DataFrame or None
+        As `imgcurate.report.run.map.place` gives it.
+    """
+
+    url: str
+    manifest: Mapping[str, Any]
+    facts: Facts | None
+    relatives: Relatives | None
+    groups: list[str]
+    map: pd.DataFrame | None
+
+
+def manifest_of(url: str, storage_options: storage.Options) -> dict[str, Any]:
+    """Return the manifest of a run; a FileNotFoundError where it has not finished."""
+    content = storage.read_if_there(f"{url}/manifest.json", storage_options)
+    if content is None:
+        raise FileNotFoundError(
+            f"{url} holds no finished run: there is no manifest.json; run the same command again to finish it"
+        )
+    return json.loads(content)
+
+
+def gather(url: str, storage_options: storage.Options = None) -> Gathered:
+    """Read what a run wrote. Eager, on the cluster where there is one.
+
+    Parameters
+    ----------
+    url : str
+        The folder of a run that has finished.
+    storage_options : dict, optional
+        For the fsspec filesystem.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no run, or none that has finished.
+    RuntimeError
+        Where the table of images and the manifest differ.
+    """
+    manifest = manifest_of(url, storage_options)
+    urls = [f"{url}/images.parquet/{name}" for name in manifest["parts"]]
+    if not urls:
+        return Gathered(url, manifest, None, None, [], None)
+    limits = facts.limits_of(manifest["options"])
+    of_each = max(1, map.IMAGES // len(map.some_of(urls)))
+    drawn = [dask.delayed(map.sample, pure=False)(part, of_each, storage_options) for part in map.some_of(urls)]
+    read = dask.delayed(facts.read, pure=False)
+    known, placed = dask.compute(
+        _tree(lambda some: read(some, limits, storage_options), facts.merge, urls),
+        dask.delayed(map.place, pure=False)(drawn),
+    )
+    counts = manifest["counts"]
+    if (known.read, known.kept) != (counts["read"], counts["kept"]):
+        raise RuntimeError(
+            f"{url}/images.parquet holds {known.read:,} images, {known.kept:,} of them kept, and its manifest says {counts['read']:,} and "
+            f"{counts['kept']:,}: imgcurate verify says which files are not as they were written"
+        )
+    groups = [image_id for image_id, count in known.tallies["group"].largest(GROUPS) if count > 1]
+    twins = {twin for (what, _), rows in known.rows.items() if what == "least" for twin in rows["duplicate_of"]}
+    if not twins and not groups:
+        return Gathered(url, manifest, known, None, [], placed)
+    wanted = sorted(twins | set(groups))
+    find = dask.delayed(relatives.find, pure=False)
+    (found,) = dask.compute(_tree(lambda some: find(some, wanted, groups, storage_options), relatives.merge, urls))
+    groups.sort(key=lambda image_id: (-found.sizes[image_id], image_id))
+    return Gathered(url, manifest, known, found, groups, placed)
+
+
+def _tree(leaf: Callable[[Sequence[str]], Any], merge: Callable[[Sequence[Any]], Any], urls: Sequence[str]) -> Any:
+    """Return the merged results of all parts, lazily: some at a time, and of these some at a time."""
+    size = min(_AT_A_TIME, max(1, len(urls) // _AT_A_TIME))
+    level = [leaf(urls[start : start + size]) for start in range(0, len(urls), size)]
+    join = dask.delayed(merge, pure=False)
+    while len(level) > 1:
+        level = [join(level[start : start + _AT_A_TIME]) for start in range(0, len(level), _AT_A_TIME)]
+    return level[0]
