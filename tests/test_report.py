@@ -6,7 +6,9 @@ import io
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from imgcurate.report.run.command import command, only_of_curate
 from imgcurate.report.run.counts import Counts
 from imgcurate.report.thumbnails import Thumbnail
 from imgcurate.run.curate import carry_out
+from imgcurate.run.options import Options
 
 SCRIPT = "<script>document.title = 'taken over'</script>"
 HOSTILE = [
@@ -267,6 +270,17 @@ def test_the_page_is_made_again_from_what_the_run_wrote(
     assert "holds no finished run" in capsys.readouterr().err
 
 
+def test_what_other_thresholds_would_remove_is_told_as_far_as_it_is_stored(client: Client, curated: Path) -> None:
+    page = (curated / "out" / "report.html").read_text()
+    assert "How many images each threshold would remove" in page and "imgcurate sweep" in page
+    bare = curated / "bare"
+    shutil.copytree(curated / "out", bare, ignore=shutil.ignore_patterns(".run"))
+    assert cli.main(["report", str(bare), "--scheduler", client.scheduler.address]) == 0
+    page = (bare / "report.html").read_text()
+    assert "so the curve ends at the run&#39;s eps" in page or "so the curve ends at the run's eps" in page
+    assert "imgcurate sweep" not in page
+
+
 def without_times(page: Path) -> str:
     return re.sub(r'<h3 class="sub">Seconds.*?Models|· [\d,]+ s</p>', "", page.read_text(), flags=re.DOTALL)
 
@@ -305,6 +319,12 @@ def test_a_run_of_nothing_but_errors_has_a_page(client: Client, tmp_path: Path) 
     assert 'id="map"' not in page and 'id="kept"' not in page and 'id="duplicates"' not in page
 
 
+def test_a_run_of_no_images_has_a_page(client: Client, tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "0.tar", [])
+    page = pages_of(tmp_path)
+    assert "0 of 0 images kept" in page and "holds no image" in page and 'id="pictures"' not in page
+
+
 def test_a_run_without_duplicates_scores_and_captions_has_a_page(client: Client, tmp_path: Path) -> None:
     small_shard(tmp_path / "in" / "0.tar", list(range(6)))
     page = pages_of(tmp_path, dedup=False)
@@ -319,8 +339,10 @@ def test_a_run_of_folders_of_images_has_a_page(client: Client, tmp_path: Path) -
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(image_bytes(at % 6))
         path.with_suffix(".txt").write_text("a caption")
-    page = pages_of(tmp_path, dedup="exact")
-    assert "6 of 8 images kept" in page and "same bytes" in page and "All have a caption" in page
+    page = pages_of(tmp_path, dedup="exact", write="files")
+    assert (
+        "in 12 files" in page and "6 of 8 images kept" in page and "same bytes" in page and "All have a caption" in page
+    )
 
 
 def noise(seed: int) -> bytes:
@@ -383,10 +405,11 @@ def test_the_command_that_goes_on_is_that_of_the_run(inputs: Any, out: str, opti
 
 def test_the_command_leaves_out_what_the_command_line_has_by_itself() -> None:
     parsed = vars(cli._parser().parse_args(["run", "in", "out"]))
-    from imgcurate.report.run.command import _DEFAULTS
+    from imgcurate.report.run.command import _DEFAULTS, _OF_CURATE
 
     said = {"dedup": ["semantic"], "formats": [], "measure": []}
     assert {name: said.get(name, parsed[name]) for name in _DEFAULTS} == _DEFAULTS
+    assert {*_DEFAULTS, *_OF_CURATE} == {field.name for field in fields(Options)}
     assert (parsed["dedup"], parsed["formats"], parsed["measure"]) == ("semantic", "", False)
     assert only_of_curate({"options": parsed, "models": {"encoder": {"kind": "callable"}}}) == ["model"]
     assert carry_out.__kwdefaults__["report"] is True
