@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ from distributed import Client
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from s3 import upload
 from test_curate import model_dir  # noqa: F401
 
 from imgcurate import cli, curate
@@ -69,7 +71,7 @@ def curated(client: Client, tmp_path_factory: pytest.TempPathFactory, model_dir:
         write_tar(folder / "in" / f"{number:05d}.tar", members)
     curate(
         folder / "in", folder / "out", model="tiny-clip", model_dir=model_dir, min_aesthetic=0.1, max_nsfw=0.9,
-        dedup="exact,perceptual,semantic", eps=1e-4, measure=True,
+        dedup="exact,perceptual,semantic", eps=0.02, measure=True,
     )  # fmt: skip
     # As a run with images that are not safe for work would have it; the head's weights are random here.
     page = (folder / "out" / "report.html").read_text()
@@ -266,7 +268,7 @@ def test_the_page_is_made_again_from_what_the_run_wrote(
     assert cli.main(["report", str(curated / "out"), "--scheduler", client.scheduler.address]) == 0
     assert f"{page} written in" in capsys.readouterr().out
     assert page.read_bytes() == before
-    assert cli.main(["report", str(curated)]) == 1
+    assert cli.main(["report", str(curated)]) == 2
     assert "holds no finished run" in capsys.readouterr().err
 
 
@@ -343,6 +345,18 @@ def test_a_run_of_folders_of_images_has_a_page(client: Client, tmp_path: Path) -
     assert (
         "in 12 files" in page and "6 of 8 images kept" in page and "same bytes" in page and "All have a caption" in page
     )
+
+
+def test_a_run_on_a_store_has_its_page_there(
+    client: Client, tmp_path: Path, bucket: str, options: dict[str, Any]
+) -> None:
+    small_shard(tmp_path / "in" / "0.tar", [0, 1, 2, 3, 4, 5, 0])
+    source, out = upload(tmp_path / "in", f"{bucket}/in", options), f"{bucket}/out"
+    curate(source, out, model=mean_colour, eps=1e-5, storage_options=options)
+    fs = fsspec.filesystem("s3", **options)
+    fs.invalidate_cache()
+    page = fs.cat_file(f"{out}/report.html").decode()
+    assert "6 of 7 images kept" in page and page.count("<img ") > 10 and "How many images each threshold" in page
 
 
 def noise(seed: int) -> bytes:

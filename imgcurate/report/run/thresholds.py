@@ -64,7 +64,8 @@ def try_others(
         except (OSError, ValueError):  # it was removed with .run, or damaged: the page has what the run's outputs say
             continue
         most = 1 - found.min_similarity
-        tried = sorted({*np.linspace(0, most, TRIED + 1)[1:].round(9).tolist(), found.eps})
+        steps = np.linspace(0, most, TRIED + 1)[1:].tolist()
+        tried = sorted({*(min(float(f"{eps:.6g}"), most) for eps in steps), found.eps})
         removed = found.sweep(tried)["removed"].tolist()
         if removed[tried.index(found.eps)] != manifest["reasons"]["semantic"]:
             continue
