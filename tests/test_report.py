@@ -6,10 +6,13 @@ import io
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,6 +22,7 @@ from distributed import Client
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from s3 import upload
 from test_curate import model_dir  # noqa: F401
 
 from imgcurate import cli, curate
@@ -27,6 +31,7 @@ from imgcurate.report.run.command import command, only_of_curate
 from imgcurate.report.run.counts import Counts
 from imgcurate.report.thumbnails import Thumbnail
 from imgcurate.run.curate import carry_out
+from imgcurate.run.options import Options
 
 SCRIPT = "<script>document.title = 'taken over'</script>"
 HOSTILE = [
@@ -66,7 +71,7 @@ def curated(client: Client, tmp_path_factory: pytest.TempPathFactory, model_dir:
         write_tar(folder / "in" / f"{number:05d}.tar", members)
     curate(
         folder / "in", folder / "out", model="tiny-clip", model_dir=model_dir, min_aesthetic=0.1, max_nsfw=0.9,
-        dedup="exact,perceptual,semantic", eps=1e-4, measure=True,
+        dedup="exact,perceptual,semantic", eps=0.02, measure=True,
     )  # fmt: skip
     # As a run with images that are not safe for work would have it; the head's weights are random here.
     page = (folder / "out" / "report.html").read_text()
@@ -263,8 +268,19 @@ def test_the_page_is_made_again_from_what_the_run_wrote(
     assert cli.main(["report", str(curated / "out"), "--scheduler", client.scheduler.address]) == 0
     assert f"{page} written in" in capsys.readouterr().out
     assert page.read_bytes() == before
-    assert cli.main(["report", str(curated)]) == 1
+    assert cli.main(["report", str(curated)]) == 2
     assert "holds no finished run" in capsys.readouterr().err
+
+
+def test_what_other_thresholds_would_remove_is_told_as_far_as_it_is_stored(client: Client, curated: Path) -> None:
+    page = (curated / "out" / "report.html").read_text()
+    assert "How many images each threshold would remove" in page and "imgcurate sweep" in page
+    bare = curated / "bare"
+    shutil.copytree(curated / "out", bare, ignore=shutil.ignore_patterns(".run"))
+    assert cli.main(["report", str(bare), "--scheduler", client.scheduler.address]) == 0
+    page = (bare / "report.html").read_text()
+    assert "so the curve ends at the run&#39;s eps" in page or "so the curve ends at the run's eps" in page
+    assert "imgcurate sweep" not in page
 
 
 def without_times(page: Path) -> str:
@@ -305,6 +321,12 @@ def test_a_run_of_nothing_but_errors_has_a_page(client: Client, tmp_path: Path) 
     assert 'id="map"' not in page and 'id="kept"' not in page and 'id="duplicates"' not in page
 
 
+def test_a_run_of_no_images_has_a_page(client: Client, tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "0.tar", [])
+    page = pages_of(tmp_path)
+    assert "0 of 0 images kept" in page and "holds no image" in page and 'id="pictures"' not in page
+
+
 def test_a_run_without_duplicates_scores_and_captions_has_a_page(client: Client, tmp_path: Path) -> None:
     small_shard(tmp_path / "in" / "0.tar", list(range(6)))
     page = pages_of(tmp_path, dedup=False)
@@ -319,8 +341,22 @@ def test_a_run_of_folders_of_images_has_a_page(client: Client, tmp_path: Path) -
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(image_bytes(at % 6))
         path.with_suffix(".txt").write_text("a caption")
-    page = pages_of(tmp_path, dedup="exact")
-    assert "6 of 8 images kept" in page and "same bytes" in page and "All have a caption" in page
+    page = pages_of(tmp_path, dedup="exact", write="files")
+    assert (
+        "in 12 files" in page and "6 of 8 images kept" in page and "same bytes" in page and "All have a caption" in page
+    )
+
+
+def test_a_run_on_a_store_has_its_page_there(
+    client: Client, tmp_path: Path, bucket: str, options: dict[str, Any]
+) -> None:
+    small_shard(tmp_path / "in" / "0.tar", [0, 1, 2, 3, 4, 5, 0])
+    source, out = upload(tmp_path / "in", f"{bucket}/in", options), f"{bucket}/out"
+    curate(source, out, model=mean_colour, eps=1e-5, storage_options=options)
+    fs = fsspec.filesystem("s3", **options)
+    fs.invalidate_cache()
+    page = fs.cat_file(f"{out}/report.html").decode()
+    assert "6 of 7 images kept" in page and page.count("<img ") > 10 and "How many images each threshold" in page
 
 
 def noise(seed: int) -> bytes:
@@ -383,10 +419,11 @@ def test_the_command_that_goes_on_is_that_of_the_run(inputs: Any, out: str, opti
 
 def test_the_command_leaves_out_what_the_command_line_has_by_itself() -> None:
     parsed = vars(cli._parser().parse_args(["run", "in", "out"]))
-    from imgcurate.report.run.command import _DEFAULTS
+    from imgcurate.report.run.command import _DEFAULTS, _OF_CURATE
 
     said = {"dedup": ["semantic"], "formats": [], "measure": []}
     assert {name: said.get(name, parsed[name]) for name in _DEFAULTS} == _DEFAULTS
+    assert {*_DEFAULTS, *_OF_CURATE} == {field.name for field in fields(Options)}
     assert (parsed["dedup"], parsed["formats"], parsed["measure"]) == ("semantic", "", False)
     assert only_of_curate({"options": parsed, "models": {"encoder": {"kind": "callable"}}}) == ["model"]
     assert carry_out.__kwdefaults__["report"] is True
