@@ -53,6 +53,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/content.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/requests.py
+	$(BIN)/python benchmarks/listing.py
 
 # Runs them and keeps what they show; the tests only run them.
 notebooks: $(VENV)/.ready
