@@ -54,6 +54,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/neighbours.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/requests.py
+	$(BIN)/python benchmarks/listing.py
 
 # Runs them and keeps what they show, but for how far a verb is; the tests only run them.
 notebooks: $(VENV)/.ready
