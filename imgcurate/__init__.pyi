@@ -14,6 +14,7 @@ from .encoders.text import encode_text as encode_text
 from .flags import flag as flag
 from .measures import measure as measure
 from .nearest.outliers import outliers as outliers
+from .nearest.query import search as search
 from .nearest.search import neighbours as neighbours
 from .parts import checkpoint as checkpoint
 from .report.gallery import show as show

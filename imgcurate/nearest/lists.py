@@ -175,13 +175,13 @@ def _merge(here: Members, there: Members, known: Lists, k: int, found: Near) -> 
     assert there.ids is not None
     ids = pa.concat_arrays([known.ids, there.ids.take(pa.array(found.other))])
     row, similarity = np.concatenate([known.row, found.row]), np.concatenate([known.similarity, found.similarity])
-    order = _by_id_where_equal(row, similarity, ids)
+    order = by_id_where_equal(row, similarity, ids)
     row, similarity = row[order], similarity[order]
     chosen = compare.best(row, similarity, k)
     return Lists(row[chosen], similarity[chosen], ids.take(pa.array(order[chosen])))
 
 
-def _by_id_where_equal(row: np.ndarray, similarity: np.ndarray, ids: pa.Array) -> np.ndarray:
+def by_id_where_equal(row: np.ndarray, similarity: np.ndarray, ids: pa.Array) -> np.ndarray:
     """Return positions by row, the most similar first, of equally similar ones by id; ids are looked at only there."""
     order = np.lexsort((-similarity, row))
     by_row, by_similarity = row[order], similarity[order]
