@@ -51,13 +51,14 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/dedup.py --most-rows 1000000
 	$(BIN)/python benchmarks/removal.py
 	$(BIN)/python benchmarks/content.py
+	$(BIN)/python benchmarks/neighbours.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/requests.py
 	$(BIN)/python benchmarks/listing.py
 
-# Runs them and keeps what they show; the tests only run them.
+# Runs them and keeps what they show, but for how far a verb is; the tests only run them.
 notebooks: $(VENV)/.ready
-	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+	DASK_IMGCURATE__PROGRESS=False $(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 clean:
 	rm -rf $(VENV) $(DEMO) build/docs

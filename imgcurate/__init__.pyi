@@ -13,6 +13,9 @@ from .encoders.embed import embed as embed
 from .encoders.text import encode_text as encode_text
 from .flags import flag as flag
 from .measures import measure as measure
+from .nearest.outliers import outliers as outliers
+from .nearest.query import search as search
+from .nearest.search import neighbours as neighbours
 from .parts import checkpoint as checkpoint
 from .report.gallery import show as show
 from .report.page import Page as Page

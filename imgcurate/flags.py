@@ -79,17 +79,17 @@ def flag(
 
     Notes
     -----
-    The median is one pass over ``width`` and ``height``: of a frame that is persisted, or read from Parquet, some seconds for a hundred million
-    images, of one that is measured only when it is computed a second decoding of them all. ``checkpoint`` or ``persist()`` it first, or give `median_side`.
-    It is that of sides in whole pixels, the lower one of two, and does not depend on partitioning.
+    The median is one pass over ``width`` and ``height``: of a frame that is persisted, or read from Parquet, about two seconds of a core for a hundred
+    million images, and what reading takes; of one that is measured only when it is computed, a second decoding of all. ``checkpoint`` or ``persist()`` it
+    first, or give `median_side`. It is that of sides in whole pixels, the lower one of two, and does not depend on partitioning.
 
     Why these and not plain thresholds: a small bright object before black has a low mean and is no dark picture, so the mean and twice the spread
     stand for the brightest parts; and a dark or pale picture has little sharpness however crisp it is, so that is taken against the spread.
     Blur is that of the picture's own pixels: what was enlarged is blurry, too.
 
     Defaults were chosen on 86 photos (museum objects, and those that scikit-image and scikit-learn carry), as JPEGs of them that were spoilt on
-    purpose. Of the photos as they were, none is dark, light or of low information, and 3 are blurry: two through a microscope and in an eye, and a
-    marble bust before a plain wall. Of those at 15 % of their brightness all are dark, at 30 % 69 %; of those whose distance from white is 15 % of
+    purpose. Of the photos as they were, none is dark, light or of low information, and 3 are blurry: a cell under a microscope, a
+    retina, and a marble bust before a plain wall. Of those at 15 % of their brightness all are dark, at 30 % 69 %; of those whose distance from white is 15 % of
     what it was all are light; of those under a Gaussian blur of 0.5 % of their longer side 95 % are blurry, of 1 % all. Grey photos have a
     colourfulness of 0, the least colourful colour photo 1.4. benchmarks/flags.py measures that again, and beside cleanvision.
 

@@ -61,6 +61,7 @@ TYPES: dict[str, pa.DataType] = {
     "centroid_distance": pa.float32(),
     "duplicate_of": pa.string(),
     "similarity": pa.float32(),
+    "outlier_score": pa.float32(),
     "kept": pa.bool_(),
     "reason": pa.string(),
     "reason_kind": pa.dictionary(pa.int8(), pa.string()),

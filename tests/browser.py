@@ -52,6 +52,7 @@ class Tab:
         self._session = browser.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime"):
             self._ask(f"{domain}.enable")
+        self._ask("Emulation.setFocusEmulationEnabled", enabled=True)
         self._loaded = False
         self._ask("Page.navigate", url=url)
         browser.wait(lambda: self._loaded)

@@ -359,7 +359,7 @@ def test_a_wrong_command_is_answered_in_one_sentence(
     command = [argument.format(shards=shards, out=tmp_path / "out") for argument in arguments]
     if "--model" not in command:
         command += ["--model", "tiny-clip", "--model-dir", str(model_dir)]
-    assert cli.main([*command, "--scheduler", client.scheduler.address]) == 1
+    assert cli.main([*command, "--scheduler", client.scheduler.address]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("imgcurate: ")
     assert said in error

@@ -533,15 +533,15 @@ class Duplicates:
     def _frame(self, tables: list[Delayed], columns: list[str]) -> Any:
         host = self._empty(columns)
         meta = vectors.from_pandas(host, self._like)
-        parts = [dask.delayed(_part)(table, columns, host, meta) for table in tables] or [dask.delayed(meta)]
-        frame = dd.from_delayed(parts, meta=meta, verify_meta=False, prefix=_Prefix(self))
+        parts = [dask.delayed(as_part)(table, columns, host, meta) for table in tables] or [dask.delayed(meta)]
+        frame = dd.from_delayed(parts, meta=meta, verify_meta=False, prefix=Prefix(self, "duplicates"))
         return frame.compute().reset_index(drop=True) if self._at_once else frame
 
     def _empty(self, columns: Sequence[str]) -> pd.DataFrame:
         """Return a frame of no rows, on the host, of what a user sees of some columns of a table."""
         ids = self._id_dtype
         kinds = dict.fromkeys(("id", "duplicate_of", "other_id"), ids)
-        kinds |= {"removed": np.dtype("int64"), "duplicates": schema.dtype(pa.list_(_arrow_type(ids)))}
+        kinds |= {"removed": np.dtype("int64"), "duplicates": schema.dtype(pa.list_(arrow_type(ids)))}
         names = {"id": self.id_field, "distance": "centroid_distance"}
         named = {names.get(name, name): kinds.get(name) for name in columns}
         known = schema.empty(name for name, kind in named.items() if kind is None)
@@ -574,24 +574,24 @@ def _with_places(frame: Any) -> Any:
     return frame if {"url", "offset", "bytes"}.issubset(getattr(frame, "columns", ())) else None
 
 
-class _Prefix(str):
+class Prefix(str):
     """Of a frame's keys; keeps the result, and with it what lies on the cluster or in a temporary folder, for as long as the frame is there.
 
     Dask's graphs name what was persisted and do not hold it, and of all that a frame is made of this is what stays in this process.
     """
 
-    def __new__(cls, result: Duplicates) -> _Prefix:
-        self = super().__new__(cls, "duplicates")
+    def __new__(cls, result: Any, name: str) -> Prefix:
+        self = super().__new__(cls, name)
         self._result = result
         return self
 
-    _result: Duplicates
+    _result: Any
 
     def __reduce__(self) -> tuple[Any, ...]:
         return str, (str(self),)
 
 
-def _part(table: pa.Table, columns: Sequence[str], like: pd.DataFrame, meta: Any) -> Any:
+def as_part(table: pa.Table, columns: Sequence[str], like: pd.DataFrame, meta: Any) -> Any:
     """Return columns of a table as a partition on the backend of `meta`, with the names and types of `like`."""
     return vectors.from_pandas(_on_host(table, columns, like), meta)
 
@@ -601,7 +601,8 @@ def _on_host(table: pa.Table, columns: Sequence[str], like: pd.DataFrame) -> pd.
     return part.astype(dict(like.dtypes))
 
 
-def _arrow_type(dtype: Any) -> pa.DataType:
+def arrow_type(dtype: Any) -> pa.DataType:
+    """Return what ids of a pandas type are in Arrow."""
     if isinstance(dtype, pd.ArrowDtype):
         return dtype.pyarrow_dtype
     return pa.int64() if pd.api.types.is_integer_dtype(dtype) else pa.string()

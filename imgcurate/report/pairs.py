@@ -32,6 +32,10 @@ _RULES = {
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
+#: Two images by their ids, and how like they are.
+Named = tuple[Any, Any, float]
+
+
 class Pair(NamedTuple):
     """Two images that are alike.
 
@@ -60,17 +64,7 @@ def around_cut(found: Duplicates, n: int, eps: float, options: Options) -> Page:
     """Return the removed images that are least like what they duplicate, and the pairs that stay though they are most alike."""
     check_options("show", options.size, n=n)
     options = _with_frame(found, "show", options)
-    decided = found._matches(eps)
-    misses = [
-        dask.delayed(nodes.near_misses)(edges, part.nodes, removed, 1 - eps, n)
-        for part, removed in zip(found._graph.parts, decided, strict=True)
-        for edges in part.edges
-    ]
-    inside = dask.delayed(nodes.least_similar)(decided, n) if decided else None
-    outside = dask.delayed(nodes.most_similar)(misses, n) if misses else None
-    goes, stays = ([] if table is None else table.to_pylist() for table in dask.compute(inside, outside))
-    goes = [(row["duplicate_of"], row["id"], row["similarity"]) for row in goes]
-    stays = [(row["other_id"], row["id"], row["similarity"]) for row in stays]
+    goes, stays = nearest(found, n, eps)
     images = _images(found, [name for pair in (*goes, *stays) for name in pair[:2]], options)
     sides = [
         {
@@ -96,6 +90,29 @@ def around_cut(found: Duplicates, n: int, eps: float, options: Options) -> Page:
         size=options.size,
     )
     return Page("Pairs around the cut", body, f"Page({how}; see .save(path))")
+
+
+def nearest(found: Duplicates, n: int, eps: float) -> tuple[list[Named], list[Named]]:
+    """Return the n removed images that are least like what they duplicate, and the n most similar pairs that stay. Eager.
+
+    Returns
+    -------
+    list of (id, id, similarity), list of (id, id, similarity)
+        The image that stays first; of two that stay the better-ranked.
+    """
+    decided = found._matches(eps)
+    misses = [
+        dask.delayed(nodes.near_misses)(edges, part.nodes, removed, 1 - eps, n)
+        for part, removed in zip(found._graph.parts, decided, strict=True)
+        for edges in part.edges
+    ]
+    inside = dask.delayed(nodes.least_similar)(decided, n) if decided else None
+    outside = dask.delayed(nodes.most_similar)(misses, n) if misses else None
+    goes, stays = ([] if table is None else table.to_pylist() for table in dask.compute(inside, outside))
+    return (
+        [(row["duplicate_of"], row["id"], row["similarity"]) for row in goes],
+        [(row["other_id"], row["id"], row["similarity"]) for row in stays],
+    )
 
 
 def largest_groups(found: Duplicates, n: int, most: int, options: Options) -> Page:

@@ -239,7 +239,7 @@ def _without_killers(host: pd.DataFrame, make: Make, like: Any, storage_options:
 @contextlib.contextmanager
 def _on_this_machine(host: pd.DataFrame, usable: list[int], storage_options: storage.Options) -> Iterator[pd.DataFrame]:
     """Give rows whose images lie on this machine: in a fork, the threads in which clients of stores read are missing."""
-    if all(storage.is_local(url) for url in host["url"]):
+    if all(storage.is_local(storage.path_of(url)) for url in host["url"]):
         yield host
         return
     with tempfile.NamedTemporaryFile(prefix="imgcurate-") as file:

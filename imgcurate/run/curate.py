@@ -239,7 +239,8 @@ def _report(job: Job) -> None:
 
     try:
         with job.steps("writing the report"):
-            write_report(job.place.url, job.place.report, job.steps.watch, job.storage_options)
+            graphs = job.place.graphs().values()
+            write_report(job.place.url, job.place.report, graphs, job.steps.watch, job.storage_options)
     except Exception as problem:
         what = printable(f"{type(problem).__name__}: {problem}", 500)
         warnings.warn(

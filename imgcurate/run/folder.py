@@ -74,7 +74,7 @@ class Folder:
     def has_report(self) -> bool:
         """Whether that page is there."""
         fs, path = storage.open_filesystem(self.report, self.storage_options)
-        return bool(fs.exists(path))
+        return bool(fs.isfile(path))
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, whole."""

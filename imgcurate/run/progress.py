@@ -47,7 +47,7 @@ def shown(label: str, total: int | None, unit: str, *, visible: bool) -> Iterato
         form: dict[str, Any] = {"unit": f" {unit}s", "unit_scale": (total or 0) >= _SCALED}
         if total is None:
             form = {"bar_format": "{desc}: {elapsed}", "leave": False}
-        with tqdm(total=total, desc=f"{label:<18}", mininterval=_BAR_SECONDS, file=sys.stderr, **form) as bar:
+        with tqdm(total=total, desc=f"{label:<19}", mininterval=_BAR_SECONDS, file=sys.stderr, **form) as bar:
             yield _Bar(bar)
     else:
         lines = _Lines(label, total, unit)

@@ -63,8 +63,9 @@ def begin(job: Job, retry_errors: bool) -> None:
     # Of a finished run the images that could not be read stay errors, unless that is what it is called for.
     job.retry = job.place.manifest() is None or retry_errors
     # First, so that a stop right here does not leave the outputs of the one under the record of the other.
-    for name in ("manifest.json", REPORT):
-        job.place.remove(name)
+    job.place.remove("manifest.json")
+    if job.place.has_report:
+        job.place.remove(REPORT)
     job.place.write_json(f"{WORK}/run.json", job.record())
 
 

@@ -132,6 +132,7 @@ def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Se
     if first is None:
         found = job.steps.watch(lambda: _search(job, stage, sources, before))
         if stage == "semantic":
+            job.place.remove_graphs(())
             graph = f"{job.place.url}/{WORK}/{GRAPHS}/{key}"
             job.steps.watch(lambda: found.save(graph, overwrite=True, storage_options=job.storage_options))
         pairs = found.pairs[_PAIR_COLUMNS].to_delayed()

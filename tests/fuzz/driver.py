@@ -272,7 +272,9 @@ def main() -> int:
         prog="python -m fuzz.driver", description="Look for inputs that break what reads them."
     )
     parser.add_argument("harness", nargs="+", help="a module of tests/fuzz that has a HARNESS, such as archives")
-    parser.add_argument("--seconds", type=float, default=600, help="of CPU time, for each harness (default %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=600, help="of CPU time, for each harness (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the changes; default: the time")
     options = parser.parse_args()
     findings = 0

@@ -62,3 +62,4 @@ def run(given: argparse.Namespace) -> None:
     found = demo.found(planted, dict(zip(duplicates["image_id"], duplicates["duplicate_of"], strict=True)))
     print(f"\nfound {len(found)} of {len(planted)} planted copies")
     print(f"{curated}/shards  {curated}/images.parquet  {curated}/manifest.json")
+    print(f"open {curated}/report.html in a browser")

@@ -74,17 +74,14 @@ def _stored(given: argparse.Namespace) -> Any:
 
     out = storage.absolute(given.out, given.storage_options).rstrip("/")
     run = Folder(out, given.storage_options)
-    for folder in (out, f"{out}/duplicates", *run.graphs().values()):
+    places = [out, f"{out}/duplicates", *(run.graphs().values() if run.manifest() else ())]
+    for folder in places:
         if "nodes.parquet" in storage.sizes_in(folder, given.storage_options):
             with clusters.working():
                 return Duplicates.load(folder, storage_options=given.storage_options)
-    if run.manifest() is None:
-        raise FileNotFoundError(
-            f"{given.out} holds no finished run, and no pairs that imgcurate dedup or Duplicates.save wrote"
-        )
     raise FileNotFoundError(
-        f"{given.out} stores no pairs of semantic duplicates: its run looked for none, an earlier version wrote it, or .run was removed; "
-        "Duplicates.save stores them too"
+        f"{given.out} stores no pairs of semantic duplicates: it is not the folder of a finished run that looked for them (or .run was removed, or an "
+        "earlier version wrote it), nor of imgcurate dedup or Duplicates.save"
     )
 
 
@@ -101,10 +98,9 @@ def _why(given: argparse.Namespace) -> None:
 
 def _told(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what a person is told of an image: names, and what is said of each."""
-    kept = f"kept, in {found['written']}" if found.get("written") else "kept"
     told = [
         ("image", found["image_id"]),
-        ("fate", kept if found["kept"] else f"not kept: {found['reason']}"),
+        ("fate", f"kept, in {found['written']}" if found["kept"] else f"not kept: {found['reason']}"),
         ("source", _place(found)),
         ("size", _size(found)),
         ("scores", _scores(found)),
@@ -113,7 +109,6 @@ def _told(found: dict[str, Any]) -> list[tuple[str, str]]:
     twin = found["twin"]
     if twin is not None:
         told += [
-            ("", ""),
             ("kept instead", twin["image_id"]),
             ("  source", _place(twin)),
             ("  size", _size(twin)),

@@ -29,15 +29,16 @@ def _report(given: argparse.Namespace) -> None:
     from imgcurate import storage
     from imgcurate.report.run import write_report
     from imgcurate.report.run.gather import manifest_of
-    from imgcurate.run.folder import REPORT
+    from imgcurate.run.folder import Folder
     from imgcurate.run.steps import Steps
 
     url = storage.absolute(given.out, given.storage_options).rstrip("/")
-    place = f"{url}/{REPORT}"
+    run = Folder(url, given.storage_options)
+    place = run.report
     manifest_of(url, given.storage_options)
     with clusters.connected(given) as connect:
         steps = Steps(connect, progress=not given.quiet)
         with steps("writing the report"):
-            write_report(url, place, steps.watch, given.storage_options)
+            write_report(url, place, run.graphs().values(), steps.watch, given.storage_options)
     seconds = steps.seconds["writing the report"]
     answer(given, {"report": place, "seconds": seconds}, f"{printable(place)} written in {seconds:.1f} s")

@@ -296,13 +296,13 @@ class StoredBucket:
     Attributes
     ----------
     exchanged : Exchanged
-    tables : tuple of AssignedRows
+    tables : tuple of AssignedRows, or of anything with a table of ``id`` and ``row``
         Of all rows.
     low, high : int
     """
 
     exchanged: Exchanged
-    tables: tuple[AssignedRows, ...]
+    tables: tuple[Any, ...]
     low: int
     high: int
 
@@ -315,7 +315,13 @@ class StoredBucket:
 
     def members_with_ids(self) -> Members:
         """Return the rows as `members` does, with their ids."""
-        members = self.members()
+        return self._named(self.members())
+
+    def screened(self) -> Members:
+        """Return the rows with their ids and their vectors in bfloat16, in any order."""
+        return self._named(_read(self.exchanged, self.low, self.high).members())
+
+    def _named(self, members: Members) -> Members:
         rows, where = np.unique(members.row, return_inverse=True)
         return members._replace(ids=nodes.take(self.tables, rows)["id"].take(pa.array(where)))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pandas as pd
 
 from imgcurate import storage
 from imgcurate.printable import printable
-from imgcurate.report.page import Page, render
+from imgcurate.report.page import Page, plural, render
 from imgcurate.report.run import funnel, sections
 from imgcurate.report.run.album import SIZE, Album
 from imgcurate.report.run.gather import Gathered, gather
@@ -17,7 +17,11 @@ from imgcurate.report.thumbnails import Thumbnail, thumbnails
 
 
 def write_report(
-    url: str, to: str, watch: Callable[[Callable[[], Any]], Any], storage_options: storage.Options = None
+    url: str,
+    to: str,
+    graphs: Collection[str],
+    watch: Callable[[Callable[[], Any]], Any],
+    storage_options: storage.Options = None,
 ) -> None:
     """Write the page about a run.
 
@@ -27,6 +31,8 @@ def write_report(
         The folder of a run that has finished.
     to : str
         The file to write, or to replace.
+    graphs : collection of str
+        The folders that may hold the graph of its semantic duplicates.
     watch : callable
         Calls a function that waits for the cluster, and returns what that returns.
     storage_options : dict, optional
@@ -37,7 +43,7 @@ def write_report(
     FileNotFoundError
         Where the run has not finished.
     """
-    gathered = watch(lambda: gather(url, storage_options))
+    gathered = watch(lambda: gather(url, graphs, storage_options))
     page = page_of(gathered, lambda rows: watch(lambda: thumbnails(rows, SIZE, storage_options)))
     page.save(to, overwrite=True, storage_options=storage_options)
 
@@ -55,7 +61,7 @@ def page_of(gathered: Gathered, make: Callable[[pd.DataFrame], Sequence[Thumbnai
     album = Album(manifest["options"].get("max_nsfw"))
     values: dict[str, Any] = {"kept": None, "groups": None, "errors": None, "pictures": None, "map": None}
     values |= {"duplicates": [], "scores": [], "measures": []}
-    if gathered.facts is not None:
+    if gathered.facts is not None and gathered.facts.read:
         # In the order in which they are given pictures, as long as there are some; the map takes what is left.
         values["kept"] = sections.kept(gathered, album)
         values["duplicates"] = sections.duplicates(gathered, album)
@@ -67,7 +73,7 @@ def page_of(gathered: Gathered, make: Callable[[pd.DataFrame], Sequence[Thumbnai
         values["pictures"] = sections.pictures(gathered)
         album.develop(make)
     counts = manifest["counts"]
-    title = f"{counts['kept']:,} of {counts['read']:,} image{'s' * (counts['read'] != 1)} kept"
+    title = f"{counts['kept']:,} of {plural(counts['read'], 'image')} kept"
     body = render(
         "run/report.html",
         title=title,

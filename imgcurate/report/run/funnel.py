@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from imgcurate.report.page import plural
+
 #: Of so many sources the counts stand in a page; those of the others are added up.
 MOST_SOURCES = 40
 #: What becomes of images, as a manifest counts it by source, and the class of its colour.
@@ -65,7 +67,7 @@ def steps_of(manifest: Mapping[str, Any]) -> list[Step]:
     counts, reasons, options = manifest["counts"], manifest["reasons"], manifest["options"]
     left = counts["read"]
     n = len(manifest["sources"])
-    steps = [Step("read", "read", f"from {n:,} source{'s' * (n != 1)}", left, left)]
+    steps = [Step("read", "read", f"from {plural(n, 'source')}", left, left)]
     for kind, label in KINDS.items():
         if not (reasons.get(kind) or _asked_for(kind, options)):
             continue
@@ -75,8 +77,19 @@ def steps_of(manifest: Mapping[str, Any]) -> list[Step]:
         raise ValueError(
             f"the manifest's counts do not add up: {counts['read']:,} images were read, {counts['kept']:,} are kept and {reasons} not"
         )
-    into = counts["shards"]
-    return [*steps, Step("kept", "kept", f"in {into:,} shard{'s' * (into != 1)}", left, left)]
+    return [*steps, Step("kept", "kept", written_as(counts), left, left)]
+
+
+def written_as(counts: Mapping[str, int]) -> str:
+    """Say what was written.
+
+    Examples
+    --------
+    >>> written_as({"shards": 1, "kept": 9}), written_as({"files": 18, "kept": 9})
+    ('in 1 shard', 'in 18 files')
+    """
+    what = "files" if "files" in counts else "shards"
+    return f"in {plural(counts[what], what.removesuffix('s'))}"
 
 
 def _asked_for(kind: str, options: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from imgcurate import storage
 from imgcurate.report.run import facts, map, relatives
 from imgcurate.report.run.facts import Facts
 from imgcurate.report.run.relatives import Relatives
+from imgcurate.report.run.thresholds import Thresholds, try_others
 
 #: How many of the largest groups of duplicates are shown.
 GROUPS = 6
@@ -35,6 +36,8 @@ class Gathered:
         The images that those chosen are duplicates of; None where there are no duplicates.
     groups : list of str
         The kept images of which most duplicates were removed.
+    thresholds : Thresholds or None
+        Where the run stores its pairs.
     map : pandas.DataFrame or None
         As `imgcurate.report.run.map.place` gives it.
     """
@@ -44,6 +47,7 @@ class Gathered:
     facts: Facts | None
     relatives: Relatives | None
     groups: list[str]
+    thresholds: Thresholds | None
     map: pd.DataFrame | None
 
 
@@ -57,13 +61,15 @@ def manifest_of(url: str, storage_options: storage.Options) -> dict[str, Any]:
     return json.loads(content)
 
 
-def gather(url: str, storage_options: storage.Options = None) -> Gathered:
+def gather(url: str, graphs: Collection[str], storage_options: storage.Options = None) -> Gathered:
     """Read what a run wrote. Eager, on the cluster where there is one.
 
     Parameters
     ----------
     url : str
         The folder of a run that has finished.
+    graphs : collection of str
+        The folders that may hold the graph of its semantic duplicates.
     storage_options : dict, optional
         For the fsspec filesystem.
 
@@ -77,7 +83,7 @@ def gather(url: str, storage_options: storage.Options = None) -> Gathered:
     manifest = manifest_of(url, storage_options)
     urls = [f"{url}/images.parquet/{name}" for name in manifest["parts"]]
     if not urls:
-        return Gathered(url, manifest, None, None, [], None)
+        return Gathered(url, manifest, None, None, [], None, None)
     limits = facts.limits_of(manifest["options"])
     of_each = max(1, map.IMAGES // len(map.some_of(urls)))
     drawn = [dask.delayed(map.sample, pure=False)(part, of_each, storage_options) for part in map.some_of(urls)]
@@ -94,13 +100,15 @@ def gather(url: str, storage_options: storage.Options = None) -> Gathered:
         )
     groups = [image_id for image_id, count in known.tallies["group"].largest(GROUPS) if count > 1]
     twins = {twin for (what, _), rows in known.rows.items() if what == "least" for twin in rows["duplicate_of"]}
-    if not twins and not groups:
-        return Gathered(url, manifest, known, None, [], placed)
-    wanted = sorted(twins | set(groups))
+    thresholds = try_others(graphs, manifest, storage_options) if manifest["reasons"].get("semantic") else None
+    spared = {image_id for *pair, _ in thresholds.outside for image_id in pair} if thresholds else set()
+    wanted = sorted(twins | spared | set(groups))
+    if not wanted:
+        return Gathered(url, manifest, known, None, [], thresholds, placed)
     find = dask.delayed(relatives.find, pure=False)
     (found,) = dask.compute(_tree(lambda some: find(some, wanted, groups, storage_options), relatives.merge, urls))
     groups.sort(key=lambda image_id: (-found.sizes[image_id], image_id))
-    return Gathered(url, manifest, known, found, groups, placed)
+    return Gathered(url, manifest, known, found, groups, thresholds, placed)
 
 
 def _tree(leaf: Callable[[Sequence[str]], Any], merge: Callable[[Sequence[Any]], Any], urls: Sequence[str]) -> Any:

@@ -26,7 +26,7 @@ _PAIRS = {"semantic": facts.PAIRS, "perceptual": 6, "exact": 3}
 _POINTS = 40
 # The side of a picture on the map, in pixels, of up to so many images; of a map as wide as the page.
 _SIDES, _MAP_WIDTH, _ON_MAP = ((52, 80), (40, 240), (32, 1 << 30)), 1200, 160
-_MOST_INPUTS = 10
+_MOST_INPUTS, _MOST_TEXT = 10, 20_000
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -55,8 +55,9 @@ def duplicates(gathered: Gathered, album: Album) -> list[dict[str, Any]]:
             {"kept": one, "gone": other, "said": _similarity(kind, other.row), "reason": other.row["reason"]}
             for one, other in zip(stay, gone, strict=True)
         ]
-        curve = _curve(gathered, n) if kind == "semantic" else ""
-        found.append({"kind": kind, "label": funnel.KINDS[kind], "n": n, "pairs": pairs, "curve": curve})
+        curve, outside = (_curve(gathered, n), _outside(gathered, twins, album)) if kind == "semantic" else ("", [])
+        label = funnel.KINDS[kind]
+        found.append({"kind": kind, "label": label, "n": n, "pairs": pairs, "curve": curve, "outside": outside})
     return found
 
 
@@ -215,9 +216,10 @@ def onwards(gathered: Gathered) -> dict[str, Any]:
     eps = options.get("eps")
     changed = {"eps": round(eps / 2, 6)} if eps and "semantic" in options["dedup"] else {}
     return {
-        "place": shlex.quote(options["out"]),
-        "images": repr(f"{options['out']}/images.parquet"),
-        "again": f"{command(options, **changed)} --overwrite",
+        "place": printable(shlex.quote(options["out"]), _MOST_TEXT),
+        "images": printable(repr(f"{options['out']}/images.parquet"), _MOST_TEXT),
+        "again": printable(f"{command(options, **changed)} --overwrite", _MOST_TEXT),
+        "sweep": gathered.thresholds is not None and f"{gathered.thresholds.eps[-1]:g}",
         "changed": [f"eps {eps:g} becomes {changed['eps']:g}"] if changed else [],
         "only_of_curate": only_of_curate(manifest),
     }
@@ -240,9 +242,13 @@ def _rows(gathered: Gathered, what: str, name: str) -> pd.DataFrame | None:
 
 
 def _curve(gathered: Gathered, n: int) -> Markup:
-    """Draw how many of the duplicates that were removed are how like what is kept."""
+    """Draw what other thresholds would remove, or else how many of the removed images are how like what is kept."""
     assert gathered.facts is not None
     counted, eps = gathered.facts.histograms["semantic"].shown(_POINTS), gathered.manifest["options"]["eps"]
+    tried = gathered.thresholds
+    if tried is not None:
+        title = f"Images that thresholds up to eps {tried.eps[-1]:g} would remove; {n:,} at eps {eps:g}"
+        return charts.curve(tried.eps, tried.removed, marked=eps, mark=f"eps {eps:g}", title=title, height=150)
     if len(counted.counts) < 3:
         return Markup("")
     at_least = np.cumsum(counted.counts[::-1])
@@ -251,6 +257,20 @@ def _curve(gathered: Gathered, n: int) -> Markup:
     return charts.curve(
         [0.0, *x.tolist(), eps], [0, *at_least.tolist(), n], marked=eps, mark=f"eps {eps:g}", title=title, height=150
     )
+
+
+def _outside(gathered: Gathered, images: pd.DataFrame, album: Album) -> list[dict[str, Any]]:
+    """Return the pairs that the threshold only just spares."""
+    pairs = gathered.thresholds.outside if gathered.thresholds is not None else []
+    return [
+        {
+            "first": album.add(images.loc[[one]], texts=_caption, fields=_size)[0],
+            "second": album.add(images.loc[[other]], texts=_caption, fields=_size)[0],
+            "said": f"cosine {similarity:.3f}",
+        }
+        for one, other, similarity in pairs
+        if one in images.index and other in images.index
+    ]
 
 
 def _caption(row: Any) -> list[tuple[str, str]]:
