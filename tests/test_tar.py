@@ -196,6 +196,7 @@ CUT_SPARSE[482] = 1
         (tars.long_name(b"d.jpg/") + tars.member("x.jpg", b"x"), "a size"),
         (tars.member("h", DIGITS, b"x"), "cannot be read"),
         (tars.member("h", b"12 path=a.jpg", b"x"), "cannot be read"),
+        (tars.member("h", b"0 size=5\n13 mtime=1.5\n", b"x"), "cannot be read"),
         (tars.member("h", b"5 a=\n", b"x") + tars.END, "no header"),
         (tars.head("h", MOST_BYTES + 1, b"x"), "an extended header of more than"),
         (tars.head("h", 2**62, b"L"), "an extended header of more than"),

@@ -124,7 +124,8 @@ def _records(content: bytes, at: int) -> Records:
         length = _LENGTH.match(content, place)
         stop = place + int(length[1]) if length else 0
         keyword, equals, value = content[length.end() : stop - 1].partition(b"=") if length else (b"", b"", b"")
-        if stop > len(content) or not keyword or not equals or content[stop - 1] != ord("\n"):
+        # Of no length it would be read again and again.
+        if not place < stop <= len(content) or not keyword or not equals or content[stop - 1] != ord("\n"):
             raise DamagedTar("damaged shard: a PAX header that cannot be read", at)
         found[keyword] = value
         place = stop
