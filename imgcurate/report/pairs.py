@@ -205,7 +205,9 @@ def _thresholds(found: Duplicates) -> list[float]:
     if found.kind == "perceptual":
         bits = range(round(widest * _BITS) + 1)
         return sorted({found.eps, *(max(at / _BITS, min(found.eps, 1e-6)) for at in bits)})
-    return sorted({found.eps, *(at for at in charts.ticks(0, widest, _THRESHOLDS) if 0 < at <= widest)})
+    return sorted(
+        {found.eps, *(at for at in charts.ticks(0, widest, _THRESHOLDS) if 0 < at <= widest + 1e-9 and at < 2)}
+    )
 
 
 def _of_eps(found: Duplicates, eps: float) -> float:
