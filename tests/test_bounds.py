@@ -327,7 +327,13 @@ def test_a_run_over_pictures_that_ask_for_too_much_ends_and_says_what_it_lost(cl
     }
     write_tar(tmp_path / "in" / "0.tar", [(f"{name}.jpg", data) for name, data in pictures.items()])
     manifest = curate(
-        tmp_path / "in", tmp_path / "out", model=_mean_colours, dedup="perceptual", formats=["PSD"], timeout=60, report=False
+        tmp_path / "in",
+        tmp_path / "out",
+        model=_mean_colours,
+        dedup="perceptual",
+        formats=["PSD"],
+        timeout=60,
+        report=False,
     )
     images = pd.read_parquet(tmp_path / "out" / "images.parquet").set_index("image_id")
     errors = {name: str(images["error"][f"0/{name}"]) for name in pictures}

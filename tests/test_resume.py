@@ -47,7 +47,9 @@ def mean_colour(batch: np.ndarray) -> np.ndarray:
 
 
 def run(shards: Path, out: Path, **options: Any) -> dict[str, Any]:
-    return curate(shards, out, **{"model": mean_colour, "eps": 1e-5, "samples_per_shard": 40, "report": False, **options})
+    return curate(
+        shards, out, **{"model": mean_colour, "eps": 1e-5, "samples_per_shard": 40, "report": False, **options}
+    )
 
 
 def outputs(out: Path) -> dict[str, bytes]:

@@ -35,7 +35,9 @@ def shards(tmp_path: Path) -> Path:
 
 
 def run(shards: Any, out: Any, **options: Any) -> dict[str, Any]:
-    return curate(shards, out, **{"model": mean_colour, "eps": 1e-5, "samples_per_shard": 20, "report": False, **options})
+    return curate(
+        shards, out, **{"model": mean_colour, "eps": 1e-5, "samples_per_shard": 20, "report": False, **options}
+    )
 
 
 def contents(url: str, options: Options) -> dict[str, bytes]:
