@@ -11,7 +11,7 @@ EXTRAS ?= small,dev,bench$(if $(GPU),$(,)cu13)
 , := ,
 DEMO ?= demo-output
 
-.PHONY: demo test test-gpu fuzz lint bench notebooks clean
+.PHONY: demo test test-gpu fuzz lint docs bench notebooks clean
 
 $(VENV)/.ready: pyproject.toml
 	@test -x $(BIN)/python || { echo "Making the environment in $(VENV) (a few minutes, once) ..."; $(PYTHON) -m venv $(VENV); }
@@ -41,17 +41,24 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A warning, such as of a link that leads nowhere, is an error. The pages: build/docs/index.html
+docs: $(VENV)/.ready
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/end_to_end.py
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/dedup.py --most-rows 1000000
 	$(BIN)/python benchmarks/removal.py
 	$(BIN)/python benchmarks/content.py
+	$(BIN)/python benchmarks/neighbours.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/requests.py
+	$(BIN)/python benchmarks/listing.py
 
+# Runs them and keeps what they show, but for how far a verb is; the tests only run them.
 notebooks: $(VENV)/.ready
-	$(BIN)/python -m pytest -q tests/test_notebooks.py
+	DASK_IMGCURATE__PROGRESS=False $(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) build/docs

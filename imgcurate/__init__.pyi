@@ -11,7 +11,11 @@ from .dedup import save_embeddings as save_embeddings
 from .dedup import semantic_duplicates as semantic_duplicates
 from .encoders.embed import embed as embed
 from .encoders.text import encode_text as encode_text
+from .flags import flag as flag
 from .measures import measure as measure
+from .nearest.outliers import outliers as outliers
+from .nearest.query import search as search
+from .nearest.search import neighbours as neighbours
 from .parts import checkpoint as checkpoint
 from .report.gallery import show as show
 from .report.page import Page as Page

@@ -72,6 +72,7 @@ def phash_part(
     threads: int | None = None,
     formats: Sequence[str] = (),
     timeout: float | None = None,
+    max_bytes: int = pixels.MAX_BYTES,
 ) -> Any:
     """Hash the images of one partition.
 
@@ -83,7 +84,7 @@ def phash_part(
         Passed to fsspec.
     threads : int, optional
         As for `images.work`.
-    formats, timeout
+    formats, timeout, max_bytes
         As for `imgcurate.embed`.
 
     Returns
@@ -107,7 +108,9 @@ def phash_part(
     """
     function = partial(_of_file, formats=tuple(formats))
     types = {"phash": pa.uint64()}
-    return images.map_images(part, partial(pixels.within, timeout, function), types, storage_options, threads)
+    return images.map_images(
+        part, partial(pixels.within, timeout, function), types, storage_options, threads, max_bytes=max_bytes
+    )
 
 
 def _of_file(data: bytes, formats: Sequence[str]) -> tuple[int]:

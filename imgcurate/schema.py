@@ -46,6 +46,13 @@ TYPES: dict[str, pa.DataType] = {
     "colourfulness": pa.float32(),
     "entropy": pa.float32(),
     "phash": pa.uint64(),
+    "dark": pa.bool_(),
+    "light": pa.bool_(),
+    "blurry": pa.bool_(),
+    "low_information": pa.bool_(),
+    "greyscale": pa.bool_(),
+    "odd_aspect": pa.bool_(),
+    "odd_size": pa.bool_(),
     "aesthetic_score": pa.float32(),
     "nsfw_score": pa.float32(),
     "clip_score": pa.float32(),
@@ -54,13 +61,16 @@ TYPES: dict[str, pa.DataType] = {
     "centroid_distance": pa.float32(),
     "duplicate_of": pa.string(),
     "similarity": pa.float32(),
+    "outlier_score": pa.float32(),
     "kept": pa.bool_(),
     "reason": pa.string(),
     "reason_kind": pa.dictionary(pa.int8(), pa.string()),
 }
 
 # The whole numbers and truths that every row has. Of others pandas makes floats, but for hashes, which need all of their bits.
-_COMPLETE = ("offset", "bytes", "text_cut", "cluster", "kept")
+_COMPLETE = (
+    "offset", "bytes", "dark", "light", "blurry", "low_information", "greyscale", "odd_aspect", "odd_size", "text_cut", "cluster", "kept",
+)  # fmt: skip
 
 #: What a source gives each row.
 SOURCE_COLUMNS = (

@@ -6,6 +6,7 @@ name; the one after KILLS such deaths is left alone. WRITE is what kept images b
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -44,16 +45,15 @@ def job(shards: str, out: str, write: str, deadly: tuple[int, bool] | None) -> N
     from imgcurate.run.curate import curate
 
     log = int(os.environ["DYING_LOG"])
-    replace, files = os.replace, 0
+    replace, numbers = os.replace, itertools.count(1)
 
     def replace_or_die(source: str, target: str) -> None:
-        nonlocal files
-        files += 1
-        if deadly == (files, False):
+        number = next(numbers)  # of this file: another thread may be at the next by the time this one has its name
+        if deadly == (number, False):
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
         os.write(log, f"file {target}\n".encode())
-        if deadly == (files, True):
+        if deadly == (number, True):
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.replace = replace_or_die  # type: ignore[assignment]

@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
+import dask
 import hostile
 import numpy as np
 import pandas as pd
@@ -25,7 +27,7 @@ from test_embed import jpegs, pack
 
 import imgcurate as ic
 from imgcurate import images, measures, pixels
-from imgcurate.pixels import PixelError, decode, formats, within
+from imgcurate.pixels import PixelError, decode, formats, share, within
 from imgcurate.pixels.bounds import boxes, others
 from imgcurate.pixels.share import Room, pixels_that_fit
 from imgcurate.run.curate import curate
@@ -91,14 +93,23 @@ def test_the_true_frame_of_an_avif_counts() -> None:
     assert error_of(hidden, max_pixels=1_000_000) == "decode: broken media file: more than 20,000 boxes"
 
 
-def test_the_items_of_a_media_file_may_not_lie_over_one_another() -> None:
+@pytest.mark.parametrize(
+    ("widths", "place", "said"),
+    [
+        (b"\x44\0", struct.pack(">HHHII", 0, 0, 1, 0, 20_000), "more than the bytes of the file in its items"),
+        # A thousand times 65,535 extents, of which none says anything: they begin after the file's end.
+        (b"\0\x40", struct.pack(">HHIH", 0, 0, 1 << 30, 65_535), "more than 20,000 extents"),
+    ],
+)
+def test_the_items_of_a_media_file_may_not_lie_over_one_another_or_be_in_endless_pieces(
+    widths: bytes, place: bytes, said: str
+) -> None:
     def box(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", 8 + len(content)) + kind + content
 
-    places = b"".join(struct.pack(">HHHII", number, 0, 1, 0, 20_000) for number in range(1000))
-    table = box(b"iloc", bytes(4) + b"\x44\0" + struct.pack(">H", 1000) + places)
+    table = box(b"iloc", bytes(4) + widths + struct.pack(">H", 1000) + place * 1000)
     data = box(b"ftyp", b"avif") + box(b"meta", bytes(4) + box(b"iinf", bytes(6)) + table) + bytes(10_000)
-    with pytest.raises(PixelError, match="more than the bytes of the file in its items"):
+    with pytest.raises(PixelError, match=said):
         list(boxes.items(data))
 
 
@@ -239,6 +250,17 @@ def test_an_image_that_takes_too_long_or_kills_its_process_costs_itself_alone() 
         within(60, decode, jpegs(1)[0][:300])
 
 
+def test_an_image_that_takes_too_much_memory_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What a process has before does not count.
+    monkeypatch.setattr(share, "most_memory", lambda: 64 << 20)
+    with pytest.raises(PixelError, match=r"^decode: PNG that takes more memory than there is for it$"):
+        within(60, decode, encoded(Image.new("RGB", (6000, 4000)), "PNG"))
+    with pytest.raises(PixelError, match=r"^decode: it took more than 0.1 GiB of memory$"):
+        within(60, bytearray, 100 << 20)
+    assert len(within(60, bytearray, 40 << 20)) == 40 << 20
+    assert within(60, decode, encoded(noise(), "PNG")).size == (60, 40)
+
+
 def test_what_is_decoded_within_a_time_is_what_is_decoded(tmp_path: Path) -> None:
     part = pack(tmp_path / "a.bin", [*jpegs(2), b"no image", jpegs(1)[0][:200]])
     expected = measures.measure_part(part, measures.COLUMNS)
@@ -259,9 +281,12 @@ def test_limits_that_are_none_are_refused_before_anything_runs(
     tmp_path: Path, options: dict[str, object], said: str
 ) -> None:
     frame = ic.read_files(_photo(tmp_path))
-    for verb in (lambda: ic.measure(frame, **options), lambda: ic.embed(frame, lambda batch: batch, **options)):
+    verbs = [ic.measure, partial(ic.embed, model=lambda batch: batch)]
+    verbs += [ic.perceptual_duplicates] * ("max_pixels" not in options)
+    verbs += [ic.exact_duplicates] * ("max_bytes" in options)
+    for verb in verbs:
         with pytest.raises(ValueError, match=said):
-            verb()
+            verb(frame, **options)
 
 
 def test_large_pictures_are_decoded_one_after_the_other_and_none_waits_for_ever() -> None:
@@ -311,6 +336,24 @@ def test_formats_are_asked_for_of_the_verbs(tmp_path: Path) -> None:
     done = measures.measure_part(part, ["format", "width"], formats=["PSD"])
     assert done["format"].fillna("").tolist() == ["PSD", "", "JPEG"]
     assert "format not taken: TGA" in done["error"].iloc[1]
+
+
+def test_duplicates_are_looked_for_within_the_same_limits(tmp_path: Path) -> None:
+    for name, data in {"a.jpg": PICTURES["PSD"], "b.jpg": PICTURES["PSD"] + b" ", "c.jpg": jpegs(1)[0]}.items():
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / f"copy-{name}").write_bytes(data)
+    size = len(PICTURES["PSD"])
+    with dask.config.set(scheduler="threads"):
+        frame = ic.read_files(str(tmp_path))
+        assert ic.exact_duplicates(frame).n_compared == 6
+        assert ic.exact_duplicates(frame, max_bytes=size).n_compared == 4
+        for keep in ("largest", "id"):  # with sizes of the pictures, and without
+            look = partial(ic.perceptual_duplicates, frame, keep=keep, timeout=60)
+            assert look().n_compared == 2
+            assert look(formats=["PSD"]).n_compared == 6
+            assert look(formats=["PSD"], max_bytes=size).n_compared == 4
+            one = ic.read_files(str(tmp_path / "c.jpg"))
+            assert ic.perceptual_duplicates(one, keep=keep, timeout=1e-5).n_compared == 0
 
 
 def _mean_colours(batch: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -335,3 +336,24 @@ def test_remove_takes_lists_with_other_names_and_says_what_is_not_there(
     assert "1 of 2 ids to remove are not in the frame: '0/nobody'" in warned and "written  4 in 1 shard" in text
     assert "'colour'" in said(2, *command, "--on", "colour", "--removals-on", "key", "--overwrite")[1]
     assert "does not exist" in said(2, "remove", shards, tmp_path / "nowhere.parquet", tmp_path / "other")[1]
+
+
+def test_every_command_reads_and_writes_a_store(
+    client: Client, shards: Path, bucket: str, options: dict[str, Any], said: Any
+) -> None:
+    store = ["--storage-options", json.dumps(options)]
+    fs = fsspec.filesystem("s3", **options)
+    for path in shards.iterdir():
+        fs.put(str(path), f"{bucket}/in/{path.name}")
+    source, run = f"{bucket}/in", f"{bucket}/run"
+    assert json.loads(said(0, "inspect", source, "--json", *store)[0])["images"] == 10
+    assert json.loads(said(0, "run", source, run, *MODEL, "--dry-run", "--json", *store)[0])["images"] == 10
+    said(0, "run", source, run, *MODEL, *EPS, "--no-report", *store)
+    assert json.loads(said(0, "why", run, "0/b", "--json", *store)[0])["duplicates"] == ["1/b"]
+    assert "in force" in said(0, "sweep", run, "--eps", ".03", *store)[0]
+    said(0, "embed", source, f"{bucket}/e.parquet", *MODEL, *store)
+    said(0, "dedup", f"{bucket}/e.parquet", f"{bucket}/found", "--eps", ".001", *store)
+    assert "in force" in said(0, "sweep", f"{bucket}/found", "--eps", ".001", *store)[0]
+    assert "written  8 in 1 shard" in said(0, "remove", source, f"{bucket}/found", f"{bucket}/left", *store)[0]
+    assert not fs.find(f"{bucket}/e.parquet/.unfinished") and not fs.find(f"{bucket}/found/.unfinished")
+    assert "is not empty" in said(2, "dedup", f"{bucket}/e.parquet", f"{bucket}/found", *store)[1]

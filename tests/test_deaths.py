@@ -26,7 +26,8 @@ WARNINGS = ("Traceback", "WARNING", "Warning", "killing", "lost", "Task cancelle
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("deaths") / "in"
     for number in range(3):
-        members = [(f"{i:03d}.jpg", image_bytes(200 * number + i if i % 7 else i)) for i in range(120)]
+        # Three parts of each: two of 32 images, and one of two.
+        members = [(f"{i:03d}.jpg", image_bytes(200 * number + i if i % 7 else i)) for i in range(66)]
         write_tar(folder / f"{number}.tar", members)
     return folder
 
@@ -199,7 +200,7 @@ def test_a_scheduler_that_goes_away_is_noticed_and_the_run_goes_on_with_another(
     goes_on(shards, out, undisturbed)
 
 
-@pytest.mark.parametrize("room", ["30k", "400k", "900k"])
+@pytest.mark.parametrize("room", ["30k", "220k", "500k"])
 def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(
     shards: Path, tmp_path: Path, undisturbed: dict[str, bytes], room: str
 ) -> None:

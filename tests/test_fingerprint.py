@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import multiprocessing
+import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,24 +66,61 @@ print(fingerprint.of(encode, Encoder(), Encoder().__call__, functools.partial(en
 """
 
 
-def _run(tmp_path: Path, change: str, name: str = "script.py", seed: str = "0") -> str:
-    script = tmp_path / name
-    script.write_text(SCRIPT.format(change=change))
-    run = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
-    )
-    return run.stdout
+Said = Callable[[Path], str]
+
+
+@pytest.fixture(scope="module")
+def said() -> Said:
+    """Runs a script in a process of its own, a fork of one that has loaded what they all import."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "imgcurate.fingerprint"])
+
+    def run(script: Path) -> str:
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_run_here, args=(script, theirs))
+        process.start()
+        theirs.close()
+        try:
+            return ours.recv()
+        finally:
+            process.join()
+
+    return run
+
+
+def _run_here(script: Path, answer: Any) -> None:
+    sys.path.insert(0, str(script.parent))
+    sys.dont_write_bytecode = True
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        runpy.run_path(str(script), run_name="__main__")
+    answer.send(said.getvalue())
 
 
 def test_functions_and_networks_have_one_fingerprint_in_all_processes(tmp_path: Path) -> None:
-    assert _run(tmp_path, "", seed="1") == _run(tmp_path, "\n# a remark, further down\n", "moved.py", seed="2")
+    said = []
+    for name, change, seed in (("script.py", "", "1"), ("moved.py", "\n# a remark, further down\n", "2")):
+        (tmp_path / name).write_text(SCRIPT.format(change=change))
+        run = subprocess.run(
+            [sys.executable, tmp_path / name],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        said.append(run.stdout)
+    assert said[0] == said[1]
 
 
-def test_what_a_function_takes_from_its_module_is_part_of_it(tmp_path: Path) -> None:
-    before = _run(tmp_path, "")
-    assert _run(tmp_path, "matrix[0, 0] = 1") != before
-    assert _run(tmp_path, "network.weight.data[0, 0] += 1") != before
-    assert _run(tmp_path, "def helper(batch):\n    return batch") != before
+def test_what_a_function_takes_from_its_module_is_part_of_it(tmp_path: Path, said: Said) -> None:
+    def of(change: str) -> str:
+        (tmp_path / "script.py").write_text(SCRIPT.format(change=change))
+        return said(tmp_path / "script.py")
+
+    before = of("")
+    assert of("matrix[0, 0] = 1") != before
+    assert of("network.weight.data[0, 0] += 1") != before
+    assert of("def helper(batch):\n    return batch") != before
+    assert of("") == before
 
 
 def test_arrays_and_arguments_count() -> None:
@@ -95,15 +139,14 @@ def test_a_value_that_holds_itself_has_a_fingerprint() -> None:
     assert len(fingerprint.of(loop)) == 32
 
 
-def _by_change(tmp_path: Path, before: str, after: str, helper: tuple[str, str] = ("", "")) -> bool:
+def _by_change(said: Said, folder: Path, before: str, after: str, helper: tuple[str, str] = ("", "")) -> bool:
     """Tell whether a script's value has another fingerprint after it, or the module beside it, was changed."""
-    said = []
+    found = []
     for script, module in zip((before, after), helper, strict=True):
-        (tmp_path / "hlp.py").write_text(module)
-        (tmp_path / "script.py").write_text("import functools, torch\nfrom imgcurate import fingerprint\n" + script)
-        run = [sys.executable, "-B", tmp_path / "script.py"]
-        said.append(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
-    return said[0] != said[1]
+        (folder / "hlp.py").write_text(module)
+        (folder / "script.py").write_text("import functools, torch\nfrom imgcurate import fingerprint\n" + script)
+        found.append(said(folder / "script.py"))
+    return found[0] != found[1]
 
 
 NETWORK = """
@@ -136,13 +179,13 @@ print(fingerprint.of(Encoder()))
 """
 
 
-def test_what_changes_a_models_answers_changes_its_fingerprint(tmp_path: Path) -> None:
+def test_what_changes_a_models_answers_changes_its_fingerprint(tmp_path: Path, said: Said) -> None:
     attribute, buffer = "self.n = n", "self.register_buffer('b', torch.tensor(float(n)), persistent=False)"
     for script in (NETWORK.replace("{keep}", attribute), NETWORK.replace("{keep}", buffer), WRAPPED, METHOD):
-        assert _by_change(tmp_path, script.replace("{n}", "1"), script.replace("{n}", "3")), script
-        assert not _by_change(tmp_path, script.replace("{n}", "1"), script.replace("{n}", "1")), script
+        assert _by_change(said, tmp_path, script.replace("{n}", "1"), script.replace("{n}", "3")), script
+        assert not _by_change(said, tmp_path, script.replace("{n}", "1"), script.replace("{n}", "1")), script
     module = "import hlp\ndef f(b):\n    return hlp.net(b)\nprint(fingerprint.of(f))"
-    assert _by_change(tmp_path, module, module, ("net = lambda b: b", "net = lambda b: b * 2"))
+    assert _by_change(said, tmp_path, module, module, ("net = lambda b: b", "net = lambda b: b * 2"))
 
 
 def test_two_lambdas_of_one_line_differ() -> None:

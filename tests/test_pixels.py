@@ -84,6 +84,17 @@ def test_exif_orientation_is_applied(format: str, orientation: int) -> None:
     assert np.abs(np.asarray(decoded, int) - np.asarray(upright, int)).mean() < 8
 
 
+@pytest.mark.parametrize("orientation", [0, 9, 4870])
+def test_an_orientation_that_there_is_not_turns_nothing(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[_ORIENTATION] = orientation
+    data = encoded(picture(), "JPEG", exif=exif)
+    opened = pixels.open_picture(data)
+    assert decode(data).size == (opened.width, opened.height) == (60, 40)
+    draft = decode_picture(data, lambda width, height: (width // 2, height // 2))
+    assert draft.image.size == (30, 20)
+
+
 def test_broken_exif_does_not_cost_the_picture() -> None:
     data = encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert decode(data).size == (60, 40)

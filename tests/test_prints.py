@@ -193,7 +193,7 @@ def test_an_image_that_is_stored_a_thousand_times_is_compared_where_it_lies_and_
     ).assign(bytes=4)
     frame = dd.from_pandas(part, npartitions=4)
     with setting(RANGES):
-        printed = prints.prepare(frame, exact.DIGESTS, exact.PLACE, "image_id", [], 0, None)
+        printed = prints.prepare(frame, exact.digests(1 << 20), exact.PLACE, "image_id", [], 0, None)
         assert [tuple(summary)[:3] for summary in printed.summaries] == [(250, 250, 1)] * 4
         (rows,) = dask.compute(*printed.by_range(1000))
         assert rows["row"].to_pylist() == [0, 250, 500, 750]
@@ -207,7 +207,7 @@ def test_ranges_hold_all_and_none_of_them_much_more_than_its_share(way: str) -> 
     part = pd.DataFrame({"image_id": np.arange(3000), "phash": pd.array(hashes, "uint64[pyarrow]")})
     with setting(*WAYS[way]):
         printed = prints.prepare(
-            dd.from_pandas(part, npartitions=7), perceptual.HASHES, ["phash"], "image_id", [], 0, None
+            dd.from_pandas(part, npartitions=7), perceptual.hashes(), ["phash"], "image_id", [], 0, None
         )
         ranges = dask.compute(*printed.by_range(100))
     assert len(ranges) == 30 and max(len(rows) for rows in ranges) < 200

@@ -19,8 +19,8 @@ from conftest import image_bytes, write_tar
 from distributed import Client
 
 from imgcurate.run.curate import curate
-from imgcurate.run.decide import digest_of
 from imgcurate.run.verify import verify
+from imgcurate.storage import digest_of
 from imgcurate.tar import ShardChanged
 
 DYING = Path(__file__).with_name("dying.py")

@@ -56,8 +56,18 @@ def shards(tmp_path: Path) -> Path:
     members = []
     for i in range(40):
         members += [(f"./d/{i:03d}.jpg", image_bytes(i)), (f"./d/{i:03d}.txt", b"%d" % i), (f"./d/{i:03d}.cls", b"7")]
-    odd = ["a.jpg", "./a.jpg", "b.jpg", "b.jpg/x.jpg", "c" * 300 + ".jpg", f"e.{'n' * 300}.jpg", "renamed/f.jpg"]
-    members += [(name, image_bytes(100 + number)) for number, name in enumerate(odd)]
+    odd = [
+        "a.jpg",
+        "./a.jpg",
+        "b.jpg",
+        "b.jpg/x.jpg",
+        "c" * 300 + ".jpg",
+        f"e.{'n' * 300}.jpg",
+        "renamed/f.jpg",
+        "g.jpg",
+        "g.d/h.jpg",
+    ]
+    members += [(name, image_bytes(100 + number)) for number, name in enumerate(odd)] + [("g.d", b"no folder")]
     write_tar(tmp_path / "in/00000.tar", members)
     write_tar(tmp_path / "in/00001.tar", [("d/000.jpg", image_bytes(200)), ("d/000.txt", b"of another shard")])
     return tmp_path / "in"
@@ -85,18 +95,20 @@ def test_kept_images_are_files_with_what_stands_beside_them(client: Client, phot
 def test_every_kept_sample_lies_in_files_of_its_own_whatever_its_names_are(
     client: Client, shards: Path, tmp_path: Path
 ) -> None:
-    assert run(shards, tmp_path / "out")["counts"]["kept"] == 48
+    assert run(shards, tmp_path / "out")["counts"]["kept"] == 50
     account = pd.read_parquet(tmp_path / "out/files.parquet")
     found = tree(tmp_path / "out/files")
-    assert sorted(account["file"]) == list(found) and account["image"].sum() == 48
+    assert sorted(account["file"]) == list(found) and account["image"].sum() == 50
     assert sorted(found.values()) == sorted(content for path in shards.iterdir() for _, content in read_tar(path))
     assert {"00000/d/000.jpg", "00000/d/000.cls", "00001/d/000.txt", "00000/a.jpg", "00000/b.jpg"} <= set(found)
     other = sorted(name for name in found if name.startswith("renamed/"))
-    assert [name[8] for name in other] == ["a", "c", "x"] and all(len(name) < 140 for name in other)
+    assert [name[8] for name in other] == ["a", "c", "h", "x"] and all(len(name) < 140 for name in other)
     assert verify(tmp_path / "out").problems == ()
 
 
-paths = st.lists(st.sampled_from(["a", "b", ".", "", "a.jpg", "x" * 260, "renamed", "ü" * 130]), min_size=1, max_size=4)
+paths = st.lists(
+    st.sampled_from(["a", "b", ".", "", "a.jpg", "a.d", "x" * 260, "renamed", "ü" * 130]), min_size=1, max_size=4
+)
 
 
 @given(st.lists(paths.map("/".join), unique=True, max_size=8))
@@ -105,8 +117,10 @@ def test_no_two_images_are_given_one_name_and_no_name_is_too_long(keys: list[str
     rows = pd.DataFrame(
         {"image_id": [f"0/{key}" for key in keys], "url": "0.tar", "member": [f"{k}.jpg" for k in keys]}
     )
-    names = [base + extension for base, extension in files.names_of(rows, list(rows["image_id"]))]
-    assert len(set(names)) == len(keys)
+    found = files.names_of(rows, list(rows["image_id"]))
+    # Beside each image may stand what has this extension.
+    names = [base + suffix for base, extension in found for suffix in (extension, ".d")]
+    assert len(set(names)) == 2 * len(keys)
     folders = {name[:at] for name in names for at, sign in enumerate(name) if sign == "/"}
     assert not folders & set(names)
     assert all(len(part.encode()) <= 255 and part not in ("", ".", "..") for name in names for part in name.split("/"))

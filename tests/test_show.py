@@ -12,12 +12,14 @@ import dask
 import numpy as np
 import pandas as pd
 import pytest
+from browser import opened
 from conftest import Member, write_tar
 from dask.callbacks import Callback
 from distributed import Client
 from hostile import encoded
+from markupsafe import Markup
 from PIL import Image, ImageEnhance
-from test_report_pieces import Elements, Verb, partitioned, table
+from test_report_pieces import HOSTILE, Elements, Verb, partitioned, table
 from test_semantic import frame_of, planted
 
 import imgcurate as ic
@@ -339,3 +341,33 @@ def test_a_rule_that_may_remove_twins_does_not_say_that_they_stay(embedded: Any)
 def test_a_saved_page_holds_its_images(embedded: Any, tmp_path: Path) -> None:
     ic.semantic_duplicates(embedded, eps=0.2).show(n=2, size=64).save(tmp_path / "pairs.html")
     assert (tmp_path / "pairs.html").read_text().count("data:image/webp;base64,") >= 4
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_in_a_browser_pages_fit_telephones_show_every_image_and_ask_for_nothing(
+    embedded: Any, tmp_path: Path, dark: bool
+) -> None:
+    found = ic.semantic_duplicates(embedded, eps=0.2, min_similarity=-1)
+    long = "a_score_with_a_name_that_is_as_long_as_a_sentence"
+    lying = embedded.compute().assign(**{long: np.arange(10) / 7, "caption": HOSTILE * 9})
+    named = lying.assign(image_id="shards-of-a-folder-without-any-space/" * 4 + lying["image_id"] + "x" * 60)
+    pages = [
+        ic.show(named, columns=["caption", long, "url"]),
+        ic.plot_scores(named, long, 0.9),
+        found.show(images=lying, columns=["caption", long]),
+        found.show_groups(),
+        found.plot_sweep(),
+    ]
+    fragments = [*(page._repr_html_() for page in pages), found._repr_html_()]
+    ic.Page("All", Markup("".join(fragments)), "").save(tmp_path / "all.html")
+    with opened(tmp_path / "all.html") as tab:
+        for width in (400, 1400):
+            tab.look(width, dark=dark)
+            assert tab.evaluate("document.documentElement.scrollWidth") == width
+            beyond = "[...document.querySelectorAll('.imgcurate *')].filter(e => e.getBoundingClientRect().right > innerWidth).length"
+            assert tab.evaluate(beyond) == 0
+            # A value is seen however long the name beside it is.
+            assert tab.evaluate("Math.min(...[...document.querySelectorAll('dd')].map(e => e.clientWidth))") > 8
+        images = tab.evaluate("[...document.images].map(image => image.naturalWidth)")
+        assert len(images) > 20 and min(images) > 0
+        assert tab.requests == [(tmp_path / "all.html").as_uri()] and tab.said == []

@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 import dask
+import dask.dataframe as dd
 import fsspec
 import pandas as pd
 import pyarrow as pa
@@ -223,6 +224,42 @@ def test_names_are_opened_as_they_are_in_a_folder_and_where_they_are_named(tmp_p
     for path in (tmp_path / "q::{u}[v]*", tmp_path / "q::{u}[v]*" / "part.0.parquet"):
         assert len(ic.read_parquet(path).compute()) == len(ODD)
     assert len(ic.read_webdataset(out).compute()) == len(ic.read_webdataset(out / "00000.tar").compute()) == len(ODD)
+
+
+@pytest.mark.parametrize("name", ["a::b [q]{1,2} *? ~é", os.fsdecode(b"caf\xe9")], ids=["syntax", "bytes"])
+def test_verbs_write_and_read_folders_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "photos").mkdir()
+    for number in range(3):
+        (folder / "photos" / f"{number}.jpg").write_bytes(image_bytes(number))
+    frame = ic.read_files(folder / "photos")
+    for link in (False, True):
+        written = ic.write_files(frame, folder / f"files {link}", link=link).compute()
+        assert len(ic.measure(ic.read_files(folder / f"files {link}"), ["width"]).compute()) == len(written) == 3
+    shards = ic.write_webdataset(frame, folder / "shards").compute()
+    assert ic.read_webdataset(shards["url"].tolist()).compute()["image_id"].tolist() == [
+        "00000/0",
+        "00000/1",
+        "00000/2",
+    ]
+    vectors = frame.compute()[["image_id"]].assign(embedding=[[1.0, 0.0], [1.0, 0.001], [0.0, 1.0]])
+    found = ic.semantic_duplicates(vectors, eps=0.01, keep="id", work=folder / "work")
+    found.save(folder / "found")
+    assert len(ic.Duplicates.load(folder / "found").pairs.compute()) == 1
+    ic.save_embeddings(vectors, folder / "corpus")
+    ic.save_embeddings(vectors, folder / "corpus", append=True)
+    assert len(ic.semantic_duplicates(vectors, against=folder / "corpus", eps=0.01, keep="id").removed) == 3
+    ic.write_parquet(dd.from_pandas(vectors[["image_id"]][:1], npartitions=1), folder / "ids")
+    assert len(ic.remove(vectors, folder / "ids")) == 2
+    assert len(ic.checkpoint(frame, folder / "checkpoint").compute()) == 3
+    with tarfile.open(folder / "packed.tar.gz", "w:gz") as packed:
+        packed.add(folder / "photos" / "0.jpg", "0.jpg")
+    (made,) = ic.convert_shards(folder / "packed.tar.gz", folder / "plain").compute()["url"]
+    assert len(ic.read_webdataset(made).compute()) == 1
+    monkeypatch.chdir(tmp_path)
+    for path in (f"{name}/photos", f"{name}/photos/0.jpg", f"./{name}/photos/../photos"):
+        assert ic.measure(ic.read_files(path), ["width"]).compute()["width"].notna().all()
 
 
 def test_a_shard_named_like_a_chain_is_read(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from s3 import Options, upload
 from test_read_embeddings import IDS, clip_retrieval
 
 import imgcurate as ic
+from imgcurate.sinks import copies, copying
 from imgcurate.tar import ShardChanged
 
 
@@ -91,6 +92,24 @@ def test_samples_of_tars_become_files_of_their_members(in_process: None, tmp_pat
     assert table["image_id"].tolist() == ["00000/x", "00000/d/y"]
     with pytest.raises(ValueError, match="link=True makes links to image files, and 2 images lie in tars"):
         ic.write_files(ic.read_webdataset(tmp_path / "in"), tmp_path / "linked", link=True)
+
+
+def test_files_that_are_too_large_for_memory_are_copied_block_by_block(
+    in_process: None, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "_MOST_HELD", 700)
+    monkeypatch.setattr(copying, "_BLOCK", 300)
+    members = [("x.jpg", image_bytes(1)), ("x.mp4", bytes(range(256)) * 9), ("x.txt", b"text"), ("y.jpg", b"small")]
+    write_tar(tmp_path / "in/0.tar", members)
+    frame = ic.read_webdataset(tmp_path / "in")
+    table = ic.write_files(frame, tmp_path / "out").compute()
+    assert tree(tmp_path / "out") == {f"0/{name}": content for name, content in members}
+    assert table["digest"].tolist() == [xxhash.xxh3_128_hexdigest(c) for n, c in members if n.endswith("jpg")]
+    (tmp_path / "other/0").mkdir(parents=True)
+    (tmp_path / "other/0/x.mp4").write_bytes(b"another")
+    with pytest.raises(FileExistsError, match=r"x\.mp4 is there and says something else"):
+        ic.write_files(frame, tmp_path / "other")
+    assert (tmp_path / "other/0/x.mp4").read_bytes() == b"another"
 
 
 @pytest.mark.parametrize("link", [False, True])

@@ -117,6 +117,12 @@ def connect(
     TimeoutError
         Where a running scheduler has no worker.
 
+    Notes
+    -----
+    A verb that computes at once and takes longer than two seconds shows at a terminal, on stderr, or below a notebook's cell how many tasks of
+    those that the cluster knows of are done; the line is gone when the verb ends. ``dask.config.set({"imgcurate.progress": False})``, or
+    ``DASK_IMGCURATE__PROGRESS=False`` in the environment, keeps verbs from it.
+
     Examples
     --------
     >>> import imgcurate as ic

@@ -1,4 +1,5 @@
-"""What is left of a verb that somebody stops: the cluster and the user's data as they were, and none of the verb's own tasks."""
+"""Verbs that take long: how far they are is shown, and where somebody stops them the cluster and the user's data are left as they were, and none of
+their own tasks."""
 
 from __future__ import annotations
 
@@ -9,11 +10,13 @@ from typing import Any, TypeVar, cast
 
 import distributed
 
+from imgcurate.cluster.progress import shown
+
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
 def interruptible(verb: Verb) -> Verb:
-    """Make a verb cancel its tasks where it is interrupted, by Ctrl-C or a notebook's stop button.
+    """Make a verb show how far it is, and cancel its tasks where it is interrupted, by Ctrl-C or a notebook's stop button.
 
     What a verb has persisted would else be computed to its end: Python and Jupyter keep the traceback of the last exception, and with it the
     verb's variables. What was computed or persisted before the verb began stays.
@@ -24,7 +27,8 @@ def interruptible(verb: Verb) -> Verb:
         client = current_client()
         before = set() if client is None else set(client.futures)
         try:
-            return verb(*args, **kwargs)
+            with shown(verb.__qualname__, client):
+                return verb(*args, **kwargs)
         except KeyboardInterrupt:
             if client is not None:
                 cancel(client, set(client.futures) - before)

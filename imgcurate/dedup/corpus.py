@@ -100,7 +100,7 @@ def save_embeddings(
     there = _parts_in(fs, root)
     if there and not (append or overwrite):
         raise FileExistsError(f"{path} holds embeddings already; pass append=True to add to them, or overwrite=True")
-    old = _saved(path, id_field, storage_options) if append else None
+    old = saved_corpus(path, id_field, storage_options) if append else None
     rows = frames.prepare(
         frame, id_field, embedding_field, [], seed, None if work is None else frames.work_folder(work)
     )
@@ -147,7 +147,7 @@ def save_embeddings(
 def open_corpus(against: Any, id_field: str, embedding_field: str) -> FrameCorpus | SavedCorpus:
     """Return what `semantic_duplicates` compares new images with."""
     if isinstance(against, str | os.PathLike):
-        return _saved(against, id_field, None)
+        return saved_corpus(against, id_field, None)
     of = " (in the frame given as against)"
     against, _ = inputs.as_frame(against, "semantic_duplicates", id_field, embedding_field, where=of)
     return FrameCorpus(against, id_field, embedding_field)
@@ -196,7 +196,7 @@ class SavedCorpus:
         id_field: str,
         storage_options: storage.Options,
     ) -> None:
-        self.centroids, self._parts, self.encoders = centroids, parts, encoders
+        self.centroids, self.parts, self.encoders = centroids, parts, encoders
         self._id_field, self._storage_options = id_field, storage_options
 
     def compare(self, new: frames.Frame, probes: int, exact: bool, least: float) -> tuple[list[Delayed], build.Fixed]:
@@ -205,7 +205,7 @@ class SavedCorpus:
         # The images of the corpus lie in one cluster each, so the new ones are looked for in twice as many.
         width = len(self.centroids) if exact else 2 * probes
         sizes, clusters = by_cluster(new, self.centroids, width, least)
-        touched = [part for part in self._parts if part.rows and sizes[part.cluster]]
+        touched = [part for part in self.parts if part.rows and sizes[part.cluster]]
         starts = np.cumsum([new.n_compared, *(part.rows for part in touched)])[:-1].tolist()
         task = dask.delayed(_compare_with_part)
         bucket_of = {cluster.number: cluster.bucket for cluster in clusters}
@@ -224,6 +224,14 @@ class SavedCorpus:
         return list(dask.persist(*found)), fixed
 
 
+def read_part(part: Part, id_field: str, storage_options: storage.Options) -> tuple[pa.ChunkedArray, Any]:
+    """Return the ids and the unit vectors of a file."""
+    table = _read_table(part.url, [id_field, "embedding"], storage_options)
+    if len(table) != part.rows:
+        raise _lies(part.url, f"it has {len(table):,} images and {part.rows:,} were saved")
+    return table[id_field], vectors.to_matrix(table.to_pandas(types_mapper=pd.ArrowDtype)["embedding"])
+
+
 def _buckets(clusters: Sequence[Cluster]) -> Iterator[tuple[Any, list[Cluster]]]:
     """Yield each bucket with its clusters."""
     of: dict[int, list[Cluster]] = {}
@@ -233,7 +241,8 @@ def _buckets(clusters: Sequence[Cluster]) -> Iterator[tuple[Any, list[Cluster]]]
         yield group[0].bucket, group
 
 
-def _saved(path: str | os.PathLike[str], id_field: str, storage_options: storage.Options) -> SavedCorpus:
+def saved_corpus(path: str | os.PathLike[str], id_field: str, storage_options: storage.Options) -> SavedCorpus:
+    """Return what `save_embeddings` wrote to a folder."""
     fs, root = storage.open_filesystem(os.fspath(path), storage_options)
     folders = [folder for folder in _parts_in(fs, root) if fs.exists(f"{folder}/centroids.parquet")]
     if not folders:

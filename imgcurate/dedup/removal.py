@@ -28,6 +28,7 @@ from imgcurate.printable import quoted
 _NAMED = 5
 
 
+@interruptible
 def remove(
     frame: Any, removals: Any, on: str = "image_id", *, removals_on: str | None = None, missing: str = "warn"
 ) -> dd.DataFrame:
@@ -97,7 +98,6 @@ def remove(
     return frame[~ids_of_frame.map_partitions(_is_listed, ids, meta=meta)]
 
 
-@interruptible
 def _gather(pieces: Sequence[Any]) -> Any:
     """Return a list of removals as a task that holds it: it stands in the graph once, and in a worker's memory once."""
     # Started at once: a lazy list may be a view of a Duplicates that only the verb's caller holds, and not for long.
@@ -225,4 +225,4 @@ def _report_missing(found: Sequence[Delayed], ids: Delayed, missing: str) -> Non
     sentence = f"{n_missing:,} of {n_ids:,} ids to remove are not in the frame: {quoted(named, _NAMED)}"
     if missing == "raise":
         raise ValueError(sentence)
-    warnings.warn(sentence, stacklevel=3)
+    warnings.warn(sentence, stacklevel=4)

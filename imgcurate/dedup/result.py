@@ -15,8 +15,9 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema, storage, vectors
+from imgcurate.cluster import interruptible
 from imgcurate.dedup import saved
-from imgcurate.dedup.graph import build, nodes, rank, rules
+from imgcurate.dedup.graph import build, nodes, rank, rules, sizes
 from imgcurate.dedup.mapped import Folder
 from imgcurate.dedup.recall import Recall
 
@@ -38,7 +39,7 @@ class Duplicates:
 
     Lazy, as Dask DataFrames: `pairs` (or `removed`), `selected`, `groups`, `edges`, `assignments` and `removals`. Where what was compared lay in
     memory, as a pandas or cuDF frame or as ``(ids, matrix)``, these are pandas or cuDF frames, computed when they are asked for. At once:
-    `sweep`, `least_similar`, `duplicate_ratio`, `recall`; and, to look at, `show`, `show_groups` and `plot_sweep`.
+    `sweep`, `to_fraction`, `least_similar`, `duplicate_ratio`, `recall`; and, to look at, `show`, `show_groups` and `plot_sweep`.
 
     Attributes
     ----------
@@ -213,6 +214,64 @@ class Duplicates:
         other.__dict__.update(self.__dict__, eps=float(eps), chosen=chosen)
         return other
 
+    @interruptible
+    def to_fraction(self, share: float) -> Duplicates:
+        """Return the same pairs under the threshold that leaves a share of the images; this one stays as it is. Eager.
+
+        Parameters
+        ----------
+        share : float
+            Which share of `n_rows` may stay at most, above 0 and below 1.
+
+        Returns
+        -------
+        Duplicates
+            Its `eps` is the smallest that leaves no more than that; images that go at the same threshold go together, so that a few fewer may be
+            left. `remove` takes it.
+
+        Raises
+        ------
+        ValueError
+            Where `share` is out of range, or all stored pairs leave more.
+
+        Notes
+        -----
+        The rule in force decides on the whole graph at most 32 times; nothing is compared again. A higher eps may make ``rule="cover"`` keep an image
+        more: then it is an eps that leaves no more than `share` while the next smaller one does.
+
+        Examples
+        --------
+        >>> from imgcurate import semantic_duplicates
+        >>> matrix = np.array([[1, 0], [1, 0.1], [0, 1], [0.3, 1]], dtype=np.float32)
+        >>> found = semantic_duplicates((["a", "b", "c", "d"], matrix), eps=0.05, keep="id")
+        >>> found.to_fraction(0.75).removals()["image_id"].tolist()
+        ['b']
+        """
+        if not isinstance(share, Real) or not 0 < float(share) < 1:
+            raise ValueError(f"share={share!r} must be above 0 and below 1: which share of the images may stay")
+        # The tolerance undoes what binary fractions add: 0.3 * 10 is 3.
+        most = int(float(share) * self.n_rows + 1e-9 * self.n_rows)
+        counted: dict[float, int] = {}
+
+        def count(least: float) -> int:
+            # Not kept, as answers are that somebody asked for.
+            decided = [part.decide(least, self.rule) for part in self._graph.parts]
+            counted[least] = sum(dask.compute(*[dask.delayed(len)(table) for table in decided]))
+            return counted[least]
+
+        least = sizes.similarity_that_removes(self.n_rows - most, count, self.min_similarity)
+        if least is None:
+            left = 1 - counted[self.min_similarity] / self.n_rows
+            again = {"semantic": "a lower min_similarity", "perceptual": "a higher max_distance"}.get(self.kind)
+            raise ValueError(
+                f"share={share:g} is not reached: all pairs that are stored, of similarity >= {self.min_similarity:g}, leave {left:.1%} of "
+                f"{self.n_rows:,} images; give a higher share{f', or look for duplicates again with {again}' if again else ''}"
+            )
+        found = self.rethreshold(1 - least)
+        found.chosen["eps"] = f"leaves {1 - counted[least] / max(self.n_rows, 1):.1%}"
+        return found
+
+    @interruptible
     def sweep(self, eps: Sequence[float]) -> pd.DataFrame:
         """Count what other thresholds would remove. Eager.
 
@@ -235,6 +294,7 @@ class Duplicates:
         removed = self._count(thresholds)
         return pd.DataFrame({"eps": thresholds, "removed": removed, "fraction": removed / max(self.n_rows, 1)})
 
+    @interruptible
     def least_similar(self, n: int = 10, eps: float | None = None) -> pd.DataFrame:
         """Return the removed images that are least like what they duplicate: the ones to look at before choosing a threshold. Eager.
 
@@ -253,6 +313,7 @@ class Duplicates:
         columns = ["id", "duplicate_of", "similarity", "cluster"]
         return _on_host(removed.compute(), columns, self._empty(columns))
 
+    @interruptible
     def show(
         self,
         n: int = 6,
@@ -304,6 +365,7 @@ class Duplicates:
         eps = self._check(self.eps if around is None else around)
         return pairs.around_cut(self, n, eps, pairs.Options(images, columns, size, storage_options))
 
+    @interruptible
     def show_groups(
         self,
         n: int = 6,
@@ -338,6 +400,7 @@ class Duplicates:
 
         return pairs.largest_groups(self, n, most, pairs.Options(images, columns, size, storage_options))
 
+    @interruptible
     def plot_sweep(self, eps: Sequence[float] | None = None) -> Page:
         """Draw which share of the images each threshold removes, and mark the one in force. Eager.
 
@@ -361,6 +424,7 @@ class Duplicates:
 
         return pairs.sweep(self, eps)
 
+    @interruptible
     def recall(self, sample: int = 1000, *, seed: int = 0) -> Recall:
         """Estimate which share of the true pairs was found, by an exact search for the pairs of some images. Eager.
 
@@ -391,6 +455,7 @@ class Duplicates:
             raise ValueError("recall() searches the vectors, which only what found these duplicates has; ask it there")
         return self._recall(self, sample, seed)
 
+    @interruptible
     def save(
         self, path: str | os.PathLike[str], *, overwrite: bool = False, storage_options: storage.Options = None
     ) -> None:
@@ -468,15 +533,15 @@ class Duplicates:
     def _frame(self, tables: list[Delayed], columns: list[str]) -> Any:
         host = self._empty(columns)
         meta = vectors.from_pandas(host, self._like)
-        parts = [dask.delayed(_part)(table, columns, host, meta) for table in tables] or [dask.delayed(meta)]
-        frame = dd.from_delayed(parts, meta=meta, verify_meta=False, prefix=_Prefix(self))
+        parts = [dask.delayed(as_part)(table, columns, host, meta) for table in tables] or [dask.delayed(meta)]
+        frame = dd.from_delayed(parts, meta=meta, verify_meta=False, prefix=Prefix(self, "duplicates"))
         return frame.compute().reset_index(drop=True) if self._at_once else frame
 
     def _empty(self, columns: Sequence[str]) -> pd.DataFrame:
         """Return a frame of no rows, on the host, of what a user sees of some columns of a table."""
         ids = self._id_dtype
         kinds = dict.fromkeys(("id", "duplicate_of", "other_id"), ids)
-        kinds |= {"removed": np.dtype("int64"), "duplicates": schema.dtype(pa.list_(_arrow_type(ids)))}
+        kinds |= {"removed": np.dtype("int64"), "duplicates": schema.dtype(pa.list_(arrow_type(ids)))}
         names = {"id": self.id_field, "distance": "centroid_distance"}
         named = {names.get(name, name): kinds.get(name) for name in columns}
         known = schema.empty(name for name, kind in named.items() if kind is None)
@@ -509,24 +574,24 @@ def _with_places(frame: Any) -> Any:
     return frame if {"url", "offset", "bytes"}.issubset(getattr(frame, "columns", ())) else None
 
 
-class _Prefix(str):
+class Prefix(str):
     """Of a frame's keys; keeps the result, and with it what lies on the cluster or in a temporary folder, for as long as the frame is there.
 
     Dask's graphs name what was persisted and do not hold it, and of all that a frame is made of this is what stays in this process.
     """
 
-    def __new__(cls, result: Duplicates) -> _Prefix:
-        self = super().__new__(cls, "duplicates")
+    def __new__(cls, result: Any, name: str) -> Prefix:
+        self = super().__new__(cls, name)
         self._result = result
         return self
 
-    _result: Duplicates
+    _result: Any
 
     def __reduce__(self) -> tuple[Any, ...]:
         return str, (str(self),)
 
 
-def _part(table: pa.Table, columns: Sequence[str], like: pd.DataFrame, meta: Any) -> Any:
+def as_part(table: pa.Table, columns: Sequence[str], like: pd.DataFrame, meta: Any) -> Any:
     """Return columns of a table as a partition on the backend of `meta`, with the names and types of `like`."""
     return vectors.from_pandas(_on_host(table, columns, like), meta)
 
@@ -536,7 +601,8 @@ def _on_host(table: pa.Table, columns: Sequence[str], like: pd.DataFrame) -> pd.
     return part.astype(dict(like.dtypes))
 
 
-def _arrow_type(dtype: Any) -> pa.DataType:
+def arrow_type(dtype: Any) -> pa.DataType:
+    """Return what ids of a pandas type are in Arrow."""
     if isinstance(dtype, pd.ArrowDtype):
         return dtype.pyarrow_dtype
     return pa.int64() if pd.api.types.is_integer_dtype(dtype) else pa.string()

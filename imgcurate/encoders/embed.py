@@ -74,9 +74,9 @@ def embed(
     formats : sequence of str, optional
         Formats that are taken beside the usual ones: some of ``"PSD"``, ``"ICO"``, ``"TGA"``, ``"PPM"`` (all PNM), ``"PCX"`` and ``"QOI"``.
     timeout : float, optional
-        Seconds that the decoding of an image may take. What takes longer, and what kills its decoder, is an error: images are decoded in
-        processes of their own then, one a thread, whose pixels come back through a pipe. Default: no limit but that of what a file may ask
-        for.
+        Seconds that the decoding of an image may take. What takes longer, or more than half of a worker's memory (1.7 GiB in any case are
+        allowed), and what kills its decoder, is an error: images are decoded in processes of their own then, one a thread, whose pixels come
+        back through a pipe. Default: no limit but that of what a file may ask for.
     measure : bool or sequence of str, default False
         Add the columns of `imgcurate.measure`, or some of them, from the same decoding, which is in full then.
     storage_options : mapping, optional

@@ -197,7 +197,8 @@ def _orientation(image: Image.Image) -> int:
     with suppress(Exception):
         if len(image.info.get("exif") or b"") > _MOST_EXIF:
             return 1
-        return int(image.getexif().get(_ORIENTATION, 1))
+        found = int(image.getexif().get(_ORIENTATION, 1))
+        return found if found in _UPRIGHT else 1
     return 1
 
 

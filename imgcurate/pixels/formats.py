@@ -120,6 +120,8 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def decode_error(name: str | None, problem: Exception) -> PixelError:
     """Return what a decoder's exception says of an image; on bad input Pillow's plugins raise nearly any."""
+    if isinstance(problem, MemoryError):
+        return PixelError("decode", f"{name} that takes more memory than there is for it")
     text = str(problem) or type(problem).__name__
     return PixelError("decode", f"truncated {name}" if "truncated" in text.lower() else f"broken {name}: {text}")
 

@@ -7,14 +7,16 @@ import contextlib
 import io
 import os
 import pickle
+import resource
 import signal
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, ParamSpec, TypeVar, cast
 
+from imgcurate.pixels import share
 from imgcurate.pixels.errors import PixelError
 
 P = ParamSpec("P")
@@ -47,7 +49,7 @@ def within(timeout: float | None, function: Callable[P, R], *arguments: P.args, 
     Raises
     ------
     PixelError
-        Where it took longer, or its process died; and what the function raises.
+        Where it took longer, or more memory than `share.most_memory` says, or its process died; and what the function raises.
 
     Notes
     -----
@@ -63,7 +65,7 @@ def within(timeout: float | None, function: Callable[P, R], *arguments: P.args, 
         return function(*arguments, **options)
     helper = _take()
     try:
-        fine, answer = helper.ask((timeout, function, arguments, options))
+        fine, answer = helper.ask((timeout, share.most_memory(), function, arguments, options))
     except (EOFError, OSError):
         raise PixelError("decode", _death(helper.wait(), timeout)) from None
     except BaseException:  # its answer would be taken for that of the next question
@@ -138,17 +140,37 @@ def serve() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     while True:
         try:
-            timeout, function, arguments, options = _receive(questions)
+            timeout, memory, function, arguments, options = _receive(questions)
         except EOFError:
             return
-        # The system ends this process, which may be in a decoder that knows nothing of Python, also where nobody waits for it any more.
-        signal.setitimer(signal.ITIMER_REAL, timeout)
-        try:
-            answer = True, function(*arguments, **options)
-        except Exception as problem:
-            answer = False, problem
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        with _bounded(timeout, memory):
+            try:
+                answer = True, function(*arguments, **options)
+            except MemoryError:
+                answer = False, PixelError("decode", f"it took more than {memory / 2**30:.1f} GiB of memory")
+            except Exception as problem:
+                answer = False, problem
         _send(answers, answer)
+
+
+@contextlib.contextmanager
+def _bounded(timeout: float, memory: int) -> Iterator[None]:
+    """Let the system end this process after some seconds, and give it only so many bytes more than it has.
+
+    It may be in a decoder that knows nothing of Python, also where nobody waits for it any more.
+    """
+    # What is written to counts, not what is only reserved, as the stacks and heaps of threads are.
+    with open("/proc/self/statm", "rb") as file:
+        now = int(file.read().split()[5]) * resource.getpagesize()
+    before, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = now + memory if most == resource.RLIM_INFINITY else min(now + memory, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+    signal.setitimer(signal.ITIMER_REAL, timeout)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_DATA, (before, most))
 
 
 def _send(file: BinaryIO, value: Any) -> None:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import psutil
 
+from imgcurate.pixels.formats import MAX_PIXELS
+
 
 def worker_threads(gpu: bool) -> int:
     """Return how many cores are this worker's: what torch was given, or, beside a GPU, its share of the machine's."""
@@ -27,11 +29,20 @@ _BYTES_OF_A_PIXEL = 20
 
 def pixels_that_fit() -> int:
     """Return how many pixels that are decoded at the same time take half of the memory of this worker, or of this machine outside of one."""
+    return _half_of_memory() // _BYTES_OF_A_PIXEL
+
+
+def most_memory() -> int:
+    """Return how many bytes the decoding of one picture may take: what the largest takes that is taken unasked, or half of the memory where that is more."""
+    return max(_half_of_memory(), _BYTES_OF_A_PIXEL * MAX_PIXELS)
+
+
+def _half_of_memory() -> int:
     # A process that is no worker has not loaded it.
     workers = getattr(sys.modules.get("distributed.worker"), "Worker", None)
     limits = [worker.memory_manager.memory_limit for worker in getattr(workers, "_instances", ())]
     memory = min(filter(None, limits), default=None) or psutil.virtual_memory().total
-    return int(memory) // 2 // _BYTES_OF_A_PIXEL
+    return int(memory) // 2
 
 
 class Room:

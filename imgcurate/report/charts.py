@@ -19,7 +19,6 @@ from imgcurate.report.page import said, share
 _BARS, _FEWEST_BARS = 64, 16
 #: What stands above and below the plot, in pixels.
 _ABOVE, _BELOW = 22, 24
-_GROUPS = 8
 
 
 def histogram(
@@ -45,7 +44,7 @@ def histogram(
     edges, most = shown.edges, int(shown.counts.max())
     marks = [edges[0], edges[-1], *([threshold] if threshold is not None and math.isfinite(threshold) else [])]
     plot = _Plot(min(marks), max(marks), 0, most, height)
-    plot.levels({at: _compact(at) for at in ticks(0, most, 3) if at == round(at)})
+    plot.levels = {at: _compact(at) for at in ticks(0, most, 3) if at == round(at)}
     parts: list[Markup] = []
     for count, left, right in zip(shown.counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         if count:
@@ -85,7 +84,7 @@ def curve(
     values = [100 * value for value in y] if percent else list(y)
     unit = " %" if percent else ""
     plot = _Plot(min(x), max(x), 0, max([*values, 1e-9]), height)
-    plot.levels({at: f"{said(at)}{unit}" for at in ticks(0, plot.top, 3)})
+    plot.levels = {at: f"{said(at)}{unit}" for at in ticks(0, plot.top, 3)}
     parts = []
     points = list(zip(x, values, strict=True))
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
@@ -125,37 +124,6 @@ def bars(items: Sequence[tuple[str, float]], *, total: float | None = None, titl
     )
 
 
-def scatter(
-    x: Sequence[float],
-    y: Sequence[float],
-    *,
-    groups: Sequence[int] | None = None,
-    titles: Sequence[str] | None = None,
-    height: int = 360,
-    title: str = "",
-) -> Markup:
-    """Draw points of up to eight colours, which say what they are where they are pointed at.
-
-    Parameters
-    ----------
-    x, y : sequence of n floats
-    groups : sequence of n ints, optional
-        What the colours tell apart.
-    titles : sequence of n strings, optional
-    height : int
-    title : str
-    """
-    if not len(x):
-        return Markup('<p class="muted">No values.</p>')
-    plot = _Plot(min(x), max(x), min(y), max(y), height)
-    parts = []
-    for number, (at, value) in enumerate(zip(x, y, strict=True)):
-        group = int(groups[number]) % _GROUPS if groups is not None else 0
-        label = _tag("title", titles[number]) if titles is not None else ""
-        parts.append(_tag("circle", label, cx=plot.x(at), cy=plot.y(value), r=3.5, class_=f"dot g{group}"))
-    return plot.drawn("scatter", title, parts)
-
-
 def ticks(low: float, high: float, n: int) -> list[float]:
     """Return about n round numbers between two.
 
@@ -180,7 +148,8 @@ class _Plot:
         self.left, self.right = (left, right) if right > left else (left - 0.5, right + 0.5)
         self.bottom, self.top = (bottom, top) if top > bottom else (bottom - 0.5, top + 0.5)
         self.height = height
-        self._levels: dict[float, str] = {}
+        #: What the lines across are called, on their left: in HTML, because only there a width may be so many pixels less than all.
+        self.levels: dict[float, str] = {}
 
     def share(self, value: float) -> float:
         # Halves, because the ends may be as far apart as numbers can be.
@@ -192,10 +161,6 @@ class _Plot:
     def y(self, value: float) -> str:
         of = (value / 2 - self.bottom / 2) / (self.top / 2 - self.bottom / 2)
         return f"{_ABOVE + self.height * (1 - of):.1f}"
-
-    def levels(self, labels: dict[float, str]) -> None:
-        """Draw lines across, with what they are on their left: as HTML, because only there a width may be so many pixels less than all."""
-        self._levels = labels
 
     def vertical(self, value: float, label: str) -> Markup:
         at = self.share(value)
@@ -212,17 +177,14 @@ class _Plot:
     def drawn(self, kind: str, title: str, parts: Sequence[Markup]) -> Markup:
         base = f"{_ABOVE + self.height}"
         lines = [
-            _tag("line", x1="0", x2="100%", y1=self.y(at), y2=self.y(at), class_="grid-line") for at in self._levels
+            _tag("line", x1="0", x2="100%", y1=self.y(at), y2=self.y(at), class_="grid-line") for at in self.levels
         ]
-        if kind != "scatter":
-            lines.append(_tag("line", x1="0", x2="100%", y1=base, y2=base, class_="axis"))
+        lines.append(_tag("line", x1="0", x2="100%", y1=base, y2=base, class_="axis"))
         inside = _tag("title", title) + Markup("").join([*lines, *parts])
         height = self.height + _ABOVE + _BELOW
         chart = _tag("svg", inside, class_=f"chart {kind}", role="img", aria_label=title, width="100%", height=height)
-        if not self._levels:
-            return chart
         labels = Markup("").join(
-            Markup('<span style="top: {}px">{}</span>').format(self.y(at), label) for at, label in self._levels.items()
+            Markup('<span style="top: {}px">{}</span>').format(self.y(at), label) for at, label in self.levels.items()
         )
         return Markup('<div class="plot"><div class="levels" aria-hidden="true">{}</div>{}</div>').format(labels, chart)
 

@@ -90,27 +90,6 @@ def top(
     return reduce(taken, first, lambda parts: first(pd.concat(parts, ignore_index=True)))
 
 
-def near(
-    frame: Any,
-    column: str,
-    threshold: float,
-    n: int,
-    columns: Sequence[str] = (),
-    *,
-    id_field: str = "image_id",
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the n rows just below a threshold of a column of numbers, and the n just above or at it, nearest first.
-
-    The other arguments are those of `sample`.
-    """
-    taken = taking(frame, [column, *columns], id_field)
-    return reduce(
-        taken,
-        partial(around, column=column, threshold=threshold, n=n),
-        partial(merge_around, column=column, threshold=threshold, n=n),
-    )
-
-
 def by_ids(frame: Any, ids: Sequence[Any], columns: Sequence[str] = (), *, id_field: str = "image_id") -> pd.DataFrame:
     """Return the rows that some ids name, in that order; of an id that is not there none, of one that is there twice the first.
 

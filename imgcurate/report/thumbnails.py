@@ -62,8 +62,8 @@ def thumbnails(rows: pd.DataFrame, size: int, storage_options: storage.Options =
     Returns
     -------
     list of n Thumbnails
-        Upright, and each of at most `MOST_BYTES`, of a larger `size` as many times as many as it has pixels. An image that has an error, that cannot be read or decoded, or that is no longer what was listed, is
-        one whose ``error`` says so.
+        Upright, and each of at most `MOST_BYTES`, or of a larger `size` as many times as many as it has pixels. An image that has an error, that
+        cannot be read or decoded, or that is no longer what was listed, is one whose ``error`` says so.
 
     Notes
     -----

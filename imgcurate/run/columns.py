@@ -239,7 +239,7 @@ def _without_killers(host: pd.DataFrame, make: Make, like: Any, storage_options:
 @contextlib.contextmanager
 def _on_this_machine(host: pd.DataFrame, usable: list[int], storage_options: storage.Options) -> Iterator[pd.DataFrame]:
     """Give rows whose images lie on this machine: in a fork, the threads in which clients of stores read are missing."""
-    if all(storage.is_local(url) for url in host["url"]):
+    if all(storage.is_local(storage.path_of(url)) for url in host["url"]):
         yield host
         return
     with tempfile.NamedTemporaryFile(prefix="imgcurate-") as file:
@@ -296,7 +296,7 @@ def read_rows(
     wrong = _of_sidecar(listed["error"]) if "error" in listed else None
     for url in sources.computed:
         part = parts.read_part(url, None, columns, storage_options)
-        if wrong is not None and wrong.any():
+        if wrong is not None and wrong.any() and len(part.columns):
             # A row with an error has no vector and no score.
             part = part.reindex(np.where(wrong, -1, np.arange(len(part))))
             if "error" in part:

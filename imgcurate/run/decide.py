@@ -17,7 +17,6 @@ from imgcurate import parts, storage, vectors
 from imgcurate.dedup import lookup
 from imgcurate.run.columns import Sources, read_rows
 
-_CHUNK = 8 << 20
 _TEXT = pd.ArrowDtype(pa.string())
 _KEY, _COUNTS = b"imgcurate.key", b"imgcurate.counts"
 #: The columns that deciding adds.
@@ -124,7 +123,7 @@ def write_decided(
     name = url.rpartition("/")[2]
     there = _counts_of(url, key, storage_options)
     if there is not None:
-        return Decided(name, there, digest_of(url, storage_options))
+        return Decided(name, there, storage.digest_of(url, storage_options))
     part = decide_part(read_rows(sources, like, None, storage_options), twins, **limits)
     table = parts.to_table(part)
     counts = _count(part)
@@ -136,15 +135,6 @@ def write_decided(
     with storage.open_atomic(url, storage_options) as file:
         file.write(content)
     return Decided(name, counts, xxhash.xxh3_128_hexdigest(content))
-
-
-def digest_of(url: str, storage_options: storage.Options = None) -> str:
-    """Return the xxh3_128 of a file."""
-    known = xxhash.xxh3_128()
-    with storage.open_sequential(url, storage_options) as file:
-        while content := file.read(_CHUNK):
-            known.update(content)
-    return known.hexdigest()
 
 
 def _counts_of(url: str, key: str, storage_options: storage.Options) -> dict[str, int] | None:

@@ -56,7 +56,8 @@ def explain(out: str | os.PathLike[str], image_id: str, *, storage_options: stor
     """
     url = storage.absolute(out, storage_options).rstrip("/")
     place = Folder(url, storage_options)
-    if place.manifest() is None:
+    manifest = place.manifest()
+    if manifest is None:
         raise FileNotFoundError(
             f"{os.fspath(out)} holds no finished run: there is no manifest.json; name the OUT of an imgcurate run that has ended"
         )
@@ -80,7 +81,10 @@ def explain(out: str | os.PathLike[str], image_id: str, *, storage_options: stor
     if found["kept"]:
         before = [*(table["kept"] for table in known[:part]), known[part]["kept"][:row]]
         n_before = sum(pc.sum(column).as_py() or 0 for column in before)
-        found["written"] = _file(url, names[part], image_id, storage_options) or _shard(url, n_before, storage_options)
+        if manifest["options"].get("write") == "files":
+            found["written"] = _file(url, names[part], image_id, storage_options)
+        else:
+            found["written"] = _shard(url, n_before, storage_options)
     twin = _find(known, found["duplicate_of"]) if found["duplicate_of"] is not None else None
     found["twin"] = None if twin is None else _row(urls[twin[0]], twin[1], storage_options)
     its = [table["image_id"].filter(pc.equal(table["duplicate_of"], image_id)) for table in known]
@@ -135,21 +139,14 @@ def _row(url: str, row: int, storage_options: storage.Options) -> dict[str, Any]
     return dict(table.select(wanted).slice(row, 1).to_pylist()[0])
 
 
-def _file(url: str, part: str, image_id: str, storage_options: storage.Options) -> str | None:
+def _file(url: str, part: str, image_id: str, storage_options: storage.Options) -> str:
     """Return the file of a kept image of a part, of a run that wrote files."""
-    try:
-        account = files.read_account(f"{url}/{files.ACCOUNT}/{part}", storage_options)
-    except FileNotFoundError:
-        return None
-    mine = account[account["image"].to_numpy(dtype=bool) & (account["image_id"] == image_id)]
-    return f"{url}/{files.FOLDER}/{mine['file'].iloc[0]}" if len(mine) else None
+    account = files.read_account(f"{url}/{files.ACCOUNT}/{part}", storage_options)
+    mine = account["image"].to_numpy(dtype=bool) & (account["image_id"] == image_id).to_numpy(dtype=bool)
+    return f"{url}/{files.FOLDER}/{account['file'][mine].iloc[0]}"
 
 
-def _shard(url: str, before: int, storage_options: storage.Options) -> str | None:
+def _shard(url: str, before: int, storage_options: storage.Options) -> str:
     """Return the curated shard of a kept image, of which so many stand before it."""
-    try:
-        table = parts.read_part(f"{url}/shards.parquet", None, ["shard", "samples"], storage_options)
-    except FileNotFoundError:
-        return None
-    at = int((table["samples"].cumsum() <= before).sum())
-    return f"{url}/shards/{table['shard'].iloc[at]}" if at < len(table) else None
+    table = parts.read_part(f"{url}/shards.parquet", None, ["shard", "samples"], storage_options)
+    return f"{url}/shards/{table['shard'][int((table['samples'].cumsum() <= before).sum())]}"

@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from imgcurate import fingerprint, images, parts, storage
 from imgcurate.run import write
-from imgcurate.run.decide import digest_of
 from imgcurate.run.write import Cut
 from imgcurate.sinks.copies import Copied, copy_images, name_of, short
 from imgcurate.sinks.copying import SIDECARS, Sources, rows_of
@@ -78,7 +77,9 @@ def names_of(rows: pd.DataFrame, ids: Sequence[str] = ()) -> list[tuple[str, str
     found = []
     for image_id, url, member in zip(columns["image_id"], columns["url"], columns["member"], strict=True):
         base, extension = name_of(image_id, url, member)
-        if not _fits(base, extension) or (not is_plain(image_id) and taken[_plain(image_id)] > 1):
+        plain = _plain(image_id)
+        is_taken = (plain != image_id and taken[plain] > 1) or any(stem in taken for stem in _stems(plain))
+        if is_taken or not _fits(base, extension):
             last = base.rpartition("/")[2].encode()[:80].decode("utf-8", "ignore")
             base = f"{RENAMED}/{last}-{fingerprint.of(image_id)}"
         found.append((base, extension))
@@ -86,8 +87,8 @@ def names_of(rows: pd.DataFrame, ids: Sequence[str] = ()) -> list[tuple[str, str
 
 
 def is_plain(image_id: str) -> bool:
-    """Tell whether an id is a path as it would be found again: with no empty part, and no dots for one."""
-    return _plain(image_id) == image_id
+    """Tell whether an id is the path of a file whatever other ids there are: with no empty part, no dots for one, and no folder with a dot in it."""
+    return _plain(image_id) == image_id and not any(_stems(image_id))
 
 
 def write_files(
@@ -142,7 +143,7 @@ def write_files(
     with storage.open_atomic(account, storage_options) as file:
         parts.write_table(table.replace_schema_metadata(known), file)
     storage.remove(mark, storage_options)
-    return Written(name, **counts, digest=digest_of(account, storage_options))
+    return Written(name, **counts, digest=storage.digest_of(account, storage_options))
 
 
 def read_account(url: str, storage_options: storage.Options = None) -> pd.DataFrame:
@@ -156,11 +157,13 @@ def accounts_in(out: str, storage_options: storage.Options = None) -> list[str]:
     return [f"{out}/{ACCOUNT}/{name}" for name in names if name.startswith("part.") and name.endswith(".parquet")]
 
 
-def sizes_below(folder: str, storage_options: storage.Options = None) -> dict[str, int]:
-    """Return the files in a folder, down to the bottom, by their path in it, and their sizes in bytes."""
+def names_below(folder: str, storage_options: storage.Options = None) -> Iterator[list[str]]:
+    """Yield the files of each folder in a folder, and of itself, by their path in it; of folders that hold none, nothing."""
     fs, path = storage.open_filesystem(folder, storage_options)
-    found = fs.find(path, detail=True) if fs.exists(path) else {}
-    return {name.removeprefix(f"{path.rstrip('/')}/"): info["size"] for name, info in found.items()}
+    for place, _, names in fs.walk(path):
+        if names:
+            below = place.removeprefix(path.rstrip("/")).strip("/")
+            yield [f"{below}/{name}".lstrip("/") for name in names if name]
 
 
 def are_whole(out: str, digests: Mapping[str, str], storage_options: storage.Options = None) -> bool:
@@ -168,12 +171,7 @@ def are_whole(out: str, digests: Mapping[str, str], storage_options: storage.Opt
     accounts = accounts_in(out, storage_options)
     if {url.rpartition("/")[2] for url in accounts} != set(digests):
         return False
-    sizes = sizes_below(f"{out}/{FOLDER}", storage_options)
-    for url in accounts:
-        table = read_account(url, storage_options)
-        if any(sizes.get(name) != size for name, size in zip(table["file"], table["bytes"], strict=True)):
-            return False
-    return True
+    return all(_are_there(read_account(url, storage_options), f"{out}/{FOLDER}", storage_options) for url in accounts)
 
 
 def remove(out: str, records: str, storage_options: storage.Options = None) -> None:
@@ -216,6 +214,20 @@ def _plain(image_id: str) -> str:
     return "/".join(part for part in image_id.split("/") if part not in ("", ".", ".."))
 
 
+def _stems(path: str) -> Iterator[str]:
+    """Yield of each folder with a dot in its name the path before the dot: what stands beside an image of that key may have the folder's name.
+
+    Examples
+    --------
+    >>> list(_stems("0/x.v1/deep.er/y")), list(_stems("0/x"))
+    (['0/x', '0/x.v1/deep'], [])
+    """
+    folders = path.split("/")[:-1]
+    for number, folder in enumerate(folders):
+        if "." in folder:
+            yield "/".join([*folders[:number], folder.partition(".")[0]])
+
+
 def _fits(base: str, extension: str) -> bool:
     """Tell whether a path can be that of a file, and of this image alone."""
     *folders, last = base.split("/")
@@ -248,13 +260,17 @@ def _known(account: str, key: str, folder: str, storage_options: storage.Options
         table = read_account(account, storage_options)
     except (FileNotFoundError, parts.DamagedPart):
         return None
-    urls = [f"{folder}/{name}" for name in table["file"]]
+    if not _are_there(table, folder, storage_options):
+        return None
+    counts: dict[str, Any] = json.loads(known[_COUNTS.decode()])
+    return Written(account.rpartition("/")[2], **counts, digest=storage.digest_of(account, storage_options))
+
+
+def _are_there(account: pd.DataFrame, folder: str, storage_options: storage.Options) -> bool:
+    urls = [f"{folder}/{name}" for name in account["file"]]
     with ThreadPoolExecutor(_THREADS) as threads:
         sizes = threads.map(lambda url: _size_of(url, storage_options), urls)
-        if any(size != said for size, said in zip(sizes, table["bytes"], strict=True)):
-            return None
-    counts: dict[str, Any] = json.loads(known[_COUNTS.decode()])
-    return Written(account.rpartition("/")[2], **counts, digest=digest_of(account, storage_options))
+        return all(size == said for size, said in zip(sizes, account["bytes"], strict=True))
 
 
 def _size_of(url: str, storage_options: storage.Options) -> int | None:

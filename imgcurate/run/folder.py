@@ -115,7 +115,7 @@ class Folder:
 
     def refuse_others_files(self) -> None:
         """Raise where files are in the way of those that a run is to write."""
-        if not self.owns_files() and files.sizes_below(f"{self.url}/{files.FOLDER}", self.storage_options):
+        if not self.owns_files() and any(files.names_below(f"{self.url}/{files.FOLDER}", self.storage_options)):
             raise FileExistsError(f"{self.url}/{files.FOLDER} holds files that no run wrote; name another folder")
 
     def remove_unfinished(self) -> None:
@@ -185,8 +185,8 @@ def _refuse_around(url: str, units: Sequence[Unit]) -> None:
     """Raise where the output holds an input, which would lie among the files that a run writes and replaces."""
     target = _real(url)
     # Links are followed of shards and of folders, not of each image.
-    files = {name.rpartition("/")[0]: name for unit in units for name in unit.etags}
-    for name in (*(unit.url for unit in units), *files.values()):
+    of_folders = {name.rpartition("/")[0]: name for unit in units for name in unit.etags}
+    for name in (*(unit.url for unit in units), *of_folders.values()):
         if _real(name).startswith(f"{target}/"):
             raise FileExistsError(
                 f"{printable(name)} is a source and lies where the output would be written ({printable(url)}); name another folder"

@@ -19,7 +19,6 @@ from imgcurate import parts, storage, tar
 from imgcurate.cluster import connect
 from imgcurate.printable import printable
 from imgcurate.run import files, write
-from imgcurate.run.decide import digest_of
 from imgcurate.run.folder import Folder, is_output
 from imgcurate.run.steps import Steps
 from imgcurate.run.write import Cut
@@ -152,10 +151,12 @@ def _verify_files(
     problems += [problem for part in found for problem in part.problems]
     if not any(part.names is None for part in found):
         # What is in no account is told from all of them.
-        named = np.concatenate([np.zeros(0, np.uint64), *(part.names for part in found)])
-        there = list(files.sizes_below(f"{url}/{files.FOLDER}", storage_options))
-        others = np.array(there, dtype=object)[~np.isin(_hashes(there), named)]
-        problems += [f"{files.FOLDER}/{printable(name)} was written by no run" for name in sorted(others)]
+        named = np.unique(np.concatenate([np.zeros(0, np.uint64), *(part.names for part in found)]))
+        for there in files.names_below(f"{url}/{files.FOLDER}", storage_options):
+            hashes = _hashes(there)
+            known = np.searchsorted(named, hashes, side="right") > np.searchsorted(named, hashes)
+            others = sorted(np.array(there, dtype=object)[~known])
+            problems += [f"{files.FOLDER}/{printable(name)} was written by no run" for name in others]
     n_files = sum(len(part.names) for part in found if part.names is not None)
     return Verified(0, manifest["counts"]["kept"], tuple(problems), n_files)
 
@@ -171,7 +172,7 @@ def _check_files(image: str, out: str, digest: str | None, storage_options: stor
     """Compare a part of the account of files with its digest, with the images, and with the files."""
     name = f"{files.ACCOUNT}/{image.rpartition('/')[2]}"
     try:
-        found = digest_of(f"{out}/{name}", storage_options)
+        found = storage.digest_of(f"{out}/{name}", storage_options)
         if found != digest:
             return _Checked(None, [f"{name} is not what was written: its digest is {found} and was {digest}"])
         table = files.read_account(f"{out}/{name}", storage_options)
@@ -199,7 +200,7 @@ def _compare_file(name: str, digest: str, folder: str, storage_options: storage.
     if not storage.lies_below(f"{folder}/{name}", [folder]):
         return f"{shown} leads out of the folder"
     try:
-        found = digest_of(f"{folder}/{name}", storage_options)
+        found = storage.digest_of(f"{folder}/{name}", storage_options)
     except OSError as problem:
         return f"{shown} cannot be read: {problem.strerror or problem}"
     return None if found == digest else f"{shown} is not what was written: its digest is {found} and was {digest}"
@@ -217,7 +218,7 @@ def _count(url: str, digest: str | None, storage_options: storage.Options) -> tu
         return 0, 0, f"{name} is damaged ({problem.problem})"
     if "kept" not in part:
         return 0, 0, f"{name} is not what was written: it has no column 'kept'"
-    found = digest_of(url, storage_options)
+    found = storage.digest_of(url, storage_options)
     changed = f"{name} is not what was written: its digest is {found} and was {digest}" if found != digest else None
     return len(part), int(part["kept"].sum()), changed
 
@@ -235,7 +236,7 @@ def _check(
     name = f"shards/{url.rpartition('/')[2]}"
     try:
         rows = write.rows_of(cuts, storage_options)
-        length, found = storage.size_of(url, storage_options), digest_of(url, storage_options)
+        length, found = storage.size_of(url, storage_options), storage.digest_of(url, storage_options)
         if length != size:
             return [f"{name} has {length:,} bytes and was written with {size:,}"]
         if found != digest:

@@ -20,6 +20,7 @@ _STEPS = 64 // _BITS
 _MERGED = 16
 
 
+@interruptible
 def top_fraction(frame: Any, column: str, fraction: float) -> dd.DataFrame:
     """Keep the rows with the highest values of a column.
 
@@ -66,7 +67,6 @@ def top_fraction(frame: Any, column: str, fraction: float) -> dd.DataFrame:
     return frame[frame[column] >= threshold]
 
 
-@interruptible
 def _threshold(frame: Any, column: str, fraction: float) -> float:
     keys = list(dask.persist(*[dask.delayed(_keys)(part, column) for part in frame.to_delayed()]))
     count = dask.delayed(_count)

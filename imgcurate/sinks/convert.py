@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from imgcurate import storage, tar
+from imgcurate.cluster import interruptible
 from imgcurate.printable import printable
 
 _BLOCK = 1 << 20
@@ -55,6 +56,7 @@ class Converted(NamedTuple):
     error: str | None = None
 
 
+@interruptible
 def convert_shards(
     urls: storage.Paths,
     path: str | os.PathLike[str],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from imgcurate.printable import printable
 from imgcurate.sinks.copying import Row, Sources, checked, content_of, is_image, pieces_of, texts_beside
 
 _THREADS = 16
+# What is larger is not held in memory, of which each thread would need as much.
+_MOST_HELD = 8 << 20
 # A name has 255 bytes at most, and what begins it wants room too.
 _MOST_SUFFIX, _MOST_EXTENSION = 100, 20
 
@@ -42,12 +45,12 @@ class Copied(NamedTuple):
 
 
 class _File(NamedTuple):
-    """A file to be written: for the row of which number, where, whether it is the image, and its bytes."""
+    """A file to be written: for the row of which number, where, whether it is the image, and its bytes, block by block."""
 
     number: int
     target: str
     is_image: bool
-    content: bytes
+    blocks: Iterable[bytes]
 
 
 def name_of(image_id: Any, url: str, member: str | None) -> tuple[str, str]:
@@ -91,39 +94,51 @@ def copy_images(rows: Sequence[tuple[Row, str, str]], sources: Sources, overwrit
     """
     write = partial(_write_file, overwrite=overwrite, storage_options=sources.storage_options)
     # One after the other is read, and some are written at a time, because each waits for the disk or the store.
-    return images.ahead(_files_of(rows, sources), write, _THREADS, _THREADS)
+    return images.ahead(_files_of(rows, sources, write), write, _THREADS, _THREADS)
 
 
-def _files_of(rows: Sequence[tuple[Row, str, str]], sources: Sources) -> Iterator[_File]:
+def _files_of(
+    rows: Sequence[tuple[Row, str, str]], sources: Sources, write: Callable[[_File], Copied]
+) -> Iterator[_File | Copied]:
+    """Yield what is to be written, in memory, or where it is too large for that, written."""
     for number, (row, base, extension) in enumerate(rows):
         is_there = False
-        for suffix, content in _contents(row, extension, sources):
+        for suffix, size, blocks in _contents(row, extension, sources):
             is_there |= suffix == extension
-            yield _File(number, base + short(suffix), suffix == extension, content)
+            file = _File(number, base + short(suffix), suffix == extension, blocks)
+            yield write(file) if size > _MOST_HELD else file._replace(blocks=[b"".join(blocks)])
         if not is_there:
             raise row.changed("the image is not among the members of its sample")
 
 
-def _contents(row: Row, extension: str, sources: Sources) -> Iterator[tuple[str, bytes]]:
-    """Yield an image and what stands beside it: what each name ends in, and the bytes."""
+def _contents(row: Row, extension: str, sources: Sources) -> Iterator[tuple[str, int, Iterable[bytes]]]:
+    """Yield an image and what stands beside it: what each name ends in, its size, and its bytes, to be drawn before the next."""
     if row.member is None:
-        yield extension, b"".join(content_of(row, row.offset, row.bytes, sources, compared=True))
-        yield from texts_beside(row, sources)
+        yield extension, row.bytes, content_of(row, row.offset, row.bytes, sources, compared=True)
+        for suffix, content in texts_beside(row, sources):
+            yield suffix, len(content), [content]
         return
     key = row.member.removesuffix(extension)
     for piece in pieces_of(row, key, sources):
         for member in checked([piece], sources.open(row)):
-            content = b"".join(content_of(row, member.offset, member.size, sources, compared=is_image(member, row)))
-            yield member.name.removeprefix(key), content
+            blocks = content_of(row, member.offset, member.size, sources, compared=is_image(member, row))
+            yield member.name.removeprefix(key), member.size, blocks
 
 
-def _write_file(file: _File, overwrite: bool, storage_options: storage.Options) -> Copied:
-    if not file.is_image and not overwrite:
-        there = storage.read_if_there(file.target, storage_options)
-        if there is not None and there != file.content:
-            raise FileExistsError(
-                f"{printable(file.target)} is there and says something else; name another folder, or pass overwrite=True"
-            )
-    with storage.open_atomic(file.target, storage_options) as opened:
-        opened.write(file.content)
-    return Copied(*file[:3], len(file.content), xxhash.xxh3_128_hexdigest(file.content))
+def _write_file(file: _File | Copied, overwrite: bool, storage_options: storage.Options) -> Copied:
+    if isinstance(file, Copied):
+        return file
+    size, digest = 0, xxhash.xxh3_128()
+    is_kept = not file.is_image and not overwrite and storage.is_file(file.target, storage_options)
+    opening = contextlib.nullcontext() if is_kept else storage.open_atomic(file.target, storage_options)
+    with opening as opened:
+        for block in file.blocks:
+            size += len(block)
+            digest.update(block)
+            if opened is not None:
+                opened.write(block)
+    if is_kept and storage.digest_of(file.target, storage_options) != digest.hexdigest():
+        raise FileExistsError(
+            f"{printable(file.target)} is there and says something else; name another folder, or pass overwrite=True"
+        )
+    return Copied(*file[:3], size, digest.hexdigest())

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from imgcurate import images, schema, storage, tar, vectors
+from imgcurate.cluster import interruptible
 from imgcurate.printable import printable, quoted
 from imgcurate.sinks.copies import copy_images, name_of, short
 from imgcurate.sinks.copying import SIDECARS, Row, Sources, content_of, rows_of
@@ -25,6 +26,7 @@ _COLUMNS = ["image_id", "url", "member", "offset", "bytes", "sample_offset", "sa
 _COMPARED = ["etag", "digest"]
 
 
+@interruptible
 def write_files(
     frame: Any,
     path: str | os.PathLike[str],
@@ -94,7 +96,7 @@ def write_files(
     _refuse(plans, parts, folder, link, overwrite)
     bad = sum(one.bad for one in plans)
     if bad:
-        warnings.warn(f"{bad:,} rows have an error and are not written", stacklevel=2)
+        warnings.warn(f"{bad:,} rows have an error and are not written", stacklevel=3)
     write = dask.delayed(_write_part, pure=False)
     written = dask.persist(*[write(part, folder, link, overwrite, storage_options) for part in parts])
     dask.compute(*[dask.delayed(len)(part) for part in written])

@@ -129,7 +129,7 @@ def list_files(
 ) -> pd.DataFrame:
     """List files as one partition of rows: what `read_files` runs on the workers."""
     list_file = partial(_row, storage_options=storage_options, max_sidecar=max_sidecar)
-    if all(storage.is_local(file.url) for file in files):
+    if all(storage.is_local(storage.path_of(file.url)) for file in files):
         rows = [list_file(file) for file in files]
     else:
         with ThreadPoolExecutor(_THREADS) as threads:
@@ -166,10 +166,10 @@ def _texts_beside(url: str, found: Mapping[str, storage.Entry]) -> tuple[tuple[s
         problems = {extension: found[beside[extension]].problem for extension in there}
     else:
         there = tuple(TEXTS)
-        folder = url.rpartition("/")[0]
+        paths = {extension: storage.path_of(text) for extension, text in beside.items()}
         problems = {
-            extension: storage.problem_of(text, folder) if storage.is_local(text) else None
-            for extension, text in beside.items()
+            extension: storage.problem_of(path, path.rpartition("/")[0]) if storage.is_local(path) else None
+            for extension, path in paths.items()
         }
     problem = next((f"the {extension} beside it: {said}" for extension, said in problems.items() if said), None)
     return there, problem

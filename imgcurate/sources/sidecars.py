@@ -126,6 +126,8 @@ def texts_of(sample: tar.Sample, image: tar.Member, sidecars: Sidecars) -> Texts
     BadSidecar
         Where one is too large, or is not the JSON that was asked for.
     """
+    if len(sample.members) == 1:
+        return Texts(None, None, None)
     caption, of_caption = _read(sample, image, sidecars.caption, sidecars.most)
     metadata, of_metadata = (
         (caption, of_caption) if sidecars.caption == "json" else _read(sample, image, "json", sidecars.most)

@@ -23,7 +23,7 @@ from imgcurate.storage.listing import (
     root_of,
     sizes_in,
 )
-from imgcurate.storage.reading import open_input, open_ranges, open_sequential, read_if_there
+from imgcurate.storage.reading import digest_of, is_file, open_input, open_ranges, open_sequential, read_if_there
 from imgcurate.storage.stores import (
     Entry,
     Options,
@@ -40,7 +40,7 @@ from imgcurate.storage.stores import (
 )
 
 __all__ = [
-    "Entry", "Options", "Paths", "absolute", "common_folder", "etag", "expand", "is_local", "is_there", "lies_below", "open_atomic", "open_filesystem", "open_input",
+    "Entry", "Options", "Paths", "absolute", "common_folder", "digest_of", "etag", "expand", "is_file", "is_local", "is_there", "lies_below", "open_atomic", "open_filesystem", "open_input",
     "open_ranges", "open_sequential", "passes", "path_of", "patterns", "problem_of", "read_if_there", "read_parquet_frame", "read_parquet_table", "relative", "remove", "replace_extension",
     "retrying", "root_of", "size_of", "sizes_in", "staged_folder", "stat", "to_text", "write_parquet_table",
 ]  # fmt: skip

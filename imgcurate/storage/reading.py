@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, BinaryIO, cast
 
+import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
 from imgcurate.printable import printable
 from imgcurate.storage import ranges
 from imgcurate.storage.stores import Options, is_local, open_filesystem, path_of, retrying
+
+_CHUNK = 8 << 20
 
 
 def open_input(url: str, storage_options: Options = None, **kwargs: Any) -> contextlib.AbstractContextManager[BinaryIO]:
@@ -83,6 +86,21 @@ def read_if_there(url: str, storage_options: Options = None, most: int = -1) -> 
         return retrying()(read)
     except FileNotFoundError:
         return None
+
+
+def is_file(url: str, storage_options: Options = None) -> bool:
+    """Tell whether there is a file."""
+    fs, path = open_filesystem(url, storage_options)
+    return bool(fs.isfile(path))
+
+
+def digest_of(url: str, storage_options: Options = None) -> str:
+    """Return the xxh3_128 of a file."""
+    known = xxhash.xxh3_128()
+    with open_sequential(url, storage_options) as file:
+        while content := file.read(_CHUNK):
+            known.update(content)
+    return known.hexdigest()
 
 
 def _open_regular(path: str) -> BinaryIO:

@@ -6,7 +6,7 @@ import re
 from typing import BinaryIO
 
 from imgcurate.tar.fields import BLOCK, SPARSE, DamagedTar, Header, padded, size_of, text_of
-from imgcurate.tar.names import shown
+from imgcurate.tar.names import shown, split_name
 
 #: Their types.
 EXTENDED = b"xXLKg"
@@ -57,17 +57,19 @@ class Extended:
         kind, name, size, problem = header
         if self.name is not None:
             name, problem = self.name, None
-        path = self.records.get(b"GNU.sparse.name", self.records.get(b"path"))
+        path = _name_in(self.records)
         if path is None and self.name is None:
-            path = shared.get(b"GNU.sparse.name", shared.get(b"path"))
+            path = _name_in(shared)
         if path is not None:
-            name = path.decode("utf-8", "surrogateescape")
+            name = path
             problem = None
         if b"path" in shared and b"path" not in self.records:
             problem = f"member {shown(name)} has its name from a global PAX header, which not all readers of tar take"
         sparse = any(record.startswith(_OF_SPARSE) for record in (*shared, *self.records))
         if sparse:
             problem = f"member {shown(name)} is a sparse file"
+        if _takes_other_members_in({**shared, **self.records}, size):
+            raise DamagedTar("damaged shard: a PAX header gives a size that readers of tar take differently,", at)
         length = self.records.get(b"size", shared.get(b"size"))
         if length is not None:
             if b"size" not in self.records or sparse or kind == SPARSE:
@@ -95,6 +97,25 @@ def records_of(header: bytes) -> Records:
     return _records(header[BLOCK : BLOCK + size_of(header[124:136], 0)], 0) if header[156] in _PAX else {}
 
 
+def _name_in(records: Records) -> str | None:
+    """Return the name that records give a member, if they do.
+
+    A sparse file may have two, of which readers of tar take either. It is never copied; where one of them is part of a sample, that has a problem.
+    """
+    names = [records[key].decode("utf-8", "surrogateescape") for key in (b"GNU.sparse.name", b"path") if key in records]
+    return next((name for name in names if split_name(name)), names[0] if names else None)
+
+
+def _takes_other_members_in(records: Records, size: int) -> bool:
+    """Tell whether GNU tar takes the size that a sparse file has with its holes for that which it has in the tar, and goes on elsewhere.
+
+    It does where it finds no map of the holes, which stands before the content in version 1 of the format. Versions before that have it in the
+    records in several ways, of which some are none to it; it has not written them unasked since 2006.
+    """
+    sizes = {records.get(name) for name in (b"GNU.sparse.realsize", b"GNU.sparse.size")} - {None, b"%d" % size}
+    return bool(sizes) and records.get(b"GNU.sparse.major") != b"1"
+
+
 def _records(content: bytes, at: int) -> Records:
     """Parse the records of a PAX header: the length of each, a blank, keyword, "=", value, and a line feed."""
     found: Records = {}
@@ -103,7 +124,8 @@ def _records(content: bytes, at: int) -> Records:
         length = _LENGTH.match(content, place)
         stop = place + int(length[1]) if length else 0
         keyword, equals, value = content[length.end() : stop - 1].partition(b"=") if length else (b"", b"", b"")
-        if stop > len(content) or not keyword or not equals or content[stop - 1] != ord("\n"):
+        # Of no length it would be read again and again.
+        if not place < stop <= len(content) or not keyword or not equals or content[stop - 1] != ord("\n"):
             raise DamagedTar("damaged shard: a PAX header that cannot be read", at)
         found[keyword] = value
         place = stop

@@ -43,12 +43,7 @@ class DamagedTar(ValueError):
 
 def parse(block: bytes, at: int) -> Header | None:
     """Parse a header; None where it is none to some reader of tar."""
-    if not (
-        _is_sum(block)
-        and _are_numbers(block[100:124])
-        and _are_numbers(block[136:148])
-        and _are_numbers(block[329:345])
-    ):
+    if not (_is_sum(block) and _are_numbers(block[100:124], block[136:148], block[329:345])):
         return None
     kind, name, problem = block[156], text_of(block[:100]), None
     if kind == 0 and name.endswith("/"):
@@ -62,13 +57,16 @@ def parse(block: bytes, at: int) -> Header | None:
 
 def _is_sum(block: bytes) -> bool:
     """Tell whether a header's checksum is the sum of its bytes, or of its bytes as signed numbers, as old tars have it."""
-    # Of fewer than 256 bytes the sum is less than the modulus of Adler-32, which finds it ten times as fast as Python does.
-    first, second, third = block[:148], block[156:334], block[334:]
-    total = (adler32(first) & 0xFFFF) + (adler32(second) & 0xFFFF) + (adler32(third) & 0xFFFF) - 3 + 8 * ord(" ")
-    field = block[148:156]
-    if field == b"%06o\0 " % total:  # as nearly all write it
-        return True
-    return _octal(field) in (total, total - 256 * sum(byte > 127 for part in (first, second, third) for byte in part))
+    # Of 256 bytes the sum is less than the modulus of Adler-32, which finds it ten times as fast as Python does.
+    given, own = _checksum(block[148:156])
+    total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2 - own + 8 * ord(" ")
+    return given == total or given == total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
+
+
+@lru_cache(maxsize=4096)
+def _checksum(field: bytes) -> tuple[int | None, int]:
+    """Return the number in the field of the checksum, which counts as blanks in it, and the sum of its bytes."""
+    return _octal(field), sum(field)
 
 
 @lru_cache(maxsize=4096)
@@ -86,10 +84,10 @@ def size_of(field: bytes, at: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _are_numbers(fields: bytes) -> bool:
-    """Tell whether readers of tar find numbers in fields of 8 bytes, or in one of 12: some take what has others there for no header."""
-    width = 12 if len(fields) == 12 else 8
-    return all(_NUMBER.fullmatch(fields, at, at + width) for at in range(0, len(fields), width))
+def _are_numbers(mode_and_owner: bytes, time: bytes, device: bytes) -> bool:
+    """Tell whether readers of tar find numbers in fields of 8 bytes, and a time of 12: some take what has others there for no header."""
+    fields = [of_8[at : at + 8] for of_8 in (mode_and_owner, device) for at in range(0, len(of_8), 8)]
+    return all(_NUMBER.fullmatch(field) for field in (*fields, time))
 
 
 def text_of(field: bytes) -> str:

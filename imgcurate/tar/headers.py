@@ -80,7 +80,7 @@ def walk(file: BinaryIO, start: int, stop: int, *, whole: bool = True) -> Iterat
     at, ended = start, not whole
     while True:
         file.seek(at)
-        block = file.read(min(BLOCK, stop - at))
+        block = file.read(BLOCK if at + BLOCK <= stop else stop - at)
         if not own.kinds:
             if block == _ZEROS and whole:
                 at, ended = _after_zeros(file, at, stop), True
@@ -115,7 +115,8 @@ def walk(file: BinaryIO, start: int, stop: int, *, whole: bool = True) -> Iterat
             problem = _problem(kind, name) or problem
             name = printable(name)
             key, extension = split_name(name) or ("", "")
-            yield Member(name, key, extension, begin, min(at, stop), offset, min(size, stop - offset), problem)
+            there = size if at <= stop else min(size, stop - offset)
+            yield Member(name, key, extension, begin, min(at, stop), offset, there, problem)
         if at > stop:
             raise DamagedTar("truncated shard: the file ends inside a member", begin)
         if own.deep:

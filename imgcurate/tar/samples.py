@@ -90,8 +90,9 @@ def scan(file: BinaryIO, size: int, url: str, texts: Collection[str] = (), most:
                 member = member._replace(content=file.read(member.size))
             last = samples.get(member.key)
             if last is None:
-                last = samples[member.key] = Sample(member.key)
-            last.members.append(member)
+                last = samples[member.key] = Sample(member.key, [member])
+            else:
+                last.members.append(member)
     except DamagedTar as damage:
         if last is None:
             what = "is not a tar" if damage.place == 0 else "has no sample that can be read"

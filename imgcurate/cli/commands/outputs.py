@@ -98,10 +98,9 @@ def _why(given: argparse.Namespace) -> None:
 
 def _told(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what a person is told of an image: names, and what is said of each."""
-    kept = f"kept, in {found['written']}" if found.get("written") else "kept"
     told = [
         ("image", found["image_id"]),
-        ("fate", kept if found["kept"] else f"not kept: {found['reason']}"),
+        ("fate", f"kept, in {found['written']}" if found["kept"] else f"not kept: {found['reason']}"),
         ("source", _place(found)),
         ("size", _size(found)),
         ("scores", _scores(found)),

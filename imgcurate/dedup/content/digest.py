@@ -10,13 +10,13 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from imgcurate import storage
+from imgcurate import pixels, storage
 from imgcurate.images import columns_like, digests_of, host_columns, map_images
 
 _BLOCK = 1 << 20
 
 
-def digest_part(part: Any, storage_options: Mapping[str, Any] | None = None) -> Any:
+def digest_part(part: Any, storage_options: Mapping[str, Any] | None = None, max_bytes: int = pixels.MAX_BYTES) -> Any:
     """Digest the stored bytes of the images of one partition; nothing is decoded.
 
     Parameters
@@ -26,6 +26,8 @@ def digest_part(part: Any, storage_options: Mapping[str, Any] | None = None) -> 
         read.
     storage_options : mapping, optional
         Passed to fsspec.
+    max_bytes : int
+        A larger image is an error, and is not read.
 
     Returns
     -------
@@ -56,7 +58,8 @@ def digest_part(part: Any, storage_options: Mapping[str, Any] | None = None) -> 
     digests = digests_of(part)
     errors = host_columns(part, ["error"]).get("error", [None] * len(part))
     unread = np.array([row for row, digest in enumerate(digests) if digest is None], dtype=np.int64)
-    read = host_columns(map_images(part.iloc[unread], lambda data: (), {}, storage_options), ["error", "digest"])
+    made = map_images(part.iloc[unread], lambda data: (), {}, storage_options, max_bytes=max_bytes)
+    read = host_columns(made, ["error", "digest"])
     for row, error, digest in zip(unread, read["error"], read["digest"], strict=True):
         errors[row], digests[row] = error, digest
     return columns_like(part, {"error": pa.array(errors, pa.string()), "digest": pa.array(digests, pa.string())})

@@ -7,6 +7,7 @@ one a range and one for each some thousand of the s.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import dask
@@ -32,9 +33,9 @@ _RANGE_ROWS = 1 << 20
 _TASK_IMAGES, _MOST_TASKS, _AT_ONCE = 2000, 10_000, 1 << 14
 
 
-def read(part: Any, storage_options: storage.Options) -> pa.Table:
+def read(part: Any, storage_options: storage.Options, max_bytes: int) -> pa.Table:
     """Return the digests of a partition, their high halves as ``key``, and where its images lie, as `Fingerprint.read` does."""
-    known = vectors.to_arrow(digest.digest_part(part, storage_options))
+    known = vectors.to_arrow(digest.digest_part(part, storage_options, max_bytes))
     high, low = digest.halves(known["digest"])
     comparable = pc.and_(pc.is_valid(known["digest"]), pc.is_null(known["error"])).to_numpy()
     place = vectors.to_arrow(part[PLACE])
@@ -62,7 +63,9 @@ def equal(table: pa.Table, storage_options: storage.Options) -> tuple[np.ndarray
     return np.concatenate(copies), np.concatenate(originals)
 
 
-DIGESTS = Fingerprint("exact_duplicates", read, equal)
+def digests(max_bytes: int) -> Fingerprint:
+    """Return the kind of fingerprint, of which `max_bytes` limits what is read."""
+    return Fingerprint("exact_duplicates", partial(read, max_bytes=max_bytes), equal)
 
 
 def find(prints: Prints, storage_options: storage.Options) -> list[Delayed]:

@@ -8,6 +8,7 @@ of ranges, one after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import dask
@@ -30,10 +31,10 @@ _RANGE_ROWS = 1 << 22
 _MOST_TASKS = 20_000
 
 
-def read(part: Any, storage_options: storage.Options) -> pa.Table:
+def read(part: Any, storage_options: storage.Options, **limits: Any) -> pa.Table:
     """Return the perceptual hashes of a partition, mixed as ``key`` so that ranges of it are of one size, as `Fingerprint.read` does."""
     if "phash" not in part.columns:
-        known = vectors.to_arrow(phash.phash_part(part, storage_options))
+        known = vectors.to_arrow(phash.phash_part(part, storage_options, **limits))
     else:
         known = vectors.to_arrow(part[["phash", *(["error"] if "error" in part.columns else [])]])
         kind = known["phash"].type
@@ -55,7 +56,9 @@ def equal(table: pa.Table, storage_options: storage.Options) -> tuple[np.ndarray
     return copy, original[copy]
 
 
-HASHES = Fingerprint("perceptual_duplicates", read, equal)
+def hashes(**limits: Any) -> Fingerprint:
+    """Return the kind of fingerprint, of which the limits are those of `phash.phash_part`."""
+    return Fingerprint("perceptual_duplicates", partial(read, **limits), equal)
 
 
 def find(prints: Prints, max_distance: int) -> list[Delayed]:

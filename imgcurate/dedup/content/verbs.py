@@ -13,7 +13,7 @@ from typing import Any
 
 from dask.delayed import Delayed
 
-from imgcurate import schema, storage
+from imgcurate import pixels, schema, storage
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.content import exact, perceptual
 from imgcurate.dedup.content.blocks import Fingerprint
@@ -34,6 +34,7 @@ def exact_duplicates(
     keep: rank.Keep = "largest",
     seed: int = 42,
     id_field: str = "image_id",
+    max_bytes: int = pixels.MAX_BYTES,
     storage_options: storage.Options = None,
     work: str | os.PathLike[str] | None = None,
 ) -> Duplicates:
@@ -48,6 +49,8 @@ def exact_duplicates(
         Which of equal images stays: the one with the lowest id (equal bytes are equally large), one drawn by `seed`, or the best by columns.
     seed : int
     id_field : str
+    max_bytes : int, default 268_435_455
+        Larger files are not read to make a digest, and so are never compared.
     storage_options : dict, optional
         For the fsspec filesystem.
     work : str or path, optional
@@ -80,7 +83,8 @@ def exact_duplicates(
     """
     keep = "id" if keep == "largest" else keep
     check_stored(frame, "exact", keep=keep)
-    prints = _prints(frame, exact.DIGESTS, exact.PLACE, keep, seed, id_field, storage_options, work)
+    pixels.check_limits(pixels.MAX_PIXELS, max_bytes, (), None)
+    prints = _prints(frame, exact.digests(max_bytes), exact.PLACE, keep, seed, id_field, storage_options, work)
     found = exact.find(prints, storage_options)
     return _duplicates(prints, found, frame, id_field, keep, "cover", 1e-6, "exact")
 
@@ -94,6 +98,9 @@ def perceptual_duplicates(
     rule: rules.Rule = "cover",
     seed: int = 42,
     id_field: str = "image_id",
+    max_bytes: int = pixels.MAX_BYTES,
+    formats: Sequence[str] = (),
+    timeout: float | None = None,
     storage_options: storage.Options = None,
     work: str | os.PathLike[str] | None = None,
 ) -> Duplicates:
@@ -114,6 +121,8 @@ def perceptual_duplicates(
         As for `semantic_duplicates`.
     seed : int
     id_field : str
+    max_bytes, formats, timeout
+        As for `embed`, of images that are decoded.
     storage_options : dict, optional
         For the fsspec filesystem.
     work : str or path, optional
@@ -145,13 +154,15 @@ def perceptual_duplicates(
     --------
     >>> found = perceptual_duplicates(read_files("photos/"), max_distance=6)  # doctest: +SKIP
     """
+    limits: dict[str, Any] = {"max_bytes": max_bytes, "formats": tuple(formats), "timeout": timeout}
+    pixels.check_limits(pixels.MAX_PIXELS, max_bytes, formats, timeout)
     columns = set(getattr(frame, "columns", ()))
     if keep == "largest" and columns.issuperset(exact.PLACE) and not columns & {"phash", "width", "height"}:
-        frame = measure(frame, ["width", "height", "phash"], storage_options=storage_options)
+        frame = measure(frame, ["width", "height", "phash"], storage_options=storage_options, **limits)
     keep, why = rank.in_force(keep, getattr(frame, "columns", ()), "id")
     check_stored(frame, "perceptual", keep=keep, rule=rule, max_distance=max_distance)
     needed = ["phash"] if "phash" in getattr(frame, "columns", ()) else exact.PLACE
-    prints = _prints(frame, perceptual.HASHES, needed, keep, seed, id_field, storage_options, work)
+    prints = _prints(frame, perceptual.hashes(**limits), needed, keep, seed, id_field, storage_options, work)
     found = perceptual.find(prints, int(max_distance))
     eps = max(max_distance / perceptual.BITS, 1e-6)
     return _duplicates(prints, found, frame, id_field, keep, rule, eps, "perceptual", why)

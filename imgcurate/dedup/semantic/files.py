@@ -102,10 +102,11 @@ def assign_block(
 ) -> None:
     """Place a block's rows, write their clusters, and unless everything is compared their vectors by cluster."""
     where = assign.place(rows.vectors, np.load(centroids), probes, least, exact)
-    if placed is not None:
-        write_placed(rows, first, where, placed, durable)
     table = pa.table({"cluster": pa.array(where.labels[:, 0]), "distance": pa.array(where.distance)})
     write_table(table, assigned, durable)
+    # At last, because a block is whole where its vectors are: who dies between the two has written nothing that counts.
+    if placed is not None:
+        write_placed(rows, first, where, placed, durable)
 
 
 def place_sizes(rows: StoredRows, centroids: str, probes: int, least: float, exact: bool) -> np.ndarray:
@@ -295,13 +296,13 @@ class StoredBucket:
     Attributes
     ----------
     exchanged : Exchanged
-    tables : tuple of AssignedRows
+    tables : tuple of AssignedRows, or of anything with a table of ``id`` and ``row``
         Of all rows.
     low, high : int
     """
 
     exchanged: Exchanged
-    tables: tuple[AssignedRows, ...]
+    tables: tuple[Any, ...]
     low: int
     high: int
 
@@ -314,7 +315,13 @@ class StoredBucket:
 
     def members_with_ids(self) -> Members:
         """Return the rows as `members` does, with their ids."""
-        members = self.members()
+        return self._named(self.members())
+
+    def screened(self) -> Members:
+        """Return the rows with their ids and their vectors in bfloat16, in any order."""
+        return self._named(_read(self.exchanged, self.low, self.high).members())
+
+    def _named(self, members: Members) -> Members:
         rows, where = np.unique(members.row, return_inverse=True)
         return members._replace(ids=nodes.take(self.tables, rows)["id"].take(pa.array(where)))
 

@@ -140,14 +140,17 @@ def _contents(data: bytes, at: int, inner: tuple[int, int]) -> Iterator[tuple[in
     count = number(of_number)
     if count > _MOST_BOXES:
         raise _too_much(f"{_MOST_BOXES:,} items")
-    total = 0
+    total = extents = 0
     for _ in range(count):
         item = number(of_number)
         of_file = version == 0 or number(2) & 15 == 0
         number(2)
         base = number(of_base)
-        content = b""
-        for _ in range(number(2)):
+        pieces = []
+        extents += (of_item := number(2))
+        if extents > _MOST_BOXES:  # which need not take any bytes
+            raise _too_much(f"{_MOST_BOXES:,} extents")
+        for _ in range(of_item):
             if version:
                 number(of_index)
             start, length = base + number(of_offset), number(of_length)
@@ -158,5 +161,5 @@ def _contents(data: bytes, at: int, inner: tuple[int, int]) -> Iterator[tuple[in
             total += max(end - start, 0)
             if total > 2 * len(data):
                 raise _too_much("the bytes of the file in its items")
-            content += data[start:end]
-        yield item, content
+            pieces.append(data[start:end])
+        yield item, b"".join(pieces)

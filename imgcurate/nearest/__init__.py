@@ -1,0 +1,1 @@
+"""The nearest images of each image, and what is known from them."""
