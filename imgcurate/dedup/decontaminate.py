@@ -20,7 +20,8 @@ from dask.delayed import Delayed
 from imgcurate import identity, schema, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup import inputs
-from imgcurate.dedup.result import check_eps, id_dtype
+from imgcurate.dedup.frames import id_dtype
+from imgcurate.dedup.result import check_eps
 from imgcurate.dedup.semantic import join, normalise
 
 #: Of a block of evaluation images at most.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import dask
 import dask.dataframe as dd
@@ -17,12 +17,11 @@ from dask.delayed import Delayed
 from imgcurate import schema, storage, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup import saved
+from imgcurate.dedup.frames import Prefix, arrow_id_dtype, arrow_type, as_part, on_host
 from imgcurate.dedup.graph import build, nodes, rank, rules, sizes
 from imgcurate.dedup.mapped import Folder
 from imgcurate.dedup.recall import Recall
-
-if TYPE_CHECKING:
-    from imgcurate.report.page import Page
+from imgcurate.dedup.shown import Shown, with_places
 
 _SAVED = (
     "id_field", "n_rows", "n_compared", "n_clusters", "eps", "min_similarity", "rule", "keep", "kind", "chosen",
@@ -34,7 +33,7 @@ Kind = Literal["semantic", "exact", "perceptual"]
 BITS = 64
 
 
-class Duplicates:
+class Duplicates(Shown):
     """What deduplication found: a graph of similar pairs that stays on the cluster, and what a rule says of it.
 
     Lazy, as Dask DataFrames: `pairs` (or `removed`), `selected`, `groups`, `edges`, `assignments` and `removals`. Where what was compared lay in
@@ -84,7 +83,7 @@ class Duplicates:
         self.kind, self.chosen = kind, {name: why for name, why in (chosen or {}).items() if why}
         self.id_field, self._folder = id_field, folder
         self._graph, self._like, self._id_dtype, self._recall = found, like, id_dtype, recall
-        self._at_once, self._images = at_once, _with_places(images)
+        self._at_once, self._images = at_once, with_places(images)
         self._answers: dict[float, list[Delayed]] = {}
 
     def __repr__(self) -> str:
@@ -107,11 +106,6 @@ class Duplicates:
             f"Duplicates({self.n_compared:,} images compared{clusters}{through}{excluded}; {self.n_pairs:,} pair{'s' * (self.n_pairs != 1)} {what}; {', '.join(options)}; "
             f"see .pairs, .groups, .removals() ({lazy}), .sweep([eps, ...]), .least_similar(), .show(){', .recall()' * (self._recall is not None)} (at once))"
         )
-
-    def _repr_html_(self) -> str:
-        from imgcurate.report import pairs
-
-        return pairs.summary(self)
 
     def _why(self, name: str) -> str:
         return f" ({self.chosen[name]})" if name in self.chosen else ""
@@ -311,118 +305,7 @@ class Duplicates:
         """
         removed = dask.delayed(nodes.least_similar)(self._matches(self.eps if eps is None else eps), n)
         columns = ["id", "duplicate_of", "similarity", "cluster"]
-        return _on_host(removed.compute(), columns, self._empty(columns))
-
-    @interruptible
-    def show(
-        self,
-        n: int = 6,
-        *,
-        around: float | None = None,
-        images: Any = None,
-        columns: str | Sequence[str] | None = None,
-        size: int = 160,
-        storage_options: storage.Options = None,
-    ) -> Page:
-        """Show the pairs of images on either side of the cut: what to look at before anything is removed. Eager.
-
-        Parameters
-        ----------
-        n : int, default 6
-            How many pairs on each side. Just inside are the removed images that are least like the one that each duplicates (`least_similar`); just
-            outside, the most similar of the stored pairs of which both images stay.
-        around : float, optional
-            Another eps than that in force, up to ``1 - min_similarity``.
-        images : Dask, pandas or cuDF DataFrame, optional
-            With `id_field`, ``url``, ``offset`` and ``bytes``: where the images lie. Default: the frame in which duplicates were looked for, if it
-            has these columns. Filters of it are not asked again, and only those of its columns are computed that are shown.
-        columns : str or list of str, optional
-            Columns of that frame to show below each image, beside its id and its size.
-        size : int, default 160
-            Of a thumbnail's longer side, in pixels.
-        storage_options : dict, optional
-            For the fsspec filesystem.
-
-        Returns
-        -------
-        Page
-            The better-ranked of two images first.
-
-        Raises
-        ------
-        ValueError
-            Where an option is out of range, or it is not known where the images lie, as after `load`.
-        KeyError
-            Where a column is missing.
-
-        Examples
-        --------
-        >>> duplicates = semantic_duplicates(frame, eps=0.05)  # doctest: +SKIP
-        >>> duplicates.show(around=0.03)  # doctest: +SKIP
-        """
-        from imgcurate.report import pairs
-
-        eps = self._check(self.eps if around is None else around)
-        return pairs.around_cut(self, n, eps, pairs.Options(images, columns, size, storage_options))
-
-    @interruptible
-    def show_groups(
-        self,
-        n: int = 6,
-        *,
-        most: int = 8,
-        images: Any = None,
-        columns: str | Sequence[str] | None = None,
-        size: int = 120,
-        storage_options: storage.Options = None,
-    ) -> Page:
-        """Show the largest groups of duplicates, in each the image that stays first. Eager.
-
-        Parameters
-        ----------
-        n : int, default 6
-            How many groups.
-        most : int, default 8
-            How many of the images that go are shown of each: those that are least like the one that stays, with their similarity.
-        images, columns, size, storage_options
-            As for `show`.
-
-        Returns
-        -------
-        Page
-
-        Raises
-        ------
-        ValueError, KeyError
-            As `show`.
-        """
-        from imgcurate.report import pairs
-
-        return pairs.largest_groups(self, n, most, pairs.Options(images, columns, size, storage_options))
-
-    @interruptible
-    def plot_sweep(self, eps: Sequence[float] | None = None) -> Page:
-        """Draw which share of the images each threshold removes, and mark the one in force. Eager.
-
-        Parameters
-        ----------
-        eps : sequence of float, optional
-            Each up to ``1 - min_similarity``. Default: the one in force, and about twelve round ones as far as pairs are stored; of perceptual hashes each
-            number of bits.
-
-        Returns
-        -------
-        Page
-            The curve, and the table that `sweep` returns.
-
-        Raises
-        ------
-        ValueError
-            Where an eps is out of range.
-        """
-        from imgcurate.report import pairs
-
-        return pairs.sweep(self, eps)
+        return on_host(removed.compute(), columns, self._empty(columns))
 
     @interruptible
     def recall(self, sample: int = 1000, *, seed: int = 0) -> Recall:
@@ -502,7 +385,7 @@ class Duplicates:
         found, known, id_type = saved.read(path, _SAVED, storage_options)
         if not isinstance(known["keep"], str):
             known["keep"] = [(name, order) for name, order in known["keep"]]
-        return cls(found, like=pd.DataFrame(), id_dtype=_arrow_id_dtype(id_type), **known)
+        return cls(found, like=pd.DataFrame(), id_dtype=arrow_id_dtype(id_type), **known)
 
     def __getstate__(self) -> dict[str, Any]:
         # What the frame is made of, or holds, is not this result's.
@@ -557,56 +440,3 @@ def check_eps(eps: Any) -> None:
             f"eps={eps!r} must be above 0 and below 2: images are duplicates where their cosine is at least 1 - eps; "
             "use 1e-6 for vectors equal up to rounding"
         )
-
-
-def id_dtype(column: Any) -> Any:
-    """Return the type that ids have in the results: that of the frame's column on the host, plain where it is categorical."""
-    dtype = vectors.to_pandas(column).dtype
-    if isinstance(dtype, pd.ArrowDtype) and pa.types.is_dictionary(dtype.pyarrow_dtype):
-        return schema.dtype(dtype.pyarrow_dtype.value_type)
-    if not isinstance(dtype, pd.CategoricalDtype):
-        return dtype
-    return dtype.categories.dtype if pd.api.types.is_integer_dtype(dtype.categories.dtype) else schema.TEXT
-
-
-def _with_places(frame: Any) -> Any:
-    """Return a frame if it says where images lie."""
-    return frame if {"url", "offset", "bytes"}.issubset(getattr(frame, "columns", ())) else None
-
-
-class Prefix(str):
-    """Of a frame's keys; keeps the result, and with it what lies on the cluster or in a temporary folder, for as long as the frame is there.
-
-    Dask's graphs name what was persisted and do not hold it, and of all that a frame is made of this is what stays in this process.
-    """
-
-    def __new__(cls, result: Any, name: str) -> Prefix:
-        self = super().__new__(cls, name)
-        self._result = result
-        return self
-
-    _result: Any
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return str, (str(self),)
-
-
-def as_part(table: pa.Table, columns: Sequence[str], like: pd.DataFrame, meta: Any) -> Any:
-    """Return columns of a table as a partition on the backend of `meta`, with the names and types of `like`."""
-    return vectors.from_pandas(_on_host(table, columns, like), meta)
-
-
-def _on_host(table: pa.Table, columns: Sequence[str], like: pd.DataFrame) -> pd.DataFrame:
-    part = schema.to_pandas(table.select(list(columns)).rename_columns(list(like.columns)))
-    return part.astype(dict(like.dtypes))
-
-
-def arrow_type(dtype: Any) -> pa.DataType:
-    """Return what ids of a pandas type are in Arrow."""
-    if isinstance(dtype, pd.ArrowDtype):
-        return dtype.pyarrow_dtype
-    return pa.int64() if pd.api.types.is_integer_dtype(dtype) else pa.string()
-
-
-def _arrow_id_dtype(kind: pa.DataType) -> Any:
-    return np.dtype(kind.to_pandas_dtype()) if pa.types.is_integer(kind) else schema.dtype(kind)

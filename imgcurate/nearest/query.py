@@ -17,7 +17,7 @@ from imgcurate import identity, schema, storage
 from imgcurate import vectors as matrices
 from imgcurate.cluster import interruptible
 from imgcurate.dedup import corpus, inputs
-from imgcurate.dedup.result import id_dtype
+from imgcurate.dedup.frames import id_dtype
 from imgcurate.dedup.semantic import normalise
 from imgcurate.encoders import load_text_encoder
 from imgcurate.encoders.embed import embed

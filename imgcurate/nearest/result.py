@@ -14,7 +14,7 @@ from dask.delayed import Delayed
 
 from imgcurate import schema, vectors
 from imgcurate.dedup import recall
-from imgcurate.dedup.result import Prefix, arrow_type, as_part
+from imgcurate.dedup.frames import Prefix, arrow_type, as_part
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.normalise import Rows
 from imgcurate.nearest import compare

@@ -23,8 +23,8 @@ from dask.delayed import Delayed
 from imgcurate import fingerprint, identity, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup import inputs
+from imgcurate.dedup.frames import id_dtype
 from imgcurate.dedup.mapped import map_table, write_table
-from imgcurate.dedup.result import id_dtype
 from imgcurate.dedup.semantic import assign, exchange, files
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.exchange import Members

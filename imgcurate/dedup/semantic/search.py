@@ -16,8 +16,9 @@ import pyarrow as pa
 from imgcurate import identity, schema, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup import corpus, inputs, recall
+from imgcurate.dedup.frames import id_dtype
 from imgcurate.dedup.graph import rank, rules
-from imgcurate.dedup.result import Duplicates, check_eps, id_dtype
+from imgcurate.dedup.result import Duplicates, check_eps
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic import kmeans, normalise, steps, thresholds
 
