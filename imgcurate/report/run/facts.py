@@ -171,7 +171,7 @@ def _first(images: pd.DataFrame, order: pd.Series, n: int) -> pd.DataFrame:
     """Return the first n images of an order, of equal ones by id, without what is NaN in it."""
     order = order.astype("float64").dropna().nsmallest(n, keep="all")
     found = images.loc[order.index].assign(order=order).sort_values(["order", "image_id"]).head(n)
-    texts = {name: found[name].str.slice(0, _MOST_TEXT) for name in ("caption", "error", "reason")}
+    texts = {name: found[name].str.slice(0, _MOST_TEXT) for name in ("caption", "error")}
     return found.assign(**texts, reason_kind=found["reason_kind"].astype(object)).reset_index(drop=True)
 
 

@@ -287,7 +287,10 @@ def _similarity(kind: str, row: Any) -> str:
         return "same bytes"
     if similarity != similarity:
         return "connected by others"
-    return f"cosine {similarity:.3f}" if kind == "semantic" else f"{round((1 - similarity) * 64)} of 64 bits differ"
+    said = f"cosine {similarity:.3f}" if kind == "semantic" else f"{round((1 - similarity) * 64)} of 64 bits differ"
+    # What it is that like may have gone later, as a duplicate of the one that is kept.
+    by_another = row["reason"].endswith(f", as which {row['duplicate_of']} is kept")
+    return f"{said}, with another that went" if by_another else said
 
 
 def _value(row: Any, name: str) -> list[tuple[str, str]]:
