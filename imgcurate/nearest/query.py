@@ -182,6 +182,7 @@ def _of_file(
     part: corpus.Part, queries: np.ndarray, wanted: np.ndarray, k: int, id_field: str, storage_options: storage.Options
 ) -> pa.Table:
     ids, matrix = corpus.read_part(part, id_field, storage_options)
+    _refuse_other_dimension(wanted, matrix.shape[1])
     return _nearest(queries, wanted, normalise.plain_ids(ids, id_field), matrix, k)
 
 
