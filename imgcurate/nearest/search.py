@@ -232,7 +232,9 @@ def _in_files(
             for bucket in files.lay_out(np.sum(sizes, axis=0), frames.threads(), rows.dimension)
         ]
     every = dask.delayed(buckets, traverse=False).persist()
-    names = [fingerprint.of(key, k, len(buckets), number) for number in range(len(buckets))]
+    # How clusters are put together depends on the threads, which another run may have more of.
+    spans = [(b.first, len(b.rows.table)) if isinstance(b, Block) else (b.low, b.high) for b in buckets]
+    names = [fingerprint.of(key, k, span) for span in spans]
     find = dask.delayed(_find, pure=False)
     paths = written(
         folder, "nearest", names, lambda number, path: find(every, number, k, device, path, durable), lambda path: path
