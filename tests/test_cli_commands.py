@@ -81,6 +81,18 @@ def test_inspect_counts_what_is_there_and_what_is_broken(client: Client, shards:
     assert known["width"] == {"least": 60.0, "mean": pytest.approx(110, abs=2), "most": 120.0}
 
 
+def test_inspect_writes_a_page_of_what_is_there(client: Client, shards: Path, tmp_path: Path, said: Any) -> None:
+    page = tmp_path / "page.html"
+    said(0, "inspect", shards, "--html", page, "--quiet")
+    text = page.read_text()
+    assert "10 images in 2 tar shards, of which 2 cannot be used" in text and "decode: not an image" in text
+    assert text.count("<img ") == 7 and text.count("picture broken") == 1  # cut off, which no header says
+    assert "is there already" in said(2, "inspect", shards, "--html", page, *NOWHERE)[1]
+    page.write_text("")
+    said(0, "inspect", shards, "--html", page, "--overwrite", "--quiet")
+    assert page.read_text() == text
+
+
 def test_inspect_of_files_and_of_what_is_none(client: Client, tmp_path: Path, said: Any) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(3):

@@ -72,8 +72,8 @@ class Page:
             Where there is such a file and `overwrite` is false.
         """
         url = os.fspath(path)
-        if not overwrite and there(url, storage_options):
-            raise FileExistsError(f"{url} is there already; name another file, or pass overwrite=True")
+        if not overwrite:
+            refuse_file(url, storage_options)
         with storage.open_atomic(url, storage_options) as file:
             # Half a surrogate pair, from a file's name that is not UTF-8, is no character.
             file.write(self.html().encode("utf-8", "replace"))
@@ -82,6 +82,12 @@ class Page:
 def fragment(body: Markup) -> Markup:
     """Return what a notebook shows, with its style."""
     return render("fragment.html", style=_style(), body=body)
+
+
+def refuse_file(url: str, storage_options: storage.Options = None) -> None:
+    """Raise a FileExistsError where a page is to be written and something is there."""
+    if there(url, storage_options):
+        raise FileExistsError(f"{url} is there already; name another file, or pass overwrite=True")
 
 
 def there(url: str, storage_options: storage.Options) -> bool:

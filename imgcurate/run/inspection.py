@@ -26,6 +26,8 @@ _HEAD = 64 << 10
 #: Limits between which the shorter sides of images are counted.
 SIDES = (64, 224, 336, 512, 1024, 2048)
 _EXAMPLES = 3
+#: How many images are drawn to be looked at.
+SAMPLE = 24
 # More kinds of errors than anybody reads; those beyond are counted together.
 _MOST_KINDS = 100
 _OTHERS = "others"
@@ -74,6 +76,8 @@ class Inspected:
         Of the images' files, pixels, and captions.
     metadata : int
         Images that have JSON beside them.
+    sample : pandas.DataFrame
+        Up to `SAMPLE` rows of images that are not broken, those of the lowest hashes of their ids.
     """
 
     images: int = 0
@@ -88,14 +92,16 @@ class Inspected:
     height: Spread = field(default_factory=Spread)
     characters: Spread = field(default_factory=Spread)
     metadata: int = 0
+    sample: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
 
     def __add__(self, other: Inspected) -> Inspected:
         examples = {
             kind: (self.examples.get(kind, []) + other.examples.get(kind, []))[:_EXAMPLES]
             for kind in {**self.examples, **other.examples}
         }
-        added = {name: value + getattr(other, name) for name, value in vars(self).items() if name != "examples"}
-        return Inspected(**{**added, "examples": examples})._short()
+        apart = {"examples": examples, "sample": _drawn(pd.concat([self.sample, other.sample]))}
+        added = {name: value + getattr(other, name) for name, value in vars(self).items() if name not in apart}
+        return Inspected(**added, **apart)._short()
 
     def _short(self) -> Inspected:
         """Keep the most common kinds of errors."""
@@ -267,8 +273,8 @@ def _open(
 
 
 def _counted(rows: pd.DataFrame, looked: pd.DataFrame) -> Inspected:
-    found = Inspected(images=len(rows))
     errors = looked["error"].astype(object)
+    found = Inspected(images=len(rows), sample=_drawn(rows[errors.isna().to_numpy()]))
     for image_id, error in zip(rows["image_id"], errors, strict=True):
         if not pd.isna(error):
             kind = kind_of(error)
@@ -290,6 +296,14 @@ def _counted(rows: pd.DataFrame, looked: pd.DataFrame) -> Inspected:
     found.metadata = int(rows["metadata"].notna().sum())
     found.encodings.update(rows["text_encoding"].dropna())
     return found._short()
+
+
+def _drawn(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the lowest hashes."""
+    if rows.empty:
+        return rows.head(0)
+    ids = rows["image_id"].astype(str).to_numpy(dtype=object)
+    return rows.iloc[pd.util.hash_array(ids, categorize=False).argsort(kind="stable")[:SAMPLE]]
 
 
 def _names_of_sides() -> list[str]:

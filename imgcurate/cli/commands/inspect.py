@@ -17,7 +17,7 @@ def add_to(commands: Any) -> None:
         "inspect",
         help="say what shards or folders hold",
         description="Say what tar shards or folders of images hold: how many images, their formats and sizes, captions, and what is broken. Reads headers and "
-        "captions, no pixels, and writes nothing.",
+        "captions, no pixels, and writes nothing but the page that --html asks for.",
     )
     inspect.add_argument(
         "inputs",
@@ -28,6 +28,8 @@ def add_to(commands: Any) -> None:
     inspect.add_argument(
         "--decode", action="store_true", help="decode each image too, which finds those that are cut off or damaged"
     )
+    inspect.add_argument("--html", metavar="FILE", help="write what is told, and some of the images, as a page")
+    inspect.add_argument("--overwrite", action="store_true", help="replace the page that is there")
     options.add_sidecars(inspect)
     options.add_cluster(inspect)
     options.add_storage(inspect)
@@ -36,10 +38,14 @@ def add_to(commands: Any) -> None:
 
 
 def _inspect(given: argparse.Namespace) -> None:
+    from imgcurate.report.inputs import page
+    from imgcurate.report.page import refuse_file
     from imgcurate.run.inspection import inspect
     from imgcurate.sources.sidecars import chosen
 
     inputs.refuse_parquet(given)
+    if given.html and not given.overwrite:
+        refuse_file(given.html, given.storage_options)
     with clusters.connected(given) as connect:
         what, found = inspect(
             given.inputs,
@@ -49,7 +55,11 @@ def _inspect(given: argparse.Namespace) -> None:
             progress=not given.quiet,
             connect=connect,
         )
-    known = {"inputs": what, "decoded": given.decode, **found.as_json()}
+        known = {"inputs": what, "decoded": given.decode, **found.as_json()}
+        if given.html:
+            page(known, found.sample, given.storage_options).save(
+                given.html, overwrite=True, storage_options=given.storage_options
+            )
     answer(given, known, lines(_told(known)))
 
 
