@@ -263,5 +263,5 @@ def test_the_command_line_writes_files(
     assert "out/files  " in said and "in " in said and "shards" not in said
     images = pd.read_parquet(tmp_path / "out/images.parquet").set_index("image_id")
     assert images.loc["dogs/old/11.v1.JPG", "reason"].endswith("has more than 10 bytes (max_sidecar)")
-    assert cli.main([*command, "--write", "files", "--caption-from", "text"]) == 1
+    assert cli.main([*command, "--write", "files", "--caption-from", "text"]) == 2
     assert "--caption-from says how samples of tar shards are read" in capsys.readouterr().err
