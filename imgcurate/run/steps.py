@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from imgcurate import cluster
 from imgcurate.printable import printable
-from imgcurate.run.progress import shown
+from imgcurate.run import progress
 
 T = TypeVar("T")
 
@@ -84,6 +84,7 @@ class Steps:
         size: Callable[[Any], int] = lambda result: 1,
         check: Callable[[Any], None] = lambda result: None,
         name: Callable[[int], str] = lambda number: "",
+        shown: bool = True,
     ) -> list[Any]:
         """Compute delayed tasks, some at a time; the first that fails stops the others.
 
@@ -101,6 +102,8 @@ class Steps:
             Told each result as it comes; may raise.
         name : callable
             Number of a task to what it works on, for messages.
+        shown : bool
+            Whether progress is, where any is.
 
         Returns
         -------
@@ -120,7 +123,7 @@ class Steps:
         done: queue.SimpleQueue[distributed.Future[Any]] = queue.SimpleQueue()
         watch = _Watch(self)
         try:
-            with shown(self.label, total, unit, visible=self.progress) as bar:
+            with progress.shown(self.label, total, unit, visible=self.progress and shown) as bar:
                 while True:
                     room = _AHEAD * watch.threads() - len(pending)
                     drawn = [item for _, item in zip(range(max(room, 0)), source, strict=False)]
@@ -161,7 +164,7 @@ class Steps:
         threading.Thread(target=call, daemon=True, name="imgcurate-step").start()
         watch = _Watch(self)
         try:
-            with shown(self.label, None, "", visible=self.progress) as going_on:
+            with progress.shown(self.label, None, "", visible=self.progress) as going_on:
                 while True:
                     try:
                         result, problem = ended.get(timeout=_LOOK_SECONDS)

@@ -142,7 +142,8 @@ def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Se
             task(part, table, _numbered(key, number), job.storage_options, known) for number, part in enumerate(pairs)
         ]
         # The first last: where it is there, all are.
-        written = job.steps.run(tasks[1:], len(tasks) - 1) + job.steps.run(tasks[:1], 1)
+        written = job.steps.run(tasks[1:], len(tasks) - 1, shown=False) + job.steps.run(tasks[:1], 1, shown=False)
+        job.steps.say(f"{stage} duplicates: {sum(part.rows for part in written):,} images")
         there |= {part.key: part for part in written}
         first = there[_numbered(key, 0)]
         if (work := _work(job, stage)) is not None:  # of which nothing more is needed
