@@ -140,6 +140,20 @@ def test_shards_that_are_there_are_not_mixed_with_new_ones(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["00000.tar"]
 
 
+def test_shards_of_the_frame_are_never_replaced(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    shards = [write_tar(source / f"{number:05d}.tar", sample(str(number), number)) for number in range(3)]
+    before = [shard.read_bytes() for shard in shards]
+    (tmp_path / "link").symlink_to(source)
+    frame = read_webdataset(source)
+    frame = frame[frame["image_id"] == "00000/0"]
+    for folder in (source, tmp_path / "link", source / ".." / "in"):
+        with pytest.raises(FileExistsError, match="sources are never replaced; name another folder"):
+            write_webdataset(frame, folder, overwrite=True)
+    assert [path.read_bytes() for path in sorted(source.iterdir())] == before
+    write_webdataset(frame, tmp_path, overwrite=True)  # of which the sources lie in a folder
+
+
 def test_a_source_that_shrank_is_an_error_and_leaves_nothing_behind(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", sample("a", 1))
     frame = dd.from_pandas(read_webdataset(path).compute(), npartitions=1)

@@ -59,7 +59,7 @@ def write_webdataset(
     Raises
     ------
     FileExistsError
-        Where shards are there and `overwrite` is false.
+        Where shards are there and `overwrite` is false, or they are shards of the frame: sources are never replaced.
     KeyError
         Where the frame lacks a column.
     imgcurate.tar.ShardChanged
@@ -77,9 +77,9 @@ def write_webdataset(
     >>> write_webdataset(frame, "curated/shards", samples_per_shard=1000).compute()  # doctest: +SKIP
     """
     check_samples_per_shard(samples_per_shard)
-    with storage.staged_folder(path, ".tar", overwrite=overwrite, storage_options=storage_options) as folder:
-        shards = _write_shards(frame, folder, samples_per_shard, storage_options)
     place = storage.absolute(path, storage_options)
+    with storage.staged_folder(path, ".tar", overwrite=overwrite, storage_options=storage_options) as folder:
+        shards = _write_shards(frame, folder, samples_per_shard, place if overwrite else None, storage_options)
     named = [(storage.to_text(f"{place}/{url.rpartition('/')[2]}"), *written) for url, *written in shards]
     table = pd.DataFrame(named, columns=["url", *Written._fields])
     return dd.from_pandas(table, npartitions=1)
@@ -92,20 +92,24 @@ def check_samples_per_shard(samples_per_shard: int) -> None:
 
 
 def _write_shards(
-    frame: Any, folder: str, samples_per_shard: int, storage_options: storage.Options
+    frame: Any, folder: str, samples_per_shard: int, replaced: str | None, storage_options: storage.Options
 ) -> list[tuple[str, int, int, int, str]]:
-    """Write a frame into `folder` and return (url, samples, bytes, renamed, digest) of each shard.
+    """Write a frame into `folder`, where shards of the folder `replaced` are to go, and return (url, samples, bytes, renamed, digest) of each shard.
 
     Computes `frame` as far as its rows go first: how many there are decides what goes into which shard. What is wrong with a source or
     the disk is raised when no other shard is being written any more, so that nothing appears after what was written has been removed.
     """
     schema.require(frame, _COLUMNS, "write_webdataset")
     columns = [*_COLUMNS, *(name for name in ("error", *_COMPARED) if name in frame.columns)]
-    pick = dask.delayed(_pick_rows, nout=3)
+    pick = dask.delayed(_pick_rows, nout=4)
     # Rows are small without their vectors: kept in memory, so that what made them (a model, perhaps) runs once.
-    picked = dask.persist(*[output for part in frame[columns].to_delayed() for output in pick(part)])
-    parts = picked[0::3]
-    counts, bad = dask.compute(list(picked[1::3]), list(picked[2::3]))
+    picked = dask.persist(*[output for part in frame[columns].to_delayed() for output in pick(part, replaced)])
+    parts = picked[0::4]
+    counts, bad, own = dask.compute(list(picked[1::4]), list(picked[2::4]), list(picked[3::4]))
+    if any(own):
+        raise FileExistsError(
+            f"{replaced} holds shards of the frame, and sources are never replaced; name another folder"
+        )
     if sum(bad):
         warnings.warn(f"{sum(bad):,} rows have an error and are not written", stacklevel=3)
     write = dask.delayed(_write_cuts)
@@ -211,12 +215,27 @@ def keys_of(rows: pd.DataFrame) -> list[str]:
     return [key if new_key is None else new_key for key, new_key in _keys(rows)]
 
 
-def _pick_rows(part: Any) -> tuple[pd.DataFrame, int, int]:
-    """Return the rows of a partition that can be written, their number, and the number of the others."""
+def _pick_rows(part: Any, replaced: str | None) -> tuple[pd.DataFrame, int, int, bool]:
+    """Return the rows of a partition that can be written, their number, that of the others, and whether any lies in a shard that is to go."""
     rows = vectors.to_pandas(part)
     usable = rows[rows["error"].isna()] if "error" in rows else rows
     columns = [*_COLUMNS, *(name for name in _COMPARED if name in rows)]
-    return usable[columns], len(usable), len(rows) - len(usable)
+    return usable[columns], len(usable), len(rows) - len(usable), _holds(replaced, rows["url"])
+
+
+def _holds(folder: str | None, urls: pd.Series) -> bool:
+    """Tell whether a folder itself holds one of some shards.
+
+    Examples
+    --------
+    >>> _holds("/data", pd.Series(["/data/in/0.tar"])), _holds("/data/in", pd.Series(["/data/out/../in/0.tar"]))
+    (False, True)
+    """
+    if folder is None:
+        return False
+    real = os.path.realpath if storage.is_local(folder) else str
+    shards = (storage.path_of(url) for url in urls.dropna().unique() if url.lower().endswith(".tar"))
+    return any(real(shard.rpartition("/")[0]) == real(folder) for shard in shards)
 
 
 def _write_cuts(
