@@ -11,7 +11,7 @@ import dask.dataframe as dd
 import fsspec
 import numpy as np
 import pytest
-from conftest import Member, image_bytes, read_tar, write_tar
+from conftest import Member, image_bytes, write_tar
 from distributed import Client
 from s3 import Fault, Options, Proxy, upload
 
@@ -123,23 +123,21 @@ def test_output_that_is_new_is_written_once_and_never_copied(
     assert proxy.requests["PUT"] == 3 and proxy.requests["DELETE"] == proxy.requests["POST"] == 0
 
 
-def test_shards_may_be_written_over_those_they_come_from(
-    shards: Path, bucket: str, options: Options, tmp_path: Path
-) -> None:
+def test_shards_of_the_frame_are_never_replaced(shards: Path, bucket: str, options: Options) -> None:
     url = upload(shards, f"{bucket}/in", options)
     frame = read_webdataset(url, storage_options=options)
-    write_webdataset(frame, url, samples_per_shard=5, overwrite=True, storage_options=options)
-    fsspec.filesystem("s3", **options).get(f"{url}/", f"{tmp_path}/back/", recursive=True)
-    before = [content for path in sorted(shards.iterdir()) for _, content in read_tar(path)]
-    after = [content for path in sorted((tmp_path / "back").iterdir()) for _, content in read_tar(path)]
-    assert after == before
+    before = names_in(url, options)
+    with pytest.raises(FileExistsError, match="sources are never replaced"):
+        write_webdataset(frame, url, samples_per_shard=5, overwrite=True, storage_options=options)
+    assert names_in(url, options) == before
 
 
 def test_output_that_fails_leaves_what_was_there(shards: Path, bucket: str, options: Options) -> None:
     url = upload(shards, f"{bucket}/in", options)
     rows = read_webdataset(url, storage_options=options).compute(scheduler="sync").reset_index(drop=True)
     frame = dd.from_pandas(rows, npartitions=3)
-    for folder, before in (("new", []), ("in", ["0.tar", "1.tar", "2.tar"])):
+    upload(shards, f"{bucket}/old", options)
+    for folder, before in (("new", []), ("old", names_in(f"{bucket}/old", options))):
         write_tar(shards / "2.tar", sample("other", 5))
         upload(shards, url, options)
         with pytest.raises(tar.ShardChanged, match=r"2\.tar"):

@@ -73,8 +73,7 @@ def staged_folder(
     extension : str
         Of the files that are written, such as ``".tar"``.
     overwrite : bool, default False
-        Replace files of that extension that are there already. They go when the new ones are whole, so a job may read what it
-        replaces.
+        Replace files of that extension that are there already. They go when the new ones are whole.
     storage_options : mapping, optional
         For the fsspec filesystem.
 
