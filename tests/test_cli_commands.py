@@ -350,6 +350,27 @@ def test_remove_takes_lists_with_other_names_and_says_what_is_not_there(
     assert "does not exist" in said(2, "remove", shards, tmp_path / "nowhere.parquet", tmp_path / "other")[1]
 
 
+def test_remove_takes_the_images_of_a_run_and_refuses_what_is_no_list(
+    client: Client, out: Path, shards: Path, tmp_path: Path, said: Any
+) -> None:
+    known = json.loads(said(0, "remove", shards, out / "images.parquet", tmp_path / "left", "--json")[0])
+    assert known["written"] == ic.read_parquet(out / "images.parquet")["kept"].sum().compute() > 0
+    ids = pd.read_parquet(out / "images.parquet")[["image_id"]]
+    ids.assign(embedding=[[1.0]] * len(ids)).to_parquet(tmp_path / "e.parquet")
+    command = ["remove", shards, tmp_path / "e.parquet", tmp_path / "all"]
+    assert "e.parquet has a column 'embedding'" in said(2, *command)[1]
+    assert not (tmp_path / "all").exists()
+    text, problem = said(3, *command, "--removals-on", "image_id")
+    assert "written  0" in text and "no image is left: of 10 images 10 are on the list" in problem
+    pd.DataFrame({"image_id": ["x", "y"]}).to_parquet(tmp_path / "other.parquet")
+    problem = said(1, "remove", shards, tmp_path / "other.parquet", tmp_path / "other")[1]
+    assert problem.count("2 of 2 ids to remove are not in the frame: 'x', 'y'; nothing is written: --on") == 1
+    assert not (tmp_path / "other").exists() and "warning" not in problem
+    assert "was written by a run: give " in said(2, "remove", shards, out, tmp_path / "other")[1]
+    (graph,) = out.glob(".run/graphs/*")
+    assert "was written by Duplicates.save" in said(2, "remove", shards, graph, tmp_path / "other")[1]
+
+
 def test_every_command_reads_and_writes_a_store(
     client: Client, shards: Path, bucket: str, options: dict[str, Any], said: Any
 ) -> None:

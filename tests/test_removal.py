@@ -15,7 +15,7 @@ from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgcurate.dedup import lookup, remove
+from imgcurate.dedup import lookup, remove, semantic_duplicates
 from imgcurate.run.decide import decide_part, link_twins
 from imgcurate.schema import table
 
@@ -74,6 +74,53 @@ def test_a_parquet_directory_of_ids(tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(FileNotFoundError, match="no Parquet files of ids to remove at"):
             remove(a_frame(), nowhere)
+
+
+def test_of_images_that_are_kept_or_not_those_that_are_not_go(tmp_path: Path) -> None:
+    for kind in ("bool", "boolean", "bool[pyarrow]"):
+        known = pd.DataFrame({"image_id": IDS, "kept": pd.Series([name in LEFT for name in IDS], dtype=kind)})
+        known.assign(embedding=[[1.0]] * 20).to_parquet(tmp_path / "images.parquet")
+        for removals in (known, dd.from_pandas(known, npartitions=2), tmp_path / "images.parquet"):
+            assert ids_of(remove(a_frame(), removals)) == LEFT
+    assert ids_of(remove(a_frame(), known, removals_on="image_id")) == LEFT
+
+
+def test_a_file_of_embeddings_is_no_list(tmp_path: Path) -> None:
+    path = tmp_path / "e.parquet"
+    vectors = pd.DataFrame({"image_id": GONE, "embedding": [[1.0]] * len(GONE)})
+    vectors.to_parquet(path)
+    with pytest.raises(
+        ValueError, match=r"e\.parquet has a column 'embedding', .*: give a list of ids, or removals_on="
+    ):
+        remove(a_frame(), path)
+    assert ids_of(remove(a_frame(), path, removals_on="image_id")) == LEFT
+    assert ids_of(remove(a_frame(), vectors)) == LEFT
+
+
+def test_frames_and_folders_of_duplicates_that_name_images_that_stay_are_refused(tmp_path: Path) -> None:
+    matrix = np.array([[1, 0], [1, 0.01], [0, 1]], dtype=np.float32)
+    frame = pd.DataFrame({"image_id": ["a", "b", "c"]})
+    found = semantic_duplicates((["a", "b", "c"], matrix), eps=0.01, keep="id")
+    for name in ("groups", "edges", "assignments"):
+        with pytest.raises(
+            ValueError, match=rf"of Duplicates\.{name}, .*: give found itself, found\.pairs or found\.rem"
+        ):
+            remove(frame, getattr(found, name))
+    for fine in (found, found.pairs, found.removals(), frame.merge(found.assignments).merge(found.pairs)):
+        assert remove(frame, fine)["image_id"].tolist() == ["a", "c"]
+    found.save(tmp_path / "found")
+    with pytest.raises(ValueError, match=r"found was written by Duplicates\.save: give Duplicates\.load\('.*'\)\.rem"):
+        remove(frame, tmp_path / "found")
+    (tmp_path / "found").rename(tmp_path / "duplicates")
+    found.removals().to_parquet(tmp_path / "removals.parquet")
+    found.pairs.to_parquet(tmp_path / "pairs.parquet")
+    with pytest.raises(ValueError, match=r"was written by imgcurate dedup: give '.*/removals\.parquet'"):
+        remove(frame, tmp_path)
+    (tmp_path / "text.parquet").write_text("no table")
+    for path in ("nowhere", "text.parquet"):
+        with pytest.raises(FileNotFoundError, match="no Parquet files of ids to remove at") as refused:
+            remove(frame, tmp_path / path)
+        assert "\n" not in str(refused.value) and "registered" not in str(refused.value)
 
 
 def test_the_ids_of_a_list_may_have_another_name(tmp_path: Path) -> None:

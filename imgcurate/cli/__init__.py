@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0; 1 where something failed; 2 where it was asked for wrongly; 3 where a run kept no image; 128 + the signal where it
+        The exit status: 0; 1 where something failed; 2 where it was asked for wrongly; 3 where no image is kept; 128 + the signal where it
         was stopped.
     """
     parser = _parser()

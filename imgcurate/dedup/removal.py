@@ -26,6 +26,12 @@ from imgcurate.dedup.waves import wait
 from imgcurate.printable import quoted
 
 _NAMED = 5
+# What `Duplicates` gives about images that stay, by the columns that only these frames have.
+_OF_IMAGES_THAT_STAY = {
+    "groups": {"removed", "duplicates"},
+    "edges": {"other_id", "similarity"},
+    "assignments": {"cluster", "centroid_distance"},
+}
 
 
 @interruptible
@@ -40,11 +46,13 @@ def remove(
         With column `on`.
     removals : Duplicates, DataFrame or Series of any kind, index, array, list or set of ids, or path
         The ids: the result of `semantic_duplicates`, column `on` of a frame, a series, ids themselves, or column `on` of a Parquet file or
-        directory. Repeated and null ids count for nothing.
+        directory. Repeated and null ids count for nothing. Of a frame or file with a boolean column ``kept``, such as a run's ``images.parquet``, only
+        the rows where it is false are on the list.
     on : str
         The column of ids; of a frame in memory, it may be the index.
     removals_on : str, optional
-        What that column is called in `removals`, where it is another name than `on`.
+        What that column is called in `removals`, where it is another name than `on`. Where it is given, `removals` is taken as a list of ids,
+        whatever it has beside that column and ``kept``.
     missing : {"warn", "raise", "ignore"}
         What to do where `frame` lacks some of the ids: warn and say which, raise, or not look. Looking reads column `on` of
         `frame` once, eagerly.
@@ -61,8 +69,11 @@ def remove(
         Where `frame` or `removals` has no column of that name.
     TypeError
         Where one holds numbers and the other text, one holds a mixture, or `frame` or `removals` is of no kind named above.
+    FileNotFoundError
+        Where there are no Parquet files of ids at a path.
     ValueError
-        Where ids are missing and ``missing="raise"``.
+        Where ids are missing and ``missing="raise"``; where `removals` is what `Duplicates` gives about images that stay (``groups``, ``edges``,
+        ``assignments``), a folder of such a result or of a run, or a file of embeddings.
 
     Notes
     -----
@@ -84,7 +95,7 @@ def remove(
         raise ValueError(f"missing={missing!r} is unknown: give 'warn', 'raise' or 'ignore'")
     ids_of_frame = _ids_of(frame, on)
     name = removals.id_field if isinstance(removals, Duplicates) else on if removals_on is None else removals_on
-    column = _id_column(removals, name, removals_on)
+    column = _id_column(removals, on, removals_on)
     _check_kinds(ids_of_frame, column, on, name)
     pieces = column.to_delayed() if hasattr(column, "to_delayed") else [column]
     ids = _gather(pieces)
@@ -130,19 +141,23 @@ def _without(given: Any, listed: Any) -> Any:
     return given[left]
 
 
-def _id_column(removals: Any, name: str, removals_on: str | None) -> Any:
-    """Return the ids as a Dask or host Series; in a frame they are column `name`."""
+def _id_column(removals: Any, on: str, removals_on: str | None) -> Any:
+    """Return the ids as a Dask or host Series; in a frame they are a column."""
     if isinstance(removals, str | os.PathLike):
-        removals = _read(os.fspath(removals))
+        path = os.fspath(removals)
+        removals = _read(path)
+        check_list(removals, on, removals_on, path)
+    name = on if removals_on is None else removals_on
     if hasattr(removals, "columns") and removals.ndim == 2:
         removals = inputs.with_ids(removals, name) if inputs.in_memory(removals) else removals
-        other = "" if removals_on is not None else "; removals_on= names another"
-        schema.require_columns(removals, [name], f"remove (in the removal list{other})")
+        check_list(removals, on, removals_on)
+        if _says_what_is_kept(removals):
+            removals = removals[~removals["kept"].fillna(True)]
         return vectors.to_pandas(removals[name])
     if removals_on is not None:
         raise ValueError(f"removals_on={removals_on!r} names a column, and the removal list has none; leave it out")
     if isinstance(removals, Duplicates):
-        return removals.removals()[name]
+        return removals.removals()[removals.id_field]
     if hasattr(removals, "to_delayed"):
         return removals
     if isinstance(removals, list | tuple | set | frozenset):
@@ -158,11 +173,52 @@ def _id_column(removals: Any, name: str, removals_on: str | None) -> Any:
     return pd.Series(removals, dtype=None if len(removals) else object)
 
 
+def check_list(removals: Any, on: str, removals_on: str | None, path: str | None = None) -> None:
+    """Raise where a frame, or what was read from a path, is no list of ids to remove."""
+    columns = set(removals.columns)
+    if removals_on is None:
+        for name, of_it in _OF_IMAGES_THAT_STAY.items():
+            if of_it <= columns and "duplicate_of" not in columns:
+                raise ValueError(
+                    f"the removal list has the columns {' and '.join(map(repr, sorted(of_it)))} of Duplicates.{name}, which names images that stay: "
+                    "give found itself, found.pairs or found.removals()"
+                )
+        # Rows that were chosen of a frame have vectors, too, but a whole file of vectors is no list.
+        if path is not None and on == "image_id" and "embedding" in columns and not _says_what_is_kept(removals):
+            raise ValueError(
+                f"{path} has a column 'embedding', as what imgcurate embed writes, and would remove all that was embedded: give a list of ids, or "
+                f"removals_on={on!r} where it is one"
+            )
+    other = "" if removals_on is not None else "; removals_on= names another"
+    name = on if removals_on is None else removals_on
+    schema.require_columns(removals, [name], f"remove (in the removal list{other})")
+
+
+def _says_what_is_kept(removals: Any) -> bool:
+    return "kept" in removals.columns and pd.api.types.is_bool_dtype(removals["kept"].dtype)
+
+
+def refuse_folder(path: str, storage_options: storage.Options = None) -> None:
+    """Raise where a folder holds a run or what deduplication found, of which a list is a part or still to be made."""
+    for inside, instead in (
+        ("nodes.parquet", f"was written by Duplicates.save: give Duplicates.load({path!r}).removals()"),
+        ("pairs.parquet", f"was written by imgcurate dedup: give '{path.rstrip('/')}/removals.parquet'"),
+        ("manifest.json", f"was written by a run: give '{path.rstrip('/')}/images.parquet'"),
+    ):
+        fs, place = storage.open_filesystem(f"{path.rstrip('/')}/{inside}", storage_options)
+        if fs.exists(place):
+            raise ValueError(f"{path} {instead}")
+
+
 def _read(path: str) -> Any:
+    refuse_folder(path)
     try:
+        storage.expand(path, (".parquet", ".parq", ".pq"))
         return storage.read_parquet_frame(path)
     except (FileNotFoundError, ValueError) as problem:
-        raise FileNotFoundError(f"no Parquet files of ids to remove at {path!r}: {problem}") from problem
+        # Dask says it in several lines, of which the last is the problem.
+        why = (str(problem).splitlines() or [type(problem).__name__])[-1]
+        raise FileNotFoundError(f"no Parquet files of ids to remove at {path!r}: {why}") from problem
 
 
 def _check_kinds(ids_of_frame: Any, column: Any, on: str, name: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import warnings
 from typing import Any
 
 from imgcurate.cli import clusters, inputs, options
+from imgcurate.cli.commands.run import NOTHING_KEPT
 from imgcurate.cli.tables import answer, count, lines
 
 # What shards are written from, and what is looked at where it is there.
@@ -19,7 +22,8 @@ def add_to(commands: Any) -> None:
         "remove",
         help="write shards without the images of a list",
         description="Write the samples of the inputs as tar shards OUT/00000.tar, ... without those whose id is on a list: what imgcurate dedup wrote, or any "
-        "Parquet with a column of ids. Bytes are copied as they are.",
+        "Parquet with a column of ids; of a run's images.parquet, the ids of images that are not kept. Bytes are copied as they are.",
+        epilog="Exit status: 0; 1 where something failed, or no id of the list is in the inputs; 2 where it was asked for wrongly; 3 where no image is left.",
     )
     inputs.add_to(remove)
     remove.add_argument(
@@ -40,9 +44,9 @@ def add_to(commands: Any) -> None:
     remove.set_defaults(function=_remove)
 
 
-def _remove(given: argparse.Namespace) -> None:
+def _remove(given: argparse.Namespace) -> int:
     from imgcurate import schema, storage
-    from imgcurate.dedup.removal import remove
+    from imgcurate.dedup import removal
     from imgcurate.run.folder import refuse_inside
     from imgcurate.run.steps import Steps
     from imgcurate.sinks.webdataset import check_samples_per_shard, write_webdataset
@@ -56,10 +60,12 @@ def _remove(given: argparse.Namespace) -> None:
         )
     refuse_inside(given.out, given.inputs)
     found = inputs.find(given)
-    name = given.removals_on or given.on
+    place = _list_of(given)
+    removal.refuse_folder(place, given.storage_options)
     with clusters.connected(given) as connect:
         connect.start()
-        removals = read_parquet(_list_of(given), columns=[name], storage_options=given.storage_options)
+        removals = read_parquet(place, storage_options=given.storage_options)
+        removal.check_list(removals, given.on, given.removals_on, place)
         frame = found.read()
         schema.require_columns(frame, [*_NEEDED, given.on], "remove")
         # Vectors would only be carried along.
@@ -72,7 +78,7 @@ def _remove(given: argparse.Namespace) -> None:
             _refuse_sources(given.out, storage.absolute(given.out, given.storage_options), frame)
         connect()
         with steps("removing"):
-            left = steps.watch(lambda: remove(frame, removals, given.on, removals_on=name))
+            left = steps.watch(lambda: _without(frame, removals, given))
             stay, errors = steps.watch(lambda: _counts(left))
         with steps("writing shards"):
             table = steps.watch(
@@ -101,6 +107,27 @@ def _remove(given: argparse.Namespace) -> None:
         ("written", f"{known['written']:,} in {count(len(table), 'shard')}: {given.out}"),
     ]
     answer(given, known, lines(told))
+    if known["written"]:
+        return 0
+    print(
+        f"imgcurate: no image is left: of {images:,} images {known['removed']:,} are on the list and {errors:,} more have an error",
+        file=sys.stderr,
+    )
+    return NOTHING_KEPT
+
+
+def _without(frame: Any, removals: Any, given: argparse.Namespace) -> Any:
+    """Return the rows that are not on the list; raises where no id of the list is there, for then it is the list of something else."""
+    from imgcurate.dedup.removal import remove
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", r"([\d,]+) of \1 ids to remove are not in the frame")
+            return remove(frame, removals, given.on, removals_on=given.removals_on)
+    except UserWarning as none:
+        raise RuntimeError(
+            f"{none}; nothing is written: --on and --removals-on name the columns that are compared"
+        ) from none
 
 
 def _refuse_sources(named: str, out: str, frame: Any) -> None:
