@@ -138,8 +138,8 @@ def test_remove_leaves_out_a_link_to_nothing_and_counts_it(client: Client, tmp_p
     for number in range(3):
         (photos / f"{number}.jpg").write_bytes(image_bytes(number))
     (photos / "-.jpg").symlink_to("nothing.jpg")
-    (tmp_path / "ids.txt").write_text("1.jpg\n")
-    known = json.loads(said(0, "remove", photos, tmp_path / "ids.txt", tmp_path / "left", "--json")[0])
+    pd.DataFrame({"image_id": ["1.jpg"]}).to_parquet(tmp_path / "ids.parquet")
+    known = json.loads(said(0, "remove", photos, tmp_path / "ids.parquet", tmp_path / "left", "--json")[0])
     assert (known["images"], known["removed"], known["errors"], known["written"]) == (4, 1, 1, 2)
     inspected = json.loads(said(0, "inspect", photos, "--json")[0])
     kind = "read: a link that cannot be followed (No such file or directory)"

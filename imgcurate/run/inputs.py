@@ -99,7 +99,7 @@ def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[U
     images, tars = _images_and_tars(found)
     if images and tars:
         if not isinstance(urls, str | os.PathLike) and len(urls) > 1:
-            raise ValueError(_of_several(urls, expand, images, tars))
+            raise ValueError(_of_several(urls, expand, images, tars, storage_options))
         given = printable(storage.root_of(urls, storage_options))
         raise ValueError(
             f"{given} holds tar shards ({tars:,}) and images ({images:,}), and a run reads one or the other: name the shards as "
@@ -127,6 +127,7 @@ def _of_several(
     expand: Callable[[str | os.PathLike[str]], Mapping[str, storage.Entry]],
     images: int,
     tars: int,
+    storage_options: storage.Options,
 ) -> str:
     """Say which of several inputs hold shards and which images."""
     holders: tuple[list[str], list[str]] = [], []
@@ -142,7 +143,7 @@ def _of_several(
     its = (
         ""
         if both is None
-        else f" ({printable(both)} holds both, the shards are {printable(both.rstrip('/'))}/**/*.tar)"
+        else f" ({printable(both)} holds both, the shards are {printable(storage.root_of(both, storage_options))}/**/*.tar)"
     )
     return (
         f"a run reads tar shards or images and not both, and of what was named tar shards ({tars:,}) are in {quoted(holders[1], _NAMED)}, "

@@ -197,9 +197,12 @@ def problem_of(path: str, folder: str | None = None, contained: bool = True) -> 
     name = path.rpartition("/")[2] if folder is None else path.removeprefix(folder)
     if _escaped(name) != name:
         return "its name is not UTF-8; rename it"
-    is_link = os.path.islink(path)
+    is_link = False
     try:
-        found = os.stat(path)
+        found = os.lstat(path)
+        is_link = modes.S_ISLNK(found.st_mode)
+        if is_link:
+            found = os.stat(path)
     except OSError as problem:
         return f"a link that cannot be followed ({problem.strerror})" if is_link and contained else None
     if not modes.S_ISREG(found.st_mode):
