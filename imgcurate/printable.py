@@ -12,6 +12,9 @@ _CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
 # ... and what turns the direction of writing, so that a name reads as another.
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
+#: A pattern of names that have digits, which are no numbers: of encodings, formats and codecs.
+NAMES_WITH_DIGITS = r"UTF-(?:8|16|32)|ISO-8859-\d+|JPEG[ -]?2000|VP8L?|AV1|H\.26\d"
+
 
 def printable(text: str, most: int = 300) -> str:
     """Return a text on one line, with its control characters escaped and no more than `most` characters of it.

@@ -123,6 +123,29 @@ def test_kinds_of_errors_are_few() -> None:
     assert many.broken == 300 and len(many.errors) <= 101 and many.errors["others"] >= 200
 
 
+def test_a_kind_of_errors_keeps_the_digits_of_names_and_that_of_one_image_its_text() -> None:
+    assert kind_of("read: its name is not UTF-8; rename it") == "read: its name is not UTF-8; rename it"
+    assert kind_of("decode: JPEG 2000 of 70000 pixels, 'UTF-8'") == "decode: JPEG 2000 of N pixels, '...'"
+    texts = ["member 'a.jpg' is stored 2 times", "member 'b.jpg' is stored 3 times"]
+    one, other = (Inspected(errors=Counter({kind_of(text): 1}), texts={kind_of(text): text}) for text in texts)
+    assert [error["kind"] for error in one.as_json()["errors"]] == texts[:1]
+    assert [error["kind"] for error in (one + other).as_json()["errors"]] == ["member '...' is stored N times"]
+
+
+def test_remove_leaves_out_a_link_to_nothing_and_counts_it(client: Client, tmp_path: Path, said: Any) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):
+        (photos / f"{number}.jpg").write_bytes(image_bytes(number))
+    (photos / "-.jpg").symlink_to("nothing.jpg")
+    pd.DataFrame({"image_id": ["1.jpg"]}).to_parquet(tmp_path / "ids.parquet")
+    known = json.loads(said(0, "remove", photos, tmp_path / "ids.parquet", tmp_path / "left", "--json")[0])
+    assert (known["images"], known["removed"], known["errors"], known["written"]) == (4, 1, 1, 2)
+    inspected = json.loads(said(0, "inspect", photos, "--json")[0])
+    kind = "read: a link that cannot be followed (No such file or directory)"
+    assert inspected["errors"] == [{"kind": kind, "images": 1, "examples": ["-.jpg"]}]
+
+
 def test_a_dry_run_says_what_would_be_and_writes_nothing(
     client: Client, shards: Path, tmp_path: Path, said: Any
 ) -> None:

@@ -26,9 +26,10 @@ from s3 import upload
 from test_curate import model_dir  # noqa: F401
 
 from imgcurate import cli, curate
-from imgcurate.report.run import album, facts, funnel
+from imgcurate.report.run import album, facts, funnel, sections
 from imgcurate.report.run.command import command, only_of_curate
 from imgcurate.report.run.counts import Counts
+from imgcurate.report.run.gather import Gathered
 from imgcurate.report.thumbnails import Thumbnail
 from imgcurate.run.curate import carry_out
 from imgcurate.run.options import Options
@@ -249,6 +250,19 @@ def test_facts_of_parts_are_those_of_all(curated_images: pd.DataFrame, n: int) -
         assert merged.rows[which]["image_id"].tolist() == rows["image_id"].tolist(), which
     for name, counted in at_once.histograms.items():
         assert merged.histograms[name].counts.tolist() == counted.counts.tolist()
+
+
+def test_errors_keep_the_digits_of_names_and_that_of_a_single_image_its_text(curated_images: pd.DataFrame) -> None:
+    said = ["member 'a.jpg' has 3 parts", "its name is not UTF-8; rename it", "decode: JPEG 2000 of 70 pixels"]
+    images = curated_images.head(4).assign(error=[*said, "decode: JPEG 2000 of 80 pixels"])
+    gathered = Gathered("out", {"counts": {"errors": 4}}, facts.of_images(images, {}), None, [], None, None)
+    shown = sections.errors(gathered)
+    assert shown is not None
+    assert {kind["kind"]: kind["count"] for kind in shown["kinds"]} == {
+        "decode: JPEG 2000 of … pixels": 2,
+        "member 'a.jpg' has 3 parts": 1,
+        "its name is not UTF-8; rename it": 1,
+    }
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,50 @@ def test_shards_and_images_in_one_folder_are_told_apart_by_the_user(
     client: Client, photos: Path, tmp_path: Path
 ) -> None:
     write_tar(photos / "0.tar", [("a.jpg", image_bytes(1))])
-    with pytest.raises(ValueError, match=r"photos holds tar shards \(1\) and images \(12\).*photos/\*\.tar"):
+    write_tar(photos / "cats" / "1.tar", [("b.jpg", image_bytes(2))])
+    (photos / "dogs" / "12.png").write_bytes(image_bytes(12, format="PNG"))
+    said = r"photos holds tar shards \(2\) and images \(13\).*photos/\*\*/\*\.tar to read them, or move them"
+    with pytest.raises(ValueError, match=said):
         run(photos, tmp_path / "out")
-    manifest, _ = run(photos / "*.tar", tmp_path / "shards")
-    assert manifest["counts"]["read"] == 1
-    manifest, _ = run(f"{photos}/**/*.jpg", tmp_path / "images")  # type: ignore[arg-type]
-    assert manifest["counts"]["read"] == 12
+    manifest, _ = run(f"{photos}/**/*.tar", tmp_path / "shards")  # type: ignore[arg-type]
+    assert manifest["counts"]["read"] == 2
+    for shard in photos.rglob("*.tar"):
+        shard.rename(tmp_path / shard.name)
+    manifest, _ = run(photos, tmp_path / "images")
+    assert manifest["counts"]["read"] == 13
+
+
+def test_of_several_inputs_it_is_said_which_hold_shards_and_which_images(photos: Path, tmp_path: Path) -> None:
+    shards = [write_tar(tmp_path / "shards" / f"{n}.tar", [("a.jpg", image_bytes(n))]) for n in range(5)]
+    with pytest.raises(ValueError, match="name the one or the other") as refused:
+        inputs.find([photos / "cats", tmp_path / "shards", photos / "dogs"])
+    assert f"tar shards (5) are in '{tmp_path}/shards', images (12) in '{photos}/cats', '{photos}/dogs'" in str(
+        refused.value
+    )
+    with pytest.raises(ValueError, match=r"0\.tar', .*1\.tar', .*2\.tar', \.\.\., images"):
+        inputs.find([*shards, photos])
+    write_tar(photos / "cats" / "0.tar", [("a.jpg", image_bytes(1))])
+    with pytest.raises(ValueError, match=r"cats holds both, the shards are \S+/cats/\*\*/\*\.tar"):
+        inputs.find([photos / "cats", photos / "dogs"])
+
+
+def test_a_run_begins_though_the_first_files_are_a_link_to_nothing_a_pipe_and_a_link_out(
+    client: Client, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "cats" / "-0.jpg").symlink_to("nothing.jpg")
+    os.mkfifo(photos / "cats" / "-1.jpg")
+    (photos / "cats" / "-2.jpg").symlink_to(tmp_path / "nothing.jpg")
+    manifest, images = run(photos, tmp_path / "out")
+    assert (manifest["counts"]["read"], manifest["counts"]["errors"]) == (15, 4)
+    errors = images.set_index("image_id")["error"].dropna().to_dict()
+    assert errors["cats/-0.jpg"] == "read: a link that cannot be followed (No such file or directory)"
+    assert errors["cats/-1.jpg"] == "read: not a regular file"
+    assert errors["cats/-2.jpg"] == errors["cats/-0.jpg"]
+    # Where nothing else is there, each is still an error of its own.
+    for photo in photos.rglob("[0-9]*.jpg"):
+        photo.unlink()
+    manifest, _ = run(photos, tmp_path / "none")
+    assert (manifest["counts"]["read"], manifest["counts"]["errors"], manifest["counts"]["kept"]) == (3, 3, 0)
 
 
 def test_a_folder_that_holds_neither_is_named(tmp_path: Path) -> None:

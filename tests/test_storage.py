@@ -121,8 +121,9 @@ def test_a_folder_tells_the_sizes_of_its_files(tmp_path: Path) -> None:
 
 def test_a_link_to_nothing_is_found_and_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").symlink_to(tmp_path / "nothing")
-    (row,) = read_files(tmp_path).compute(scheduler="sync").itertuples()
-    assert row.url.endswith("a.jpg")
+    for urls in (tmp_path, f"{tmp_path}/*.jpg"):
+        (row,) = read_files(urls).compute(scheduler="sync").itertuples()
+        assert row.url.endswith("a.jpg") and row.error.startswith("read: a link that cannot be followed (No such file")
     with pytest.raises(FileNotFoundError):
         storage.etag(row.url)
 

@@ -138,6 +138,28 @@ def test_a_protocol_that_the_program_has_registered_is_opened() -> None:
     assert isinstance(storage.open_filesystem("own-of-this-test://a", None)[0], Own)
 
 
+def test_a_link_to_nothing_is_left_out_of_what_is_written_and_said(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").symlink_to("nothing.jpg")
+    for name in ("b", "c"):
+        (photos / f"{name}.jpg").write_bytes(image_bytes())
+    (photos / "c.txt").symlink_to("nothing.txt")
+    (photos / "loop.jpg").symlink_to("loop.jpg")
+    frame = ic.read_files(photos)
+    errors = frame.compute().set_index("image_id")["error"].fillna("").to_dict()
+    said = "a link that cannot be followed"
+    assert errors == {
+        "a.jpg": f"read: {said} (No such file or directory)",
+        "b.jpg": "",
+        "c.jpg": f"read: the .txt beside it: {said} (No such file or directory)",
+        "loop.jpg": f"read: {said} (Too many levels of symbolic links)",
+    }
+    with pytest.warns(UserWarning, match="3 rows have an error and are not written"):
+        (shard,) = ic.write_webdataset(frame, tmp_path / "out").compute().itertuples()
+    assert shard.samples == 1
+
+
 def test_links_pipes_and_devices_in_a_folder_are_rows_with_an_error(tmp_path: Path) -> None:
     photos, secret = tmp_path / "photos", tmp_path / "id_rsa"
     (photos / "more").mkdir(parents=True)

@@ -121,7 +121,7 @@ def check_paths(client: distributed.Client, urls: Iterable[str], out: str) -> No
     ----------
     client : distributed.Client
     urls : iterable of str
-        Inputs, as `storage.expand` writes them. One of each folder is looked at; those of stores are not.
+        Inputs, as `storage.expand` writes them. One of each folder is looked at, which is a file here; those of stores are not.
     out : str
         The folder to write to. It is made where it is not there.
 
@@ -150,16 +150,13 @@ def check_paths(client: distributed.Client, urls: Iterable[str], out: str) -> No
 
 
 def _one_of_each_folder(paths: Iterable[str]) -> list[str]:
-    """Return the first path of each folder, of the first folders.
-
-    Examples
-    --------
-    >>> _one_of_each_folder(["/a/0.tar", "/a/1.tar", "/b/0.tar"])
-    ['/a/0.tar', '/b/0.tar']
-    """
+    """Return the first path of each folder that is a file's here, of the first folders: what cannot be read becomes a row's error, or is
+    refused, when it is listed."""
     chosen: dict[str, str] = {}
     for path in paths:
-        chosen.setdefault(os.path.dirname(path), path)
+        folder = os.path.dirname(path)
+        if folder not in chosen and os.path.isfile(path):
+            chosen[folder] = path
         if len(chosen) == _MOST_FOLDERS:
             break
     return list(chosen.values())

@@ -174,13 +174,15 @@ def make_part(
         Where the part is to be made.
     storage_options : dict or None
     """
-    try:
-        storage.etag(rows.url, storage_options)
-    except FileNotFoundError:
-        raise tar.ShardChanged(rows.url, "it is gone") from None
     host = _read(rows, storage_options)
     # What is wrong with a text is no matter of the image: who reads it otherwise need not look at the image again.
     host["error"] = host["error"].mask(_of_sidecar(host["error"]))
+    # The first that was there when it was listed: of image files others may be links to nothing.
+    for url in host["url"][host["error"].isna()].head(1):
+        try:
+            storage.etag(url, storage_options)
+        except FileNotFoundError:
+            raise tar.ShardChanged(url, "it is gone") from None
     with _attempt(f"{folder}/{key}.begun", storage_options) as died:
         if died:
             host = _without_killers(host, make, like, storage_options)

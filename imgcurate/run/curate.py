@@ -186,7 +186,7 @@ def carry_out(
             if report and not place.has_report:
                 _report(job)
             return finished
-        cluster.check_paths(steps.client, [unit.url for unit in units], place.url)
+        cluster.check_paths(steps.client, (url for unit in units for url in unit.readable), place.url)
         resume.begin(job, retry_errors)
         try:
             manifest = _go_on(job, {"inputs": _plain(paths), "out": os.fspath(out)})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import xxhash
 
 from imgcurate import fingerprint, storage
-from imgcurate.printable import printable
+from imgcurate.printable import printable, quoted
 from imgcurate.sources import files, webdataset
 from imgcurate.sources.files import File
 from imgcurate.sources.sidecars import AS_USUAL, Sidecars
@@ -18,6 +21,8 @@ from imgcurate.sources.webdataset import Shard
 # Image files are cut into units of about so many, and at most so many. Where a unit ends is told by the name of its last file, so that a
 # file which is added or taken away changes one unit, and not all that come after it.
 _ABOUT_FILES, _MOST_FILES = 512, 2048
+# Of inputs, in a message.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,14 @@ class Unit:
     source: str
     etags: Mapping[str, str]
     content: Shard | tuple[File, ...]
+
+    @property
+    def readable(self) -> Iterator[str]:
+        """The URLs of the shard, or of the files in which the listing found no problem."""
+        if isinstance(self.content, Shard):
+            yield self.url
+        else:
+            yield from (file.url for file in self.content if file.entry.problem is None)
 
     def version(self, doubts: Mapping[str, int]) -> str:
         """Return what the unit's bytes are known by; of `doubts`, how often a file had other bytes than its etag said."""
@@ -73,18 +86,24 @@ def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[U
     ValueError
         Where shards and images are named together, or lie in one folder; or as `read_webdataset` and `read_files`.
     """
-    of_images = tuple(files.EXTENSIONS)
-    extensions, beside = (*webdataset.EXTENSIONS, *of_images), tuple(files.TEXTS)
-    found = storage.expand(
-        urls, extensions, storage_options, beside=beside, contained=files.CONTAINED, called="tar shard and no image"
+    extensions, beside = (*webdataset.EXTENSIONS, *files.EXTENSIONS), tuple(files.TEXTS)
+    expand = partial(
+        storage.expand,
+        extensions=extensions,
+        storage_options=storage_options,
+        beside=beside,
+        contained=files.CONTAINED,
+        called="tar shard and no image",
     )
-    images = sum(url.lower().endswith(of_images) for url in found)
-    tars = sum(url.lower().endswith(".tar") for url in found)
+    found = expand(urls)
+    images, tars = _images_and_tars(found)
     if images and tars:
-        given = storage.root_of(urls, storage_options)
+        if not isinstance(urls, str | os.PathLike) and len(urls) > 1:
+            raise ValueError(_of_several(urls, expand, images, tars, storage_options))
+        given = printable(storage.root_of(urls, storage_options))
         raise ValueError(
-            f"{given} holds tar shards ({tars:,}) and images ({images:,}), and a run reads one or the other: name the shards as {given}/*.tar, "
-            f"or the images as {given}/**/*.jpg"
+            f"{given} holds tar shards ({tars:,}) and images ({images:,}), and a run reads one or the other: name the shards as "
+            f"{given}/**/*.tar to read them, or move them to a folder elsewhere to read the images"
         )
     if images:
         return list(_units_of(files.files_of(found, urls, storage_options), found, storage_options))
@@ -96,6 +115,40 @@ def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[U
         Unit(shard.url, shard.url, {shard.url: str(shard.etag)}, shard)
         for shard in webdataset.shards_of(shards, storage_options)
     ]
+
+
+def _images_and_tars(found: Iterable[str]) -> tuple[int, int]:
+    names = [url.lower() for url in found]
+    return sum(name.endswith(files.EXTENSIONS) for name in names), sum(name.endswith(".tar") for name in names)
+
+
+def _of_several(
+    urls: Sequence[str | os.PathLike[str]],
+    expand: Callable[[str | os.PathLike[str]], Mapping[str, storage.Entry]],
+    images: int,
+    tars: int,
+    storage_options: storage.Options,
+) -> str:
+    """Say which of several inputs hold shards and which images."""
+    holders: tuple[list[str], list[str]] = [], []
+    for url in urls:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they were shown already
+            counts = _images_and_tars(expand(url))
+        for holding, n in zip(holders, counts, strict=True):
+            if n:
+                holding.append(os.fspath(url))
+
+    both = next((name for name in holders[0] if name in holders[1]), None)
+    its = (
+        ""
+        if both is None
+        else f" ({printable(both)} holds both, the shards are {printable(storage.root_of(both, storage_options))}/**/*.tar)"
+    )
+    return (
+        f"a run reads tar shards or images and not both, and of what was named tar shards ({tars:,}) are in {quoted(holders[1], _NAMED)}, "
+        f"images ({images:,}) in {quoted(holders[0], _NAMED)}: name the one or the other{its}"
+    )
 
 
 def check_sidecars(sidecars: Sidecars, units: Sequence[Unit]) -> None:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from imgcurate import measures, pixels, storage
 from imgcurate.cluster import connect
+from imgcurate.printable import NAMES_WITH_DIGITS, printable
 from imgcurate.run.inputs import Unit, check_sidecars, describe, find
 from imgcurate.run.steps import Steps
 from imgcurate.sources.sidecars import AS_USUAL, Sidecars
@@ -31,6 +32,8 @@ SAMPLE = 24
 # More kinds of errors than anybody reads; those beyond are counted together.
 _MOST_KINDS = 100
 _OTHERS = "others"
+_MOST_TEXT = 200
+_NUMBER = re.compile(rf"({NAMES_WITH_DIGITS})|\d[\d,.]*(?<=\d)")
 
 
 @dataclass
@@ -72,6 +75,8 @@ class Inspected:
         not UTF-8, by what it was read as; and an error of a kind.
     examples : dict of str to list of str
         Ids of a few images with each kind of error.
+    texts : dict of str to str
+        One error of each kind as it is.
     bytes, width, height, characters : Spread
         Of the images' files, pixels, and captions.
     metadata : int
@@ -87,6 +92,7 @@ class Inspected:
     encodings: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
     bytes: Spread = field(default_factory=Spread)
     width: Spread = field(default_factory=Spread)
     height: Spread = field(default_factory=Spread)
@@ -99,7 +105,11 @@ class Inspected:
             kind: (self.examples.get(kind, []) + other.examples.get(kind, []))[:_EXAMPLES]
             for kind in {**self.examples, **other.examples}
         }
-        apart = {"examples": examples, "sample": _drawn(pd.concat([self.sample, other.sample]))}
+        apart = {
+            "examples": examples,
+            "texts": {**other.texts, **self.texts},
+            "sample": _drawn(pd.concat([self.sample, other.sample])),
+        }
         added = {name: value + getattr(other, name) for name, value in vars(self).items() if name not in apart}
         return Inspected(**added, **apart)._short()
 
@@ -110,6 +120,7 @@ class Inspected:
             rest = sum(self.errors.values()) - sum(common.values())
             self.errors = Counter(common) + Counter({_OTHERS: rest})
             self.examples = {kind: ids for kind, ids in self.examples.items() if kind in self.errors}
+            self.texts = {kind: text for kind, text in self.texts.items() if kind in self.errors}
         return self
 
     @property
@@ -123,7 +134,11 @@ class Inspected:
             "images": self.images,
             "broken": self.broken,
             "errors": [
-                {"kind": kind, "images": n, "examples": self.examples.get(kind, [])}
+                {
+                    "kind": self.texts.get(kind, kind) if n == 1 else kind,
+                    "images": n,
+                    "examples": self.examples.get(kind, []),
+                }
                 for kind, n in self.errors.most_common()
             ],
             "formats": dict(self.formats.most_common()),
@@ -206,7 +221,7 @@ def kind_of(error: str) -> str:
     """
     text = re.sub(r"'[^']*'", "'...'", error)
     text = re.sub(r"(: the sample has|images in one sample:) .*", r"\1 ...", text)
-    return re.sub(r"\d[\d,.]*(?<=\d)", "N", text)[:200]
+    return _NUMBER.sub(lambda found: found[1] or "N", text)[:_MOST_TEXT]
 
 
 def _inspect_unit(unit: Unit, decode: bool, sidecars: Sidecars, storage_options: storage.Options) -> Inspected:
@@ -279,6 +294,7 @@ def _counted(rows: pd.DataFrame, looked: pd.DataFrame) -> Inspected:
         if not pd.isna(error):
             kind = kind_of(error)
             found.errors[kind] += 1
+            found.texts.setdefault(kind, printable(error, _MOST_TEXT))
             examples = found.examples.setdefault(kind, [])
             if len(examples) < _EXAMPLES:
                 examples.append(image_id)

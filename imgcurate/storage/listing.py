@@ -63,7 +63,7 @@ def expand(
     beside : tuple of str, optional
         More extensions, of files that a folder may hold beside those.
     contained : tuple of str, optional
-        Extensions of files of which links out of a folder, or out of that of a glob, are problems. Links to folders are not followed.
+        Extensions of files of which links to nothing, and links out of a folder or out of that of a glob, are problems. Links to folders are not followed.
     called : str, optional
         What such files are called where a folder holds none. Default: by their extensions.
 
@@ -187,23 +187,24 @@ def problem_of(path: str, folder: str | None = None, contained: bool = True) -> 
     folder : str, optional
         Below it names must be UTF-8.
     contained : bool, default True
-        Whether links may not lead out of the folder.
+        Whether links must lead somewhere, and not out of the folder.
 
     Returns
     -------
     str or None
-        None also of what is not there, which who reads it will say.
+        None also of what is not there, which who reads it will say; so is a link to nothing unless `contained`.
     """
     name = path.rpartition("/")[2] if folder is None else path.removeprefix(folder)
     if _escaped(name) != name:
         return "its name is not UTF-8; rename it"
+    is_link = False
     try:
         found = os.lstat(path)
         is_link = modes.S_ISLNK(found.st_mode)
         if is_link:
             found = os.stat(path)
-    except OSError:
-        return None
+    except OSError as problem:
+        return f"a link that cannot be followed ({problem.strerror})" if is_link and contained else None
     if not modes.S_ISREG(found.st_mode):
         return "not a regular file"
     if is_link and folder is not None and contained:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from imgcurate import parts, storage
+from imgcurate.printable import NAMES_WITH_DIGITS
 from imgcurate.report import histogram
 from imgcurate.report.histogram import Histogram
 from imgcurate.report.run.counts import Counts
@@ -177,11 +178,11 @@ def _first(images: pd.DataFrame, order: pd.Series, n: int) -> pd.DataFrame:
 
 def _without_particulars(errors: pd.Series) -> pd.Series:
     """Return what went wrong as what is counted: without numbers, quoted names and what is long."""
-    distinct = {text: _PARTICULAR.sub("…", text)[:120] for text in errors.dropna().unique()}
+    distinct = {text: _PARTICULAR.sub(lambda found: found[1] or "…", text)[:120] for text in errors.dropna().unique()}
     return errors.map(distinct)
 
 
-_PARTICULAR = re.compile(r"""'[^']*'|"[^"]*"|\S*/\S+|\d[\d.,]*""")
+_PARTICULAR = re.compile(rf"""({NAMES_WITH_DIGITS})|'[^']*'|"[^"]*"|\S*/\S+|\d[\d.,]*""")
 
 
 def _formats(images: pd.DataFrame) -> pd.Series:
