@@ -158,9 +158,8 @@ def _replacing_local(path: str, durable: bool = True) -> Iterator[BinaryIO]:
         os.replace(unfinished, path)
     except BaseException as problem:
         if isinstance(problem, OSError) and problem.errno is not None and problem.filename in (None, unfinished):
-            problem.filename = (
-                path  # a full disk does not say which file it had no room for, and nobody knows the other name
-            )
+            # A full disk does not say which file it had no room for, and nobody knows the unfinished one's name.
+            problem.filename = path
             if problem.filename2 is not None:
                 del problem.filename2
         with contextlib.suppress(FileNotFoundError):
