@@ -88,6 +88,9 @@ def test_inspect_writes_a_page_of_what_is_there(client: Client, shards: Path, tm
     assert "10 images in 2 tar shards, of which 2 cannot be used" in text and "decode: not an image" in text
     assert text.count("<img ") == 7 and text.count("picture broken") == 1  # cut off, which no header says
     assert "is there already" in said(2, "inspect", shards, "--html", page, *NOWHERE)[1]
+    assert "'' is no path" in said(2, "inspect", shards, "--html", "", *NOWHERE)[1]
+    assert f"{tmp_path} is a folder" in said(2, "inspect", shards, "--html", tmp_path, "--overwrite", *NOWHERE)[1]
+    assert f"{page} is no folder" in said(2, "inspect", shards, "--html", page / "page.html", *NOWHERE)[1]
     page.write_text("")
     said(0, "inspect", shards, "--html", page, "--overwrite", "--quiet")
     assert page.read_text() == text
@@ -186,12 +189,35 @@ def test_why_tells_of_an_image_its_fate_its_twin_and_its_place(out: Path, shards
     assert "\\x1b]0;title" in said(0, "why", out, "0/a")[0]
 
 
+def test_a_folder_of_no_finished_run_is_told_from_one_whose_run_has_not_finished(
+    out: Path, shards: Path, tmp_path: Path, said: Any
+) -> None:
+    for command in (["verify"], ["report"], ["why", "0/a"]):
+        for folder in (shards, tmp_path / "nope"):
+            text = said(2, command[0], folder, *command[1:], *(NOWHERE if command[0] != "why" else ()))[1]
+            assert f"{folder} holds no finished run" in text and "again" not in text
+    assert not (tmp_path / "nope").exists()
+    shutil.copytree(out, tmp_path / "begun")
+    (tmp_path / "begun" / "manifest.json").unlink()
+    for command in (["verify"], ["report"], ["why", "0/a"]):
+        text = said(2, command[0], tmp_path / "begun", *command[1:])[1]
+        assert "holds a run that has not finished: give its imgcurate run command again" in text
+
+
+def test_a_missing_part_of_the_table_of_images_is_named(out: Path, tmp_path: Path, said: Any) -> None:
+    shutil.copytree(out, tmp_path / "out")
+    part = min((tmp_path / "out" / "images.parquet").iterdir())
+    part.unlink()
+    for command in (["report"], ["why", "0/a"]):
+        text = said(2, command[0], tmp_path / "out", *command[1:])[1]
+        assert f"{part} is missing: give the run's imgcurate run command again, which makes it anew" in text
+
+
 def test_why_of_an_image_that_is_not_there_names_those_that_are_near(
     out: Path, shards: Path, tmp_path: Path, said: Any
 ) -> None:
     assert "has no image 'cut'; there are 1/cut, " in said(2, "why", out, "cut")[1]
     assert "'\\x1b[2J'" in said(2, "why", out, "\x1b[2J")[1]
-    assert "holds no finished run" in said(2, "why", shards, "0/a")[1]
     broken = tmp_path / "broken"
     shutil.copytree(out, broken)
     part = next((broken / "images.parquet").iterdir())
@@ -331,6 +357,18 @@ def test_dedup_says_what_was_asked_for_wrongly(client: Client, tmp_path: Path, s
     assert (known["removed"], known["n_rows"], known["keep"]) == (1, 2, "hard")
     pq.write_table(pa.table({"id": [1, 1], "embedding": [[1.0, 0.0], [1.0, 0.1]]}), tmp_path / "e.parquet")
     assert "1" in said(1, *command, "--overwrite")[1]
+
+
+def test_dedup_writes_nowhere_into_what_it_reads_and_over_nothing_else(tmp_path: Path, said: Any) -> None:
+    (tmp_path / "e.pq").mkdir()
+    pq.write_table(pa.table({"id": [1, 2], "embedding": [[1.0, 0.0], [1.0, 0.1]]}), tmp_path / "e.pq" / "0.parquet")
+    for out in (tmp_path / "e.pq", tmp_path / "e.pq" / "out", tmp_path / "e.pq" / ".." / "e.pq"):
+        text = said(2, "dedup", tmp_path / "e.pq", out, "--overwrite", *NOWHERE)[1]
+        assert f"OUT {out} is or lies in {tmp_path / 'e.pq'}" in text
+    for pattern, out in (("e.pq/*.parquet", tmp_path / "e.pq"), ("e.pq", tmp_path)):
+        text = said(2, "dedup", tmp_path / pattern, out, "--overwrite", *NOWHERE)[1]
+        assert f"{out} holds what no imgcurate dedup wrote" in text
+    assert [path.name for path in tmp_path.rglob("*")] == ["e.pq", "0.parquet"]
 
 
 def test_remove_writes_the_other_samples_byte_for_byte(client: Client, shards: Path, tmp_path: Path, said: Any) -> None:

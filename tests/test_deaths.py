@@ -113,6 +113,19 @@ def test_a_run_that_is_stopped_says_how_to_go_on_and_leaves_nothing_behind(
     goes_on(shards, out, undisturbed)
 
 
+@pytest.mark.parametrize("command", [("why", "0/a"), ("verify",)])
+def test_a_command_that_does_not_go_on_is_stopped_before_there_is_a_cluster_and_says_only_that(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    os.mkfifo(tmp_path / "manifest.json")  # whose reader waits
+    arguments = [sys.executable, "-m", "imgcurate", command[0], str(tmp_path), *command[1:]]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    with process, (tmp_path / "manifest.json").open("wb"):
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.strip()) == (130, "imgcurate: stopped")
+
+
 def test_workers_that_are_killed_again_and_again_cost_no_more_than_what_they_had_in_hand(
     shards: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:

@@ -388,6 +388,33 @@ def test_a_page_is_saved_whole_or_not_and_never_over_another_unasked(tmp_path: P
     assert os.listdir(tmp_path / "deep") == ["page.html"] and repr(made) == "Page(text)"
 
 
+def test_a_page_that_cannot_be_written_says_so_with_the_path_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = page.Page("a", Markup("<p>body</p>"), "")
+    Path("file").write_text("")
+    Path("folder").mkdir()
+    with pytest.raises(
+        FileExistsError, match=r"^folder is a folder; name a file for the page, such as folder/page\.html$"
+    ):
+        made.save("folder", overwrite=True)
+    with pytest.raises(NotADirectoryError, match=rf"^file/page\.html cannot be written: {tmp_path}/file is no folder"):
+        made.save("file/page.html")
+    with pytest.raises(ValueError, match=r"^'' is no path"):
+        made.save("")
+    with pytest.raises(TypeError, match=r"^None is no path"):
+        made.save(None)  # type: ignore[arg-type]
+    assert sorted(os.listdir()) == ["file", "folder"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_page_in_a_folder_that_may_not_be_written_to_says_so(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(PermissionError, match=r"^.*/locked/deep/page\.html cannot be written: .*/locked may not be"):
+        page.Page("a", Markup("<p>body</p>"), "").save(tmp_path / "locked" / "deep" / "page.html")
+
+
 def test_a_page_is_saved_where_fsspec_can_write() -> None:
     made = page.Page("a", Markup("<p>body</p>"), "")
     made.save("memory://pages/a.html")

@@ -121,7 +121,7 @@ def test_files_of_a_finished_run_that_are_gone_are_made_again(client: Client, sh
         ({"rule": "component"}, "rule=cover there, rule=component now"),
         ({"keep": "id"}, "keep=largest there, keep=id now"),
         ({"samples_per_shard": 7}, "samples_per_shard=40 there, samples_per_shard=7 now"),
-        ({"dedup": "exact"}, r'dedup=\["semantic"\] there, dedup=\["exact"\] now'),
+        ({"dedup": "exact"}, "dedup=semantic there, dedup=exact now"),
     ],
 )
 def test_another_option_is_refused_by_name_and_embeds_nothing_again(
@@ -130,7 +130,7 @@ def test_another_option_is_refused_by_name_and_embeds_nothing_again(
     out = tmp_path / "out"
     run(shards, out)
     before, columns = outputs(out), parts(out, "columns")
-    with pytest.raises(FileExistsError, match=said):
+    with pytest.raises(FileExistsError, match=f"{said}.*or replace its outputs with overwrite=True"):
         run(shards, out, **change)
     assert outputs(out) == before
     run(shards, out, overwrite=True, **change)

@@ -151,6 +151,8 @@ def test_what_show_does_not_understand_it_says_in_a_sentence(embedded: Any, shar
         (embedded, {"sort": "embedding"}, TypeError, "column 'embedding' holds list<"),
         (frame, {"n": 0}, ValueError, "n=0 must be a whole number, 1 to 1,000, of what fits on a page"),
         (frame, {"n": 30_000}, ValueError, "n=30000 must be"),
+        (frame, {"seed": "x"}, ValueError, "show: seed='x' must be a whole number"),
+        (frame, {"columns": 5}, TypeError, "show: columns=5 is neither a column's name nor a list of names"),
         (frame, {"size": 5}, ValueError, "size=5 must be a whole number of pixels, 16 to 1,024"),
         ("photos", {}, TypeError, "show takes a Dask, pandas or cuDF dataframe, not str"),
     ):
@@ -268,6 +270,11 @@ def test_a_sweep_is_drawn_with_the_threshold_in_force(embedded: Any) -> None:
     assert "0.2" in repr(found.plot_sweep()) and "0.4" in repr(found.plot_sweep())
     with pytest.raises(ValueError, match=r"eps=0\.9 asks for pairs"):
         found.plot_sweep([0.9])
+    assert "1 threshold;" in repr(found.plot_sweep(0.2)) and found.sweep(0.2)["eps"].tolist() == [0.2]
+    with pytest.raises(ValueError, match=r"eps=\[\] holds no threshold"):
+        found.plot_sweep([])
+    with pytest.raises(ValueError, match="eps='wide' is neither a number nor a list of numbers"):
+        found.plot_sweep("wide")
 
 
 def test_equal_bytes_and_equal_looks_are_shown_too(in_process: None, shards: Path) -> None:

@@ -55,6 +55,15 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path) -> None:
     assert "OSError: [Errno 27] File too large" in ended.stderr and os.listdir(tmp_path) == []
 
 
+def test_a_file_that_cannot_be_written_is_told_by_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError) as caught, storage.open_atomic(str(tmp_path)) as file:
+        file.write(b"content")
+    assert str(caught.value).endswith(f"Is a directory: '{tmp_path}'")
+    with pytest.raises(OSError) as caught, storage.open_atomic("/proc/self/fd/file") as file:  # where nobody can
+        file.write(b"content")
+    assert str(caught.value).endswith(": '/proc/self/fd/file'")
+
+
 def test_any_filesystem_has_files_whole_or_not_at_all() -> None:
     memory = fsspec.filesystem("memory")
     try:

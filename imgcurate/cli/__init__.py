@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _stopped_by_sigterm(), _warnings_as_sentences(), dask.config.set(shown):
             return int(given.function(given) or 0)
     except KeyboardInterrupt as stop:
-        print(f"\nimgcurate: {stop or 'stopped'}", file=sys.stderr)
+        print(f"\nimgcurate: {str(stop) or 'stopped'}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stop.__cause__ or stop, _Terminated) else signal.SIGINT)
     except clusters.Failed as failed:
         return _end(failed.__cause__ or failed, given, 1)

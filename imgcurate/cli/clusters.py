@@ -68,15 +68,21 @@ def working() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def connected(options: argparse.Namespace) -> Iterator[Cluster]:
+def connected(options: argparse.Namespace, *, goes_on: bool = False) -> Iterator[Cluster]:
     """Give a command's cluster; where somebody stops the command its processes are gone at once, and quietly.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+    goes_on : bool, default False
+        Whether the command, given again, goes on where it was stopped, which is then said.
 
     Raises
     ------
     Failed
         Of what is raised once work has begun.
     KeyboardInterrupt
-        With the sentence that says how to go on, from the signal.
+        With the sentence that says so, from the signal.
     """
     from imgcurate.cluster import kill
 
@@ -98,7 +104,8 @@ def connected(options: argparse.Namespace) -> Iterator[Cluster]:
                 raise
     except KeyboardInterrupt as stop:
         _be_quiet()
-        raise KeyboardInterrupt("stopped; run the same command again to go on where it was") from stop
+        again = "; run the same command again to go on where it was" if goes_on else ""
+        raise KeyboardInterrupt(f"stopped{again}") from stop
     except Exception as problem:
         if cluster.working:
             raise Failed from problem

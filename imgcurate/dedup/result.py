@@ -266,12 +266,12 @@ class Duplicates(Shown):
         return found
 
     @interruptible
-    def sweep(self, eps: Sequence[float]) -> pd.DataFrame:
+    def sweep(self, eps: float | Sequence[float]) -> pd.DataFrame:
         """Count what other thresholds would remove. Eager.
 
         Parameters
         ----------
-        eps : sequence of float
+        eps : float or sequence of float
             Each up to ``1 - min_similarity``.
 
         Returns
@@ -284,7 +284,7 @@ class Duplicates(Shown):
         ValueError
             Where an eps is out of range.
         """
-        thresholds = [float(value) for value in eps]
+        thresholds = thresholds_of(eps)
         removed = self._count(thresholds)
         return pd.DataFrame({"eps": thresholds, "removed": removed, "fraction": removed / max(self.n_rows, 1)})
 
@@ -431,6 +431,20 @@ class Duplicates(Shown):
         return pd.DataFrame(
             {name: known[name] if kind is None else pd.Series([], dtype=kind) for name, kind in named.items()}
         )
+
+
+def thresholds_of(eps: Any) -> list[float]:
+    """Return one threshold, or several, as a list; raises a ValueError where they are no numbers.
+
+    Examples
+    --------
+    >>> thresholds_of(0.1), thresholds_of([0.1, 0.2])
+    ([0.1], [0.1, 0.2])
+    """
+    try:
+        return [float(eps)] if isinstance(eps, Real) else [float(value) for value in eps]
+    except (TypeError, ValueError):
+        raise ValueError(f"eps={eps!r} is neither a number nor a list of numbers") from None
 
 
 def check_eps(eps: Any) -> None:

@@ -110,12 +110,12 @@ class Shown:
         return pairs.largest_groups(_found(self), n, most, pairs.Options(images, columns, size, storage_options))
 
     @interruptible
-    def plot_sweep(self, eps: Sequence[float] | None = None) -> Page:
+    def plot_sweep(self, eps: float | Sequence[float] | None = None) -> Page:
         """Draw which share of the images each threshold removes, and mark the one in force. Eager.
 
         Parameters
         ----------
-        eps : sequence of float, optional
+        eps : float or sequence of float, optional
             Each up to ``1 - min_similarity``. Default: the one in force, and about twelve round ones as far as pairs are stored; of perceptual hashes each
             number of bits.
 

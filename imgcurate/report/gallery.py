@@ -85,9 +85,9 @@ def show(
     KeyError
         Where a column is missing.
     ValueError
-        Where `n`, `size` or `sort` is out of range.
+        Where `n`, `size`, `seed` or `sort` is out of range.
     TypeError
-        Where `frame` is no frame, or a column has no order.
+        Where `frame` is no frame, `columns` are no names, or a column has no order.
 
     Notes
     -----
@@ -101,7 +101,9 @@ def show(
     >>> show(frame[frame.error.notnull()]).save("broken.html")  # doctest: +SKIP
     """
     check_options("show", size, n=n)
-    asked = [columns] if isinstance(columns, str) else list(columns or ())
+    if not isinstance(seed, Integral):
+        raise ValueError(f"show: seed={seed!r} must be a whole number")
+    asked = rows.names_of(columns, "show")
     column, largest = _order(sort)
     rows.require(frame, [id_field, *asked, *([column] if column else [])], "show")
     if column is None:

@@ -69,12 +69,12 @@ class Page:
         Raises
         ------
         FileExistsError
-            Where there is such a file and `overwrite` is false.
+            Where there is such a file and `overwrite` is false, or a folder.
+        TypeError, ValueError, NotADirectoryError, PermissionError
+            Where `path` is no path, or one where no file can be.
         """
-        url = os.fspath(path)
-        if not overwrite:
-            refuse_file(url, storage_options)
-        with storage.open_atomic(url, storage_options) as file:
+        refuse_file(path, storage_options, overwrite=overwrite)
+        with storage.open_atomic(os.fspath(path), storage_options) as file:
             # Half a surrogate pair, from a file's name that is not UTF-8, is no character.
             file.write(self.html().encode("utf-8", "replace"))
 
@@ -84,16 +84,28 @@ def fragment(body: Markup) -> Markup:
     return render("fragment.html", style=_style(), body=body)
 
 
-def refuse_file(url: str, storage_options: storage.Options = None) -> None:
-    """Raise a FileExistsError where a page is to be written and something is there."""
-    if there(url, storage_options):
-        raise FileExistsError(f"{url} is there already; name another file, or pass overwrite=True")
-
-
-def there(url: str, storage_options: storage.Options) -> bool:
-    """Tell whether there is a file or folder of that name."""
-    fs, path = storage.open_filesystem(url, storage_options)
-    return bool(fs.exists(path))
+def refuse_file(path: Any, storage_options: storage.Options = None, *, overwrite: bool = False) -> None:
+    """Raise where a page cannot be written, or something is there that is not to be replaced."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{path!r} is no path: name the file of the page, such as 'page.html'")
+    if not os.fspath(path):
+        raise ValueError("'' is no path: name the file of the page, such as 'page.html'")
+    fs, place = storage.open_filesystem(os.fspath(path), storage_options)
+    if fs.isdir(place):
+        raise FileExistsError(
+            f"{path} is a folder; name a file for the page, such as {str(path).rstrip('/')}/page.html"
+        )
+    if not overwrite and fs.exists(place):
+        raise FileExistsError(f"{path} is there already; name another file, or pass overwrite=True")
+    if storage.is_local(place):
+        # The folders that are missing are made.
+        folder = os.path.dirname(place)
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(f"{path} cannot be written: {folder} is no folder; name another file")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{path} cannot be written: {folder} may not be written to; name another file")
 
 
 def render(template: str, **values: Any) -> Markup:

@@ -12,6 +12,7 @@ import pandas as pd
 from imgcurate import storage
 from imgcurate.dedup import inputs
 from imgcurate.dedup.graph import nodes
+from imgcurate.dedup.result import thresholds_of
 from imgcurate.report import charts, rows
 from imgcurate.report.gallery import Card, cards, check_options
 from imgcurate.report.page import Page, fragment, plural, render, said, share
@@ -146,9 +147,14 @@ def largest_groups(found: Duplicates, n: int, most: int, options: Options) -> Pa
     return Page("The largest groups of duplicates", body, f"Page({how}; see .save(path))")
 
 
-def sweep(found: Duplicates, eps: Sequence[float] | None) -> Page:
+def sweep(found: Duplicates, eps: float | Sequence[float] | None) -> Page:
     """Return the share of the images that each of several thresholds removes, as a curve and as a table."""
-    tried = found.sweep(_thresholds(found) if eps is None else sorted({*map(float, eps)}))
+    asked = _thresholds(found) if eps is None else sorted(set(thresholds_of(eps)))
+    if not asked:
+        raise ValueError(
+            "plot_sweep: eps=[] holds no threshold: give some, such as [0.01, 0.05], or none for round ones"
+        )
+    tried = found.sweep(asked)
     x = [_of_eps(found, value) for value in tried["eps"]]
     name = {"semantic": "eps", "perceptual": "differing bits", "exact": "eps"}[found.kind]
     marked = _of_eps(found, found.eps)
@@ -254,7 +260,7 @@ def _pairs(found: Duplicates, named: Sequence[tuple[Any, Any, float]], images: d
 def _with_frame(found: Duplicates, verb: str, options: Options) -> Options:
     """Return the options with a frame that says where the images lie, and a list of columns that it has."""
     frame = found._images if options.images is None else options.images
-    columns = [options.columns] if isinstance(options.columns, str) else list(options.columns or ())
+    columns = rows.names_of(options.columns, verb)
     if frame is None:
         raise ValueError(
             f"{verb}() has no images to show, because these duplicates were loaded, or found in a frame that does not say where images lie: "

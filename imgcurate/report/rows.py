@@ -45,6 +45,22 @@ def require(frame: Any, columns: Iterable[str], verb: str, *, of_images: bool = 
     schema.require_columns(frame, [*(PLACE if of_images else ()), *columns], verb)
 
 
+def names_of(columns: Any, verb: str) -> list[str]:
+    """Return names of columns as a list; raises a TypeError where they are neither one name nor several.
+
+    Examples
+    --------
+    >>> names_of("caption", "show"), names_of(None, "show")
+    (['caption'], [])
+    """
+    if isinstance(columns, str):
+        return [columns]
+    try:
+        return [] if columns is None else list(columns)
+    except TypeError:
+        raise TypeError(f"{verb}: columns={columns!r} is neither a column's name nor a list of names") from None
+
+
 def sample(
     frame: Any, n: int, seed: int = 0, columns: Sequence[str] = (), *, id_field: str = "image_id"
 ) -> pd.DataFrame:

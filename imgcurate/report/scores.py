@@ -100,7 +100,7 @@ def plot_scores(
             f"plot_scores: keep={keep!r} is unknown: give '>=' or '<', the side of the threshold that stays"
         )
     keep = keep or ("<" if column in _LOW_IS_GOOD else ">=")
-    asked = [columns] if isinstance(columns, str) else list(columns or ())
+    asked = rows.names_of(columns, "plot_scores")
     rows.require(frame, [column, *asked], "plot_scores", of_images=False)
     absent = [name for name in (id_field, *rows.PLACE) if name not in frame.columns]
     limit = None if threshold is None else float(threshold)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from imgcurate import parts, storage, vectors
 from imgcurate.run import files
-from imgcurate.run.folder import Folder, is_output
+from imgcurate.run.folder import Folder
 
 _THREADS = 16
 # Of an image these are no answer to what became of it.
@@ -45,7 +45,7 @@ def explain(out: str | os.PathLike[str], image_id: str, *, storage_options: stor
     Raises
     ------
     FileNotFoundError
-        Where there is no finished run.
+        Where there is no finished run, or a part of its table of images is missing.
     KeyError
         Where no image has this id; names those that are nearest to it.
 
@@ -56,15 +56,8 @@ def explain(out: str | os.PathLike[str], image_id: str, *, storage_options: stor
     """
     url = storage.absolute(out, storage_options).rstrip("/")
     place = Folder(url, storage_options)
-    manifest = place.manifest()
-    if manifest is None:
-        raise FileNotFoundError(
-            f"{os.fspath(out)} holds no finished run: there is no manifest.json; name the OUT of an imgcurate run that has ended"
-        )
-    names = sorted(
-        name for name in storage.sizes_in(f"{url}/images.parquet", storage_options) if is_output("images.parquet", name)
-    )
-    urls = [f"{url}/images.parquet/{name}" for name in names]
+    manifest = place.finished(out)
+    urls = place.images(manifest)
 
     def read(part: str) -> pa.Table:
         return vectors.to_arrow(parts.read_part(part, None, ["image_id", "kept", "duplicate_of"], storage_options))
@@ -82,7 +75,7 @@ def explain(out: str | os.PathLike[str], image_id: str, *, storage_options: stor
         before = [*(table["kept"] for table in known[:part]), known[part]["kept"][:row]]
         n_before = sum(pc.sum(column).as_py() or 0 for column in before)
         if manifest["options"].get("write") == "files":
-            found["written"] = _file(url, names[part], image_id, storage_options)
+            found["written"] = _file(url, urls[part].rpartition("/")[2], image_id, storage_options)
         else:
             found["written"] = _shard(url, n_before, storage_options)
     twin = _find(known, found["duplicate_of"]) if found["duplicate_of"] is not None else None

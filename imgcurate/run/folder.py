@@ -65,6 +65,31 @@ class Folder:
         """Return the manifest of a run that has finished."""
         return self._read("manifest.json")
 
+    def finished(self, said: str | os.PathLike[str]) -> dict[str, Any]:
+        """Return the manifest; raises a FileNotFoundError where no run has finished here, with the folder's name as a user `said` it."""
+        manifest = self.manifest()
+        if manifest is None:
+            what = printable(os.fspath(said))
+            if self.record() is not None:
+                raise FileNotFoundError(
+                    f"{what} holds a run that has not finished: give its imgcurate run command again to finish it"
+                )
+            raise FileNotFoundError(
+                f"{what} holds no finished run: there is no manifest.json; name the OUT of an imgcurate run that has ended"
+            )
+        return manifest
+
+    def images(self, manifest: Mapping[str, Any]) -> list[str]:
+        """Return the URLs of the parts of the table of images, in order; raises a FileNotFoundError where one is missing."""
+        folder = f"{self.url}/images.parquet"
+        there = storage.sizes_in(folder, self.storage_options)
+        for name in manifest["parts"]:
+            if name not in there:
+                raise FileNotFoundError(
+                    f"{printable(folder)}/{name} is missing: give the run's imgcurate run command again, which makes it anew"
+                )
+        return [f"{folder}/{name}" for name in manifest["parts"]]
+
     @property
     def report(self) -> str:
         """The URL of the page about the run."""
@@ -232,7 +257,7 @@ def check_folder(
     if WORK not in there:
         if there and not overwrite:
             raise FileExistsError(
-                f"{out} is not empty; name another folder, or overwrite the run that is there (--overwrite)"
+                f"{out} is not empty; name another folder, or replace the run that is there with overwrite=True"
             )
         mine = there & set(OUTPUTS)
         if mine and mine <= {"shards", "files"}:  # a run writes images.parquet first

@@ -48,12 +48,12 @@ def compare(job: Job, overwrite: bool, retry_errors: bool) -> dict[str, Any] | N
             differs.append(say_sources(sources, job.noun))
         if differs and not overwrite:
             raise FileExistsError(
-                f"{job.place.url} holds another run ({'; '.join(differs)}): name another folder, or replace its outputs with --overwrite, "
+                f"{job.place.url} holds another run ({'; '.join(differs)}): name another folder, or replace its outputs with overwrite=True, "
                 "which computes again only what depends on the difference"
             )
     elif manifest is not None and not overwrite:
         raise FileExistsError(
-            f"{job.place.url} is not empty; name another folder, or overwrite the run that is there (--overwrite)"
+            f"{job.place.url} is not empty; name another folder, or replace the run that is there with overwrite=True"
         )
     return None
 
@@ -170,4 +170,16 @@ def _known(options: Mapping[str, Any], name: str, value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, list | dict) else str(value)
+    """Return a value of an option as the command line has it.
+
+    Examples
+    --------
+    >>> _short(["exact", "semantic"]), _short([["width", "max"], ["bytes", "min"]]), _short([]), _short(0.1)
+    ('exact,semantic', 'width:max,bytes:min', "''", '0.1')
+    """
+    if isinstance(value, list | tuple):
+        return (
+            ",".join(":".join(map(str, item)) if isinstance(item, list | tuple) else str(item) for item in value)
+            or "''"
+        )
+    return json.dumps(value) if isinstance(value, dict) else str(value)

@@ -89,11 +89,7 @@ def verify(
     3 shards with 2,999 samples: all as they were written
     """
     url = storage.absolute(out, storage_options).rstrip("/")
-    manifest = Folder(url, storage_options).manifest()
-    if manifest is None:
-        raise FileNotFoundError(
-            f"{out} holds no finished run: there is no manifest.json; run the same command again to finish it"
-        )
+    manifest = Folder(url, storage_options).finished(out)
     steps = Steps(connect, progress)
     images = sorted(storage.sizes_in(f"{url}/images.parquet", storage_options))
     images = [f"{url}/images.parquet/{name}" for name in images if is_output("images.parquet", name)]

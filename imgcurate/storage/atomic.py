@@ -156,8 +156,11 @@ def _replacing_local(path: str, durable: bool = True) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
         os.replace(unfinished, path)
     except BaseException as problem:
-        if isinstance(problem, OSError) and problem.errno is not None and problem.filename is None:
-            problem.filename = path  # a full disk does not say which file it had no room for
+        if isinstance(problem, OSError) and problem.errno is not None and problem.filename in (None, unfinished):
+            # A full disk does not say which file it had no room for, and nobody knows the unfinished one's name.
+            problem.filename = path
+            if problem.filename2 is not None:
+                del problem.filename2
         with contextlib.suppress(FileNotFoundError):
             os.unlink(unfinished)
         raise

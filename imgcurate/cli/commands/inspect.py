@@ -44,8 +44,8 @@ def _inspect(given: argparse.Namespace) -> None:
     from imgcurate.sources.sidecars import chosen
 
     inputs.refuse_parquet(given)
-    if given.html and not given.overwrite:
-        refuse_file(given.html, given.storage_options)
+    if given.html is not None:
+        refuse_file(given.html, given.storage_options, overwrite=given.overwrite)
     with clusters.connected(given) as connect:
         what, found = inspect(
             given.inputs,
@@ -56,7 +56,7 @@ def _inspect(given: argparse.Namespace) -> None:
             connect=connect,
         )
         known = {"inputs": what, "decoded": given.decode, **found.as_json()}
-        if given.html:
+        if given.html is not None:
             page(known, found.sample, given.storage_options).save(
                 given.html, overwrite=True, storage_options=given.storage_options
             )

@@ -28,14 +28,13 @@ def add_to(commands: Any) -> None:
 def _report(given: argparse.Namespace) -> None:
     from imgcurate import storage
     from imgcurate.report.run import write_report
-    from imgcurate.report.run.gather import manifest_of
     from imgcurate.run.folder import Folder
     from imgcurate.run.steps import Steps
 
     url = storage.absolute(given.out, given.storage_options).rstrip("/")
     run = Folder(url, given.storage_options)
     place = run.report
-    manifest_of(url, given.storage_options)
+    run.images(run.finished(given.out))
     with clusters.connected(given) as connect:
         steps = Steps(connect, progress=not given.quiet)
         with steps("writing the report"):

@@ -118,7 +118,7 @@ def _run(given: argparse.Namespace) -> int:
     }
     of_run = Options(**asked)
     inputs.refuse_parquet(given)
-    with clusters.connected(given) as connect:
+    with clusters.connected(given, goes_on=not given.dry_run) as connect:
         if given.dry_run:
             return _dry_run(given, of_run, connect)
         manifest = carry_out(

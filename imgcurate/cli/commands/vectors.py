@@ -11,6 +11,7 @@ from imgcurate.cli.tables import answer, count, lines
 
 # Vectors that are large against the workers' memory, from which a command that was stopped goes on.
 _WORK = ".unfinished"
+_OUTPUTS = {"pairs.parquet", "removals.parquet", "duplicates"}
 _KNOWN = (
     "n_rows", "n_compared", "n_excluded", "n_clusters", "n_pairs", "eps", "min_similarity", "rule", "keep", "chosen",
 )  # fmt: skip
@@ -66,7 +67,7 @@ def _embed(given: argparse.Namespace) -> None:
     refuse_files(given.out, given.overwrite, given.storage_options)
     found = inputs.find(given)
     encoders.resolve(given.model, given.model_dir)
-    with clusters.connected(given) as connect:
+    with clusters.connected(given, goes_on=True) as connect:
         connect.start()
         frame = embed(
             found.read(),
@@ -133,10 +134,18 @@ def _dedup(given: argparse.Namespace) -> None:
 
 
 def _refuse_others(given: argparse.Namespace, fs: Any, place: str) -> None:
-    """Raise where the output is a file, or holds anything that is not to be replaced."""
+    """Raise where the output is a file, is what is read, or holds anything that is not to be replaced."""
+    from imgcurate import storage
+
     if fs.isfile(place):
         raise FileExistsError(f"{given.out} is a file; name a folder for the output")
+    out = storage.absolute(given.out, given.storage_options).rstrip("/")
+    for name in given.embeddings:
+        if storage.lies_below(f"{out}/pairs.parquet", [storage.absolute(name, given.storage_options)]):
+            raise FileExistsError(f"OUT {given.out} is or lies in {name}, which is read; name a folder beside it")
     there = {name.rstrip("/").rpartition("/")[2] for name in fs.ls(place, detail=False)} if fs.exists(place) else set()
+    if given.overwrite and there - {_WORK} and not there & _OUTPUTS:
+        raise FileExistsError(f"{given.out} holds what no imgcurate dedup wrote; name another folder")
     if there - {_WORK} and not given.overwrite:
         raise FileExistsError(
             f"{given.out} is not empty; name another folder, or replace what an earlier dedup wrote with --overwrite"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from imgcurate.report.run import facts, map, relatives
 from imgcurate.report.run.facts import Facts
 from imgcurate.report.run.relatives import Relatives
 from imgcurate.report.run.thresholds import Thresholds, try_others
+from imgcurate.run.folder import Folder
 
 #: How many of the largest groups of duplicates are shown.
 GROUPS = 6
@@ -51,16 +51,6 @@ class Gathered:
     map: pd.DataFrame | None
 
 
-def manifest_of(url: str, storage_options: storage.Options) -> dict[str, Any]:
-    """Return the manifest of a run; a FileNotFoundError where it has not finished."""
-    content = storage.read_if_there(f"{url}/manifest.json", storage_options)
-    if content is None:
-        raise FileNotFoundError(
-            f"{url} holds no finished run: there is no manifest.json; run the same command again to finish it"
-        )
-    return json.loads(content)
-
-
 def gather(url: str, graphs: Collection[str], storage_options: storage.Options = None) -> Gathered:
     """Read what a run wrote. Eager, on the cluster where there is one.
 
@@ -76,12 +66,13 @@ def gather(url: str, graphs: Collection[str], storage_options: storage.Options =
     Raises
     ------
     FileNotFoundError
-        Where there is no run, or none that has finished.
+        Where there is no run that has finished, or a part of its table of images is missing.
     RuntimeError
         Where the table of images and the manifest differ.
     """
-    manifest = manifest_of(url, storage_options)
-    urls = [f"{url}/images.parquet/{name}" for name in manifest["parts"]]
+    place = Folder(url, storage_options)
+    manifest = place.finished(url)
+    urls = place.images(manifest)
     if not urls:
         return Gathered(url, manifest, None, None, [], None, None)
     limits = facts.limits_of(manifest["options"])
