@@ -97,9 +97,11 @@ def refuse_file(path: Any, storage_options: storage.Options = None, *, overwrite
         )
     if not overwrite and fs.exists(place):
         raise FileExistsError(f"{path} is there already; name another file, or pass overwrite=True")
-    if storage.is_local(place):
+    if storage.is_local(
+        os.fspath(path)
+    ):  # of a store, what is left of an address without its protocol looks like a path
         # The folders that are missing are made.
-        folder = os.path.dirname(place)
+        folder = os.path.dirname(os.path.abspath(place))
         while not os.path.lexists(folder):
             folder = os.path.dirname(folder)
         if not os.path.isdir(folder):
