@@ -1,4 +1,4 @@
-"""Text of strangers, such as names, captions and messages of decoders, made safe to print."""
+"""What is said to a person: text of strangers, such as names, captions and messages of decoders, made safe to print, and numbers of things."""
 
 from __future__ import annotations
 
@@ -59,6 +59,17 @@ def quoted(values: Iterable[Any], most: int = 5) -> str:
     """
     named = list(itertools.islice(values, most + 1))
     return ", ".join([*(printable(repr(value), 100) for value in named[:most]), *["..."][: len(named) > most]])
+
+
+def plural(n: int, noun: str) -> str:
+    """Return a number of things.
+
+    Examples
+    --------
+    >>> plural(1, "image"), plural(2000, "image")
+    ('1 image', '2,000 images')
+    """
+    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def _escaped(sign: str) -> str:

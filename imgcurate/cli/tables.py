@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imgcurate.printable import printable
+from imgcurate.printable import plural, printable
 
 
 def answer(given: argparse.Namespace, found: Mapping[str, Any], text: str) -> None:
@@ -48,17 +48,6 @@ def lines(rows: Sequence[tuple[str, str]]) -> str:
     """
     width = max((len(name) for name, said in rows if said), default=0)
     return "\n".join(f"{name:<{width}}  {printable(said, 1000)}" for name, said in rows if said)
-
-
-def count(n: int, noun: str) -> str:
-    """Say how many there are of something.
-
-    Examples
-    --------
-    >>> count(1, "image"), count(1200, "image")
-    ('1 image', '1,200 images')
-    """
-    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def table(manifest: dict[str, Any]) -> str:
@@ -110,8 +99,7 @@ def nothing_kept(counts: dict[str, int], out: str) -> str:
 def _written(counts: dict[str, int]) -> str:
     """Say what kept images have become."""
     what = "file" if "files" in counts else "shard"
-    count = counts[f"{what}s"]
-    return f"in {count:,} {what}{'s' * (count != 1)}"
+    return f"in {plural(counts[f'{what}s'], what)}"
 
 
 def _kinds(options: dict[str, Any]) -> str:

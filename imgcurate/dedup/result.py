@@ -22,6 +22,7 @@ from imgcurate.dedup.graph import build, nodes, rank, rules, sizes
 from imgcurate.dedup.mapped import Folder
 from imgcurate.dedup.recall import Recall
 from imgcurate.dedup.shown import Shown, with_places
+from imgcurate.printable import plural
 
 _SAVED = (
     "id_field", "n_rows", "n_compared", "n_clusters", "eps", "min_similarity", "rule", "keep", "kind", "chosen",
@@ -103,7 +104,7 @@ class Duplicates(Shown):
         options = [f"{name}={value}{self._why(name)}" for name, value in said.items()]
         lazy = "at once" if self._at_once else "lazy"
         return (
-            f"Duplicates({self.n_compared:,} images compared{clusters}{through}{excluded}; {self.n_pairs:,} pair{'s' * (self.n_pairs != 1)} {what}; {', '.join(options)}; "
+            f"Duplicates({self.n_compared:,} images compared{clusters}{through}{excluded}; {plural(self.n_pairs, 'pair')} {what}; {', '.join(options)}; "
             f"see .pairs, .groups, .removals() ({lazy}), .sweep([eps, ...]), .least_similar(), .show(){', .recall()' * (self._recall is not None)} (at once))"
         )
 

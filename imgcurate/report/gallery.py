@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from imgcurate import storage, vectors
 from imgcurate.cluster import interruptible
+from imgcurate.printable import plural
 from imgcurate.report import rows
-from imgcurate.report.page import Page, plural, render
+from imgcurate.report.page import Page, render
 from imgcurate.report.thumbnails import Thumbnail, thumbnails
 
 #: More on one page make a browser slow.

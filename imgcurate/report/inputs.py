@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from imgcurate import storage
+from imgcurate.printable import plural
 from imgcurate.report import charts
 from imgcurate.report.gallery import cards
-from imgcurate.report.page import Page, plural, render
+from imgcurate.report.page import Page, render
 
 _SIZE = 160
 _MOST_KINDS = 40

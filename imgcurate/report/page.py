@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from imgcurate import storage
-from imgcurate.printable import printable
+from imgcurate.printable import plural, printable
 
 #: Of a text that a page shows; all of it stands in its title, which is seen when it is pointed at.
 _SHOWN, _TITLE = 160, 2000
@@ -156,17 +156,6 @@ def share(part: float, whole: float) -> str:
     if part < whole and percent >= 99.95:
         return "> 99.9 %"
     return f"{percent:.1f} %" if 0 < percent < 100 else f"{percent:.0f} %"
-
-
-def plural(n: int, noun: str) -> str:
-    """Return a number of things.
-
-    Examples
-    --------
-    >>> plural(1, "image"), plural(2000, "image")
-    ('1 image', '2,000 images')
-    """
-    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def _end(text: str) -> str:

@@ -13,9 +13,10 @@ from imgcurate import storage
 from imgcurate.dedup import inputs
 from imgcurate.dedup.graph import nodes
 from imgcurate.dedup.result import thresholds_of
+from imgcurate.printable import plural
 from imgcurate.report import charts, rows
 from imgcurate.report.gallery import Card, cards, check_options
-from imgcurate.report.page import Page, fragment, plural, render, said, share
+from imgcurate.report.page import Page, fragment, render, said, share
 from imgcurate.report.thumbnails import Thumbnail
 
 if TYPE_CHECKING:

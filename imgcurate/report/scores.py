@@ -12,10 +12,11 @@ import pandas as pd
 
 from imgcurate import storage
 from imgcurate.cluster import interruptible
+from imgcurate.printable import plural
 from imgcurate.report import charts, histogram, rows
 from imgcurate.report.gallery import cards, check_options
 from imgcurate.report.histogram import Histogram
-from imgcurate.report.page import Page, plural, render, said, share
+from imgcurate.report.page import Page, render, said, share
 
 #: Of these a low value is good.
 _LOW_IS_GOOD = ("nsfw_score",)

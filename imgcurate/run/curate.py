@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import distributed
 
@@ -17,7 +17,7 @@ from imgcurate import cluster, encoders, storage, tar
 from imgcurate.dedup.graph.rank import Keep
 from imgcurate.printable import printable
 from imgcurate.run import account, folder, resume, tables
-from imgcurate.run.inputs import check_sidecars, describe, find
+from imgcurate.run.inputs import Unit, check_sidecars, describe, find
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options, measured, stages_of
 from imgcurate.run.steps import Steps
@@ -167,12 +167,7 @@ def carry_out(
     connect: Callable[[], distributed.Client] = cluster.connect,
 ) -> dict[str, Any]:
     """Do what `curate` does; `connect` is called when all that can be known without a cluster is known to be right."""
-    tables.check_stages(options)
-    folder.refuse_inside(out, paths)
-    units = find(paths, storage_options)
-    check_sidecars(options.sidecars, units)
-    models = account.models_of(options)
-    options, why_eps = account.with_eps(options, models["encoder"])
+    units, models, options, why_eps = check(paths, out, options, storage_options)
     steps = Steps(connect, progress)
     with folder.open_folder(out, units, overwrite, storage_options) as place:
         if options.write == "files":
@@ -196,6 +191,27 @@ def carry_out(
         if report:
             _report(job)
         return manifest
+
+
+class Checked(NamedTuple):
+    """What is known of a run before there is a cluster: what it reads, its models, its options, and where their eps was taken from."""
+
+    units: list[Unit]
+    models: dict[str, Any]
+    options: Options
+    why_eps: str
+
+
+def check(
+    paths: storage.Paths, out: str | os.PathLike[str], options: Options, storage_options: storage.Options
+) -> Checked:
+    """Find what a run is to read and with which models; raises where any of it cannot be."""
+    tables.check_stages(options)
+    folder.refuse_inside(out, paths)
+    units = find(paths, storage_options)
+    check_sidecars(options.sidecars, units)
+    models = account.models_of(options)
+    return Checked(units, models, *account.with_eps(options, models["encoder"]))
 
 
 def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,11 @@ import pandas as pd
 from dask.utils import format_bytes
 
 from imgcurate import cluster, parts, storage, vectors
-from imgcurate.run import account, folder, resume, tables
+from imgcurate.printable import plural
+from imgcurate.run import folder, resume, tables
 from imgcurate.run.columns import Columns, ranges
-from imgcurate.run.inputs import Unit, check_sidecars, describe, find
+from imgcurate.run.curate import check
+from imgcurate.run.inputs import Unit, describe
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options
 from imgcurate.run.progress import duration
@@ -103,7 +105,7 @@ class Estimate:
         if self.embedded:
             yield "there already", f"{about}{self.embedded:,} embeddings"
         if self.rate and self.seconds is not None:
-            workers = f"{self.workers} worker{'s' * (self.workers != 1)}"
+            workers = plural(self.workers, "worker")
             yield "rate", f"{self.rate:,.3g} images a second ({self.measured} measured, {workers})"
             yield "time", f"about {duration(self.seconds)} for embedding; scores, duplicates and writing come on top"
 
@@ -137,12 +139,7 @@ def estimate(
     -------
     Estimate
     """
-    tables.check_stages(options)
-    folder.refuse_inside(out, paths)
-    units = find(paths, storage_options)
-    check_sidecars(options.sidecars, units)
-    models = account.models_of(options)
-    options, _ = account.with_eps(options, models["encoder"])
+    units, models, options, _ = check(paths, out, options, storage_options)
     place = folder.Folder(folder.check_folder(out, units, overwrite, storage_options), storage_options)
     steps = Steps(connect, progress)
     job = Job(options, units, models, place, steps)

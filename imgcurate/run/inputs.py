@@ -12,7 +12,7 @@ import pandas as pd
 import xxhash
 
 from imgcurate import fingerprint, storage
-from imgcurate.printable import printable, quoted
+from imgcurate.printable import plural, printable, quoted
 from imgcurate.sources import files, webdataset
 from imgcurate.sources.files import File
 from imgcurate.sources.sidecars import AS_USUAL, Sidecars
@@ -169,9 +169,9 @@ def describe(units: Sequence[Unit]) -> str:
     '1 tar shard'
     """
     if isinstance(units[0].content, Shard):
-        return f"{len(units):,} tar shard{'s' * (len(units) != 1)}"
+        return plural(len(units), "tar shard")
     images = sum(len(unit.content) for unit in units)
-    return f"{images:,} image file{'s' * (images != 1)}"
+    return plural(images, "image file")
 
 
 def _units_of(

@@ -18,6 +18,7 @@ import pandas as pd
 from imgcurate import measures, pixels, storage
 from imgcurate.cluster import connect
 from imgcurate.printable import NAMES_WITH_DIGITS, printable
+from imgcurate.report.rows import sample
 from imgcurate.run.inputs import Unit, check_sidecars, describe, find
 from imgcurate.run.steps import Steps
 from imgcurate.sources.sidecars import AS_USUAL, Sidecars
@@ -82,7 +83,7 @@ class Inspected:
     metadata : int
         Images that have JSON beside them.
     sample : pandas.DataFrame
-        Up to `SAMPLE` rows of images that are not broken, those of the lowest hashes of their ids.
+        Up to `SAMPLE` rows of images that are not broken, drawn at random, as `show` draws them.
     """
 
     images: int = 0
@@ -315,11 +316,8 @@ def _counted(rows: pd.DataFrame, looked: pd.DataFrame) -> Inspected:
 
 
 def _drawn(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the lowest hashes."""
-    if rows.empty:
-        return rows.head(0)
-    ids = rows["image_id"].astype(str).to_numpy(dtype=object)
-    return rows.iloc[pd.util.hash_array(ids, categorize=False).argsort(kind="stable")[:SAMPLE]]
+    """Return a sample of rows; that of two samples is that of all that they were drawn from."""
+    return sample(rows, SAMPLE) if len(rows) else rows
 
 
 def _names_of_sides() -> list[str]:

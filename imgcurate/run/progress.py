@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from imgcurate.printable import plural
+
 _LINE_SECONDS = 10.0
 _BAR_SECONDS = 0.1
 # From here on a bar counts in thousands.
@@ -130,7 +132,7 @@ class _Lines:
         _write(f"{self._label}: {self._done:,} of {self._counted(self._total)}, {rate(self._done, seconds)}{left}")
 
     def _counted(self, n: int) -> str:
-        return f"{n:,} {self._unit}{'s' * (n != 1)}"
+        return plural(n, self._unit)
 
 
 def _write(line: str) -> None:

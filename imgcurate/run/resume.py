@@ -9,7 +9,7 @@ from typing import Any
 
 from imgcurate import parts, storage
 from imgcurate.parts import Part
-from imgcurate.printable import printable
+from imgcurate.printable import plural, printable
 from imgcurate.run.files import are_whole
 from imgcurate.run.folder import REPORT, WORK, is_output
 from imgcurate.run.job import Job
@@ -138,7 +138,7 @@ def say_sources(changes: Mapping[str, Sequence[str]], noun: str, named: int = 5)
     '1 shard changed (a.tar), 2 shards added (b.tar, c.tar)'
     """
     return ", ".join(
-        f"{len(urls):,} {noun}{'s' * (len(urls) != 1)} {what} ({', '.join(map(printable, urls[:named]))}{', ...' * (len(urls) > named)})"
+        f"{plural(len(urls), noun)} {what} ({', '.join(map(printable, urls[:named]))}{', ...' * (len(urls) > named)})"
         for what, urls in changes.items()
     )
 

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from imgcurate.cli import clusters, inputs, options
-from imgcurate.cli.tables import answer, count, lines
+from imgcurate.cli.tables import answer, lines
+from imgcurate.printable import plural
 
 _MOST_KINDS = 12
 
@@ -80,7 +81,7 @@ def _told(known: dict[str, Any]) -> list[tuple[str, str]]:
         more = ", ..." if error["images"] > len(error["examples"]) else ""
         told.append(("", f"{error['images']:,} {error['kind']} ({', '.join(error['examples'])}{more})"))
     if len(known["errors"]) > _MOST_KINDS:
-        told.append(("", f"and {count(len(known['errors']) - _MOST_KINDS, 'kind')} more; --json has all"))
+        told.append(("", f"and {plural(len(known['errors']) - _MOST_KINDS, 'kind')} more; --json has all"))
     told.append(("formats", _counts(known["formats"])))
     for name in ("width", "height"):
         if (spread := known[name]) is not None:

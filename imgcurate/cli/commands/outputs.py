@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from imgcurate.cli import clusters, options
-from imgcurate.cli.tables import answer, count, lines
+from imgcurate.cli.tables import answer, lines
+from imgcurate.printable import plural
 
 
 def add_to(commands: Any) -> None:
@@ -61,7 +62,7 @@ def _sweep(given: argparse.Namespace) -> None:
         f"{row['eps']:>8g}{row['removed']:>12,}{row['fraction']:>8.1%}{'  in force' if row['in_force'] else ''}"
         for row in rows
     ]
-    said.append(f"of {count(found.n_rows, 'image')}, rule {found.rule}; any eps up to {most:g} can be asked for")
+    said.append(f"of {plural(found.n_rows, 'image')}, rule {found.rule}; any eps up to {most:g} can be asked for")
     known = {"images": found.n_rows, "rule": found.rule, "eps": found.eps, "most_eps": most, "sweep": rows}
     answer(given, known, "\n".join(said))
 
@@ -117,7 +118,7 @@ def _told(found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["n_duplicates"]:
         more = found["n_duplicates"] - len(found["duplicates"])
         ids = ", ".join(found["duplicates"]) + (f" and {more:,} more" if more else "")
-        told.append(("kept for", f"{count(found['n_duplicates'], 'duplicate')}: {ids}"))
+        told.append(("kept for", f"{plural(found['n_duplicates'], 'duplicate')}: {ids}"))
     return told
 
 

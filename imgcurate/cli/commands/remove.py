@@ -9,7 +9,8 @@ from typing import Any
 
 from imgcurate.cli import clusters, inputs, options
 from imgcurate.cli.commands.run import NOTHING_KEPT
-from imgcurate.cli.tables import answer, count, lines
+from imgcurate.cli.tables import answer, lines
+from imgcurate.printable import plural
 
 # What shards are written from, and what is looked at where it is there.
 _NEEDED = ("image_id", "url", "member", "offset", "bytes", "sample_offset", "sample_size")
@@ -56,7 +57,7 @@ def _remove(given: argparse.Namespace) -> int:
     there = [name for name in storage.sizes_in(given.out, given.storage_options) if name.endswith(".tar")]
     if there and not given.overwrite:
         raise FileExistsError(
-            f"{given.out} holds {count(len(there), 'shard')}; name another folder, or replace them with --overwrite"
+            f"{given.out} holds {plural(len(there), 'shard')}; name another folder, or replace them with --overwrite"
         )
     refuse_inside(given.out, given.inputs)
     found = inputs.find(given)
@@ -104,7 +105,7 @@ def _remove(given: argparse.Namespace) -> int:
         ("images", f"{images:,} in {found.said}"),
         ("removed", f"{known['removed']:,}"),
         ("errors", f"{errors:,}{' more, which cannot be written; imgcurate inspect says why' * bool(errors)}"),
-        ("written", f"{known['written']:,} in {count(len(table), 'shard')}: {given.out}"),
+        ("written", f"{known['written']:,} in {plural(len(table), 'shard')}: {given.out}"),
     ]
     answer(given, known, lines(told))
     if known["written"]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from imgcurate.cli import clusters, inputs, options
-from imgcurate.cli.tables import answer, count, lines
+from imgcurate.cli.tables import answer, lines
+from imgcurate.printable import plural
 
 # Vectors that are large against the workers' memory, from which a command that was stopped goes on.
 _WORK = ".unfinished"
@@ -160,7 +161,7 @@ def _told(known: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "left out", f"{known['n_excluded']:,} that are null, zero, not finite or of images with an error"
     yield (
         "pairs",
-        f"{known['n_pairs']:,} of similarity >= {known['min_similarity']:g}, in {count(known['n_clusters'], 'cluster')}",
+        f"{known['n_pairs']:,} of similarity >= {known['min_similarity']:g}, in {plural(known['n_clusters'], 'cluster')}",
     )
     share = known["removed"] / max(known["n_rows"], 1)
     yield "duplicates", f"{known['removed']:,} ({share:.1%}), cosine >= 1 - {known['eps']:g}{chosen.get('eps', '')}"

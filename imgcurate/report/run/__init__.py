@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from imgcurate import storage
-from imgcurate.printable import printable
-from imgcurate.report.page import Page, plural, render
+from imgcurate.printable import plural, printable
+from imgcurate.report.page import Page, render
 from imgcurate.report.run import funnel, sections
 from imgcurate.report.run.album import SIZE, Album
 from imgcurate.report.run.gather import Gathered, gather

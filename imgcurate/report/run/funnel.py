@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from imgcurate.report.page import plural
+from imgcurate.printable import plural
 
 #: Of so many sources the counts stand in a page; those of the others are added up.
 MOST_SOURCES = 40

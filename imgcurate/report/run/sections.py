@@ -12,9 +12,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from imgcurate import storage
-from imgcurate.printable import printable
+from imgcurate.printable import plural, printable
 from imgcurate.report import charts
-from imgcurate.report.page import plural, share
+from imgcurate.report.page import share
 from imgcurate.report.run import facts, funnel, map
 from imgcurate.report.run.album import Album
 from imgcurate.report.run.command import command, only_of_curate
