@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -44,10 +45,12 @@ class LocalWorkers:
 
     def __init__(self, make: Callable[..., Any], threads: int | None) -> None:
         self.threads = threads
-        self._scratch = _Scratch()
-        self._runner = _loop_without_interrupts()
-        folder, before = self._scratch.folder, set(SpecCluster._instances)
+        self.cluster, self._runner = None, None
+        self._scratch, before = _Scratch(), set(SpecCluster._instances)
+        folder = self._scratch.folder
         try:
+            self._scratch.make()
+            self._runner = _loop_without_interrupts()
             with _environment(threads):
                 self.cluster = make(
                     loop=self._runner.loop, local_directory=folder, scheduler_kwargs={"local_directory": folder}
@@ -94,7 +97,8 @@ class LocalWorkers:
                     self.cluster.sync(self._end, grace, callback_timeout=_CLOSE_SECONDS)
                 with contextlib.suppress(Exception):
                     self.cluster.close(timeout=_CLOSE_SECONDS)
-            self._runner.stop()
+            if self._runner is not None:
+                self._runner.stop()
         self._scratch.remove()
 
     async def _end(self, grace: float) -> None:
@@ -211,13 +215,19 @@ class _Scratch:
         prefix = f"imgcurate-{socket.gethostname()}-"
         for folder in base.glob(f"{prefix}*/"):
             _remove_if_left(folder)
-        self.folder = tempfile.mkdtemp(prefix=prefix, dir=base)
+        self.folder = str(base / f"{prefix}{uuid.uuid4().hex[:16]}")
+        self._lock: IO[bytes] | None = None
+
+    def make(self) -> None:
+        """Make the folder, whose name is known before: who is interrupted here can remove it."""
+        os.mkdir(self.folder, 0o700)
         self._lock = open(os.path.join(self.folder, "lock"), "wb")  # noqa: SIM115 (it is open as long as the cluster)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def _remove_if_left(folder: Path) -> None:

@@ -111,7 +111,7 @@ def _write_shards(
             f"{replaced} holds shards of the frame, and sources are never replaced; name another folder"
         )
     if sum(bad):
-        warnings.warn(f"{sum(bad):,} rows have an error and are not written", stacklevel=3)
+        warnings.warn(f"{sum(bad):,} rows have an error and are not written", stacklevel=4)
     write = dask.delayed(_write_cuts)
     tasks = []
     for number, cuts in enumerate(cut_into_shards(counts, samples_per_shard)):
