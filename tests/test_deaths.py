@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -115,14 +116,17 @@ def test_a_run_that_is_stopped_says_how_to_go_on_and_leaves_nothing_behind(
 
 @pytest.mark.parametrize("command", [("why", "0/a"), ("verify",)])
 def test_a_command_that_does_not_go_on_is_stopped_before_there_is_a_cluster_and_says_only_that(
-    tmp_path: Path, command: tuple[str, ...]
+    command: tuple[str, ...],
 ) -> None:
-    os.mkfifo(tmp_path / "manifest.json")  # whose reader waits
-    arguments = [sys.executable, "-m", "imgcurate", command[0], str(tmp_path), *command[1:]]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    with process, (tmp_path / "manifest.json").open("wb"):
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # which never answers
+        server.settimeout(60)
+        out = f"http://127.0.0.1:{server.getsockname()[1]}/out"
+        arguments = [sys.executable, "-m", "imgcurate", command[0], out, *command[1:]]
+        with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            asked, _ = server.accept()
+            with asked:
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=60)
     assert (process.returncode, said.strip()) == (130, "imgcurate: stopped")
 
 
