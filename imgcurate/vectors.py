@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from imgcurate import identity, schema
 from imgcurate.objects import ObjectArray
+from imgcurate.rowwise import map_rows
 
 _MAX_CHILD_ELEMENTS = 2**31 - 1
 _NORM_BLOCK = 1 << 14
@@ -184,7 +185,15 @@ def empty_like(meta: Any, names: list[str]) -> Any:
 
 def to_arrow(part: Any) -> pa.Table:
     """Return a partition as an Arrow table of the types that files have, without its index and without metadata."""
-    return schema.stored(part.to_arrow(preserve_index=False)) if on_gpu(part) else schema.to_arrow(part)
+    if not on_gpu(part):
+        return schema.to_arrow(part)
+    table = part.to_arrow(preserve_index=False)
+    for at, field in enumerate(table.schema):
+        if pa.types.is_null(field.type):
+            # What cuDF makes of a column of lists in which no row has one.
+            kind = part[field.name].dtype.to_arrow()
+            table = table.set_column(at, field.with_type(kind), pa.nulls(len(table), kind))
+    return schema.stored(table)
 
 
 def to_pandas(part: Any) -> Any:
@@ -222,14 +231,22 @@ def empty_on(backend: str) -> Any:
 
 
 def to_backend(frame: Any, backend: str) -> Any:
-    """Return a Dask dataframe of pandas partitions on `backend`, with the types that the backend's own readers give.
+    """Return a Dask dataframe of pandas partitions on `backend`, with the types that Arrow's have there; one that is there is returned as it is.
 
-    Dask's ``to_backend`` alone keeps pandas' ArrowDtype in cuDF, where such columns do not concatenate with cuDF's own.
+    Dask's ``to_backend`` alone keeps pandas' ArrowDtype in cuDF, where such columns do not concatenate with cuDF's own, and cuDF makes no empty
+    column of lists of it.
     """
-    if backend == "pandas":
+    if backend == "pandas" or on_gpu(frame._meta):
         return frame
-    moved = frame.to_backend(backend)
-    return moved.astype(dict(from_pandas(frame._meta, moved._meta).dtypes))
+    return map_rows(frame, _to_cudf, meta=_to_cudf(frame._meta), required_columns=[])
+
+
+def _to_cudf(part: pd.DataFrame) -> Any:
+    import cudf
+
+    moved = cudf.DataFrame.from_arrow(to_arrow(part))
+    moved.index = cudf.from_pandas(part.index)
+    return moved
 
 
 def unit_rows(matrix: Any) -> tuple[Any, np.ndarray]:

@@ -53,14 +53,13 @@ def read_parquet(
     >>> frame = read_parquet("curated/images.parquet")  # doctest: +SKIP
     """
     storage.expand(path, (".parquet", ".pq"), storage_options)
-    on_host = backend() != "cudf"
-    options: dict[str, Any] = {"arrow_to_pandas": {"types_mapper": schema.by_kind}} if on_host else {}
-    place = os.fspath(path)
-    frame = storage.read_parquet_frame(place, storage_options, **options)
+    frame = storage.read_parquet_frame(
+        os.fspath(path), storage_options, arrow_to_pandas={"types_mapper": schema.by_kind}
+    )
     earlier = schema.today(frame.columns)
     frame = frame.rename(columns=earlier) if earlier else frame
-    if on_host:
-        frame = map_rows(frame, schema.typed, meta=schema.typed(frame._meta), required_columns=[])
+    frame = map_rows(frame, schema.typed, meta=schema.typed(frame._meta), required_columns=[])
+    frame = vectors.to_backend(frame, backend())
     if columns is not None:
         schema.require_columns(frame, columns, "read_parquet")
         frame = frame[list(columns)]

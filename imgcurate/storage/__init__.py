@@ -70,12 +70,17 @@ def read_parquet_table(url: str, columns: list[str] | None = None, storage_optio
 
 
 def read_parquet_frame(path: str, storage_options: Options = None, **options: Any) -> Any:
-    """Read Parquet files as a Dask dataframe; `options` are those of Dask's reader."""
+    """Read Parquet files as a Dask dataframe of pandas partitions; `options` are those of Dask's reader."""
+    import dask
     import dask.dataframe as dd
 
     if is_there(path) and (glob.has_magic(path) or "::" in path or to_text(path) != path):
         # Dask would take it for a pattern or a chain, and to Arrow a path is text, which not every name is.
         fs, path = open_filesystem(path, None)
         folder, name = (path, "") if fs.isdir(path) else os.path.split(path)
-        return dd.read_parquet(glob.escape(name), filesystem=DirFileSystem(folder, fs), **options)
-    return dd.read_parquet(path, storage_options=storage_options, **options)
+        path, options["filesystem"] = glob.escape(name), DirFileSystem(folder, fs)
+    else:
+        options["storage_options"] = storage_options
+    # dask-cudf's reader knows no dictionaries, and takes lists for text until they are read.
+    with dask.config.set({"dataframe.backend": "pandas"}):
+        return dd.read_parquet(path, **options)

@@ -184,6 +184,12 @@ class ListDtype(pd.api.extensions.ExtensionDtype):
 
     name, type = "list", "list"
 
+    def __init__(self, kind: pa.DataType) -> None:
+        self._kind = kind
+
+    def to_arrow(self) -> pa.DataType:
+        return self._kind
+
 
 def _is_ours(frame: types.FrameType) -> bool:
     return frame.f_code.co_filename.startswith(f"{imgcurate.__path__[0]}/")
@@ -234,7 +240,7 @@ class Series(pd.Series):
     def dtype(self) -> Any:
         kind = super().dtype
         lists = isinstance(kind, pd.ArrowDtype) and pa.types.is_list(kind.pyarrow_dtype)
-        return ListDtype() if lists and _is_ours(sys._getframe(1)) else kind
+        return ListDtype(kind.pyarrow_dtype) if lists and _is_ours(sys._getframe(1)) else kind
 
     @property
     def has_nulls(self) -> bool:
@@ -288,7 +294,11 @@ class DataFrame(pd.DataFrame):
         large = [
             field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field for field in table.schema
         ]
-        return table.cast(pa.schema(large))
+        table = table.cast(pa.schema(large))
+        for at, field in enumerate(table.schema):
+            if pa.types.is_list(field.type) and table[at].null_count == len(table):
+                table = table.set_column(at, field.name, pa.nulls(len(table)))
+        return table
 
     def to_pandas(self) -> pd.DataFrame:
         return pd.DataFrame(self)
@@ -447,7 +457,7 @@ class _Client:
     def __exit__(self, *exception: Any) -> None:
         dask.config.set({"dataframe.backend": "pandas"})
 
-    def run(self, function: Callable[[], Any]) -> dict[str, Any]:
+    def run(self, function: Callable[[], Any], on_error: str = "raise") -> dict[str, Any]:
         return {"here": function()}
 
     def compute(self, tasks: list[Any]) -> list[Any]:
@@ -483,23 +493,16 @@ class KMeans:
         return self
 
 
-def _to_backend(frame: Any, backend: str) -> Any:
-    if backend == "pandas":
-        return frame
-    to_cudf = lambda part: DataFrame.from_arrow(vectors.to_arrow(part))  # noqa: E731
-    return frame.map_partitions(to_cudf, meta=to_cudf(frame._meta))
-
-
 def _read_parquet(*arguments: Any, plain: Callable[..., Any] = dd.read_parquet, **options: Any) -> Any:
     backend = cluster.backend()
     with dask.config.set({"dataframe.backend": "pandas"}):
-        return _to_backend(plain(*arguments, **options), backend)
+        return vectors.to_backend(plain(*arguments, **options), backend)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests() -> None:
     cudf, pylibcudf, cuml = (types.ModuleType(name) for name in ("cudf", "pylibcudf", "cuml.dask.cluster"))
-    vars(cudf).update(Series=Series, DataFrame=DataFrame, Index=pd.Index)
+    vars(cudf).update(Series=Series, DataFrame=DataFrame, Index=pd.Index, from_pandas=lambda index: index)
     nullify = types.SimpleNamespace(NULLIFY=1)
     copying = types.SimpleNamespace(gather=gather, OutOfBoundsPolicy=nullify)
     vars(pylibcudf).update(Column=Column, Table=Table, copying=copying)
@@ -514,7 +517,6 @@ def pytest_load_initial_conftests() -> None:
             dispatch._lazy.pop(name, None)
     pd.Index.to_pandas = lambda self: self
     dd.read_parquet = _read_parquet
-    vectors.to_backend = _to_backend
     cluster.gpu_available = lambda: True
     cluster.connect = imgcurate.connect = _connect
     distributed.get_client = lambda: _client

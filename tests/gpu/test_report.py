@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,13 +19,17 @@ ROWS = 24
 
 
 @pytest.fixture
-def part() -> pd.DataFrame:
+def part(tmp_path: Path) -> pd.DataFrame:
     """Images of one file, every fifth without a score, the last of them damaged."""
     files = [image_bytes(seed) for seed in range(ROWS - 1)] + [b"no image"]
-    fsspec.filesystem("memory").pipe("/gallery.bin", b"".join(files))
+    (tmp_path / "gallery.bin").write_bytes(b"".join(files))
     scores = [None if at % 5 == 4 else at % 7 / 7 for at in range(ROWS)]
     sizes = [len(file) for file in files]
-    places = {"url": ["memory://gallery.bin"] * ROWS, "offset": np.cumsum([0, *sizes[:-1]]).tolist(), "bytes": sizes}
+    places = {
+        "url": [str(tmp_path / "gallery.bin")] * ROWS,
+        "offset": np.cumsum([0, *sizes[:-1]]).tolist(),
+        "bytes": sizes,
+    }
     matrix = np.random.default_rng(0).standard_normal((ROWS, 4))
     return embedded(matrix, caption=[f"é {at}" for at in range(ROWS)], aesthetic_score=scores, **places)
 

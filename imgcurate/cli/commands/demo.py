@@ -30,7 +30,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    from imgcurate import demo
+    from imgcurate import demo, vectors
     from imgcurate.run.curate import curate
     from imgcurate.sources.parquet import read_parquet
 
@@ -53,7 +53,7 @@ def run(given: argparse.Namespace) -> None:
     with clusters.connected(given) as connect:
         connect()
         manifest = curate(os.fspath(source), curated, model="efficientnet-lite0", progress=not given.quiet)
-        images = read_parquet(curated / "images.parquet").compute()
+        images = vectors.to_pandas(read_parquet(curated / "images.parquet").compute())
     print(f"\n{table(manifest)}\n")
     removed = images[~images["kept"]]
     for image_id, reason in zip(removed["image_id"], removed["reason"], strict=True):

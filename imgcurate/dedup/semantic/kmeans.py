@@ -6,11 +6,14 @@ vectors and the seed alone, never on partitioning or the number of threads. With
 
 from __future__ import annotations
 
+import ctypes
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from imgcurate import vectors
+from imgcurate.cluster.workers import ask_all
 from imgcurate.dedup.semantic import screen
 
 #: What things cost, in multiplications of a low-precision matrix product: of a number of the sample, what is not products; of a product with
@@ -208,6 +211,8 @@ def fit_on_gpus(pieces: list[tuple[Any, int]], dimension: int, n_clusters: int, 
         raise ValueError(
             "clustering a cuDF frame runs on a Dask cluster of GPUs; call imgcurate.connect() first"
         ) from None
+    # A worker that cannot load what it is sent dies of it, and the next that is started, for ever.
+    ask_all(client, _load_cuml)
     meta = cupy.empty((0, 0), dtype=cupy.float32)
     sample = da.concatenate(
         [da.from_delayed(piece, shape=(rows, dimension), dtype=cupy.float32, meta=meta) for piece, rows in pieces]
@@ -221,6 +226,26 @@ def fit_on_gpus(pieces: list[tuple[Any, int]], dimension: int, n_clusters: int, 
         client=client, n_clusters=n_clusters, init="random", max_iter=_MAX_ITERATIONS, random_state=seed % 2**31
     )
     return unit_centroids(cupy.asarray(model.fit(sample).cluster_centers_))
+
+
+def _load_cuml() -> None:
+    """Load cuML into this process.
+
+    Raises
+    ------
+    ImportError
+        Where that does not work, with what the loader of libraries says, which cuML keeps to itself.
+    """
+    try:
+        import cuml.dask.cluster  # noqa: F401
+    except ImportError as problem:
+        try:
+            import libcuml
+
+            ctypes.CDLL(str(Path(libcuml.__file__).parent / "lib64" / "libcuml.so"))
+        except OSError as cause:
+            raise ImportError(f"a worker cannot load cuML: {cause}") from problem
+        raise
 
 
 def vector_sum(unit: Any) -> np.ndarray:
