@@ -10,7 +10,7 @@ embed   ViT-B/32 and ViT-L/14 in their true configuration with random weights: i
 join    100,000 x 768 in one cluster (embeddings.py): all pairs of cosine >= 0.95, against the algorithm of NeMo Curator (blocks of the
         float32 matrix, upper triangle, highest of each column; in torch on the same GPU) in float32 and with TF32 allowed. The same images
         must go.
-dedup   2,000,000 x 768 in 1,000 clusters: semantic_duplicates on a LocalCUDACluster, rows a second.
+dedup   1,000,000 x 768 in 1,000 clusters: semantic_duplicates on a LocalCUDACluster, rows a second.
 run     the whole job from tar shards to tar shards, ViT-L/14, both heads: images a second.
 
 A part that fails says so in the table and in the results, and the others go on. Results go to benchmarks/results/gpu.json with the machine,
@@ -210,22 +210,32 @@ class Bench:
         from dedup_contestants import part
 
         import imgcurate as ic
+
+        count, size, clusters = (2000, 500, 4) if self.dry else (1_000_000, 10_000, 1000)
+        numbers = range(count // size)
+        with tempfile.TemporaryDirectory(prefix="imgcurate-bench-") as folder:
+            path = f"{folder}/rows.npy"
+            np.lib.format.open_memmap(path, "w+", np.float32, (count, 768))
+            with ic.connect(devices=[]):  # all cores make them
+                dask.compute(*[dask.delayed(_store)(path, number, size) for number in numbers])
+            with ic.connect(devices=[] if self.dry else None):
+                made = [dask.delayed(part)(number, size, 768, path) for number in numbers]
+                return self._dedup(dd.from_delayed(made, meta=part(0, 0, 768), verify_meta=False), count, clusters)
+
+    def _dedup(self, frame: Any, count: int, clusters: int) -> Result:
+        import imgcurate as ic
         from imgcurate import vectors
 
-        count, size, clusters = (2000, 500, 4) if self.dry else (2_000_000, 10_000, 1000)
-        with ic.connect(devices=[] if self.dry else None):
-            made = [dask.delayed(part)(number, size, 768) for number in range(count // size)]
-            frame = dd.from_delayed(made, meta=part(0, 0, 768), verify_meta=False)
-            frame = vectors.to_backend(frame, "pandas" if self.dry else "cudf").persist()
-            len(frame)
-            removed = []
+        frame = vectors.to_backend(frame, "pandas" if self.dry else "cudf").persist()
+        len(frame)
+        removed = []
 
-            def work() -> None:
-                found = ic.semantic_duplicates(frame, eps=EPS, n_clusters=clusters)
-                removed.append(len(found.removals().compute()))
+        def work() -> None:
+            found = ic.semantic_duplicates(frame, eps=EPS, n_clusters=clusters)
+            removed.append(len(found.removals().compute()))
 
-            work()
-            seconds = self._times(work)
+        work()
+        seconds = self._times(work)
         return {
             "rows": count,
             "clusters": clusters,
@@ -290,6 +300,12 @@ class Bench:
         decoding = images_bench.decoding({"shards": str(shards), "cores": os.cpu_count()})
         next(decoding)
         return self.images / min(next(decoding)["seconds"] for _ in range(1 if self.dry else 3))
+
+
+def _store(path: str, number: int, size: int) -> None:
+    rows = np.lib.format.open_memmap(path, "r+")
+    rows[number * size : (number + 1) * size] = embeddings.chunk(number, 768, size).vectors
+    rows.flush()
 
 
 class _tf32:
