@@ -163,7 +163,7 @@ def repeat(folder: Path, model: str, count: int) -> Path:
             continue
         with tarfile.open(shard, "w") as tar:
             for place in range(start, min(start + SHARD, count)):
-                tar.add(files[place % len(files)], f"{place % len(files):06d}.jpg")
+                tar.add(files[place % len(files)], f"{place - start:06d}.jpg")
         written[first] = shard
     return target
 

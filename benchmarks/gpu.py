@@ -54,6 +54,9 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     arguments.add_argument("--images", type=int, default=4000)
+    arguments.add_argument(
+        "--distinct", type=int, default=200, help="of which so many differ; one takes half a second of a core to make"
+    )
     arguments.add_argument("--dry", action="store_true")
     arguments.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
     options = arguments.parse_args()
@@ -100,6 +103,8 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.dry, self.rounds = options.dry, 1 if options.dry else options.rounds
         self.images = 16 if options.dry else options.images
+        self.distinct = min(options.distinct, self.images)
+        self.began = time.perf_counter()
         self.device = torch.device("cpu" if options.dry else "cuda")
         self.peaks: dict[str, float] = {}
 
@@ -122,13 +127,16 @@ class Bench:
         found: Result = {}
         batch, times = (2, 1) if self.dry else (256, 20)
         with tempfile.TemporaryDirectory(prefix="imgcurate-bench-") as folder:
-            made = images_bench.make_images(Path(folder) / "distinct", min(200, self.images))
+            made = images_bench.make_images(Path(folder) / "distinct", self.distinct)
             shards = images_bench.repeat(Path(folder), "shards", self.images)
+            self._say("images made")
             decoding = self._decode(shards)
+            self._say(f"decoding: {decoding:.0f} images a second")
             for model in ("ViT-B/32", "ViT-L/14"):
                 checkpoint = Path(folder) / "models" / model.replace("/", "-")
                 images_bench.make_model(checkpoint, model)
                 encoder = load_encoder(str(checkpoint), device=self.device)
+                self._say(f"{model} loaded")
                 pixels = list(np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8))
                 ready = self._times(lambda e=encoder, p=pixels: [e.encode(p) for _ in range(times)])
                 memory = [times * batch / seconds for seconds in ready]
@@ -137,7 +145,8 @@ class Bench:
                     len(frame)
 
                     def work(frame: Any = frame, checkpoint: Path = checkpoint) -> None:
-                        ic.embed(frame, str(checkpoint))["embedding"].count().compute()
+                        made = int(ic.embed(frame, str(checkpoint))["embedding"].count().compute())
+                        assert made == self.images, f"{self.images - made} images failed"
 
                     work()
                     jpeg = [self.images / seconds for seconds in self._times(work)]
@@ -218,6 +227,7 @@ class Bench:
             np.lib.format.open_memmap(path, "w+", np.float32, (count, 768))
             with ic.connect(devices=[]):  # all cores make them
                 dask.compute(*[dask.delayed(_store)(path, number, size) for number in numbers])
+            self._say("rows made")
             with ic.connect(devices=[] if self.dry else None):
                 made = [dask.delayed(part)(number, size, 768, path) for number in numbers]
                 return self._dedup(dd.from_delayed(made, meta=part(0, 0, 768), verify_meta=False), count, clusters)
@@ -228,6 +238,7 @@ class Bench:
 
         frame = vectors.to_backend(frame, "pandas" if self.dry else "cudf").persist()
         len(frame)
+        self._say("rows on the device")
         removed = []
 
         def work() -> None:
@@ -249,7 +260,7 @@ class Bench:
         from imgcurate import curate
 
         with tempfile.TemporaryDirectory(prefix="imgcurate-bench-") as folder:
-            images_bench.make_images(Path(folder) / "distinct", min(200, self.images))
+            images_bench.make_images(Path(folder) / "distinct", self.distinct)
             shards = images_bench.repeat(Path(folder), "shards", self.images)
             models = Path(folder) / "models"
             end_to_end.make_models(models)
@@ -268,6 +279,7 @@ class Bench:
                         eps=EPS,
                     )
                     seconds.append(time.perf_counter() - started)
+                    self._say(f"a run of {seconds[-1]:.1f} s")
                     kept = manifest["counts"]["kept"]
         # The first loads the models and compiles kernels.
         warm = seconds[1:]
@@ -289,7 +301,12 @@ class Bench:
             work()
             self._wait()
             taken.append(time.perf_counter() - started)
+            self._say(f"a round of {taken[-1]:.3f} s")
         return taken
+
+    def _say(self, what: str) -> None:
+        """Tell how far it is: what is cut short says at least where the time went."""
+        print(f"  {time.perf_counter() - self.began:.1f} s: {what}", file=sys.stderr, flush=True)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
