@@ -181,8 +181,10 @@ def test_a_threshold_keeps_what_the_frames_own_comparison_keeps() -> None:
     assert histogram.of_column(column, 0.7).at_least == int((column >= 0.7).sum()) == 1
 
 
-@pytest.mark.parametrize("values", [["a", "b"], [[1.0], [2.0]]])
-def test_what_is_no_number_is_refused_by_the_columns_name(values: list[Any]) -> None:
+@pytest.mark.parametrize(
+    "values", [["a", "b"], [[1.0], [2.0]], pd.to_datetime(["2026-01-01"]), pd.to_timedelta(["1s"])]
+)
+def test_what_is_no_number_is_refused_by_the_columns_name(values: Any) -> None:
     with pytest.raises(TypeError, match="column 'caption' does not hold numbers"):
         histogram.of_column(pd.Series(values, name="caption"))
 

@@ -132,6 +132,22 @@ def test_a_number_of_rows_that_is_none_is_refused(shards: Path, rows: Any) -> No
             read(shards if read is read_webdataset else _photos(shards), rows_per_partition=rows)
 
 
+def test_a_jpeg_is_an_image_by_any_of_its_names_and_links_to_folders_are_said_not_to_be_followed(
+    tmp_path: Path,
+) -> None:
+    for name in ("a/0.jfif", "a/1.JPE", "b/2.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(image_bytes())
+    (tmp_path / "a/more").symlink_to(tmp_path / "b")
+    with pytest.warns(
+        UserWarning, match=r"links to folders are not followed: .*/a/more in .*/a; name what is to be read"
+    ):
+        frame = read_files(tmp_path / "a")
+    assert frame.compute()["image_id"].tolist() == ["0.jfif", "1.JPE"]
+    shard = write_tar(tmp_path / "0.tar", [(name, image_bytes()) for name in ("0.jfif", "1.jpe")])
+    assert read_webdataset(shard).compute()["error"].isna().tolist() == [True, True]
+
+
 def test_any_fsspec_filesystem_serves(shards: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(shards), "/bucket/shards", recursive=True)

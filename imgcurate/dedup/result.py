@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -394,12 +395,15 @@ class Duplicates(Shown):
 
     def _check(self, eps: Any) -> float:
         check_eps(eps)
+        again = f"with min_similarity={1 - eps:g}"
+        if self.kind == "perceptual":
+            again = f"with max_distance={math.ceil(float(eps) * BITS)} (of hashes, eps is the share of the {BITS} bits that may differ)"
         # As far as a decimal number can say it: 1 - 2 * 0.1 and 0.8 are not one float.
         if 1 - float(eps) < self.min_similarity - 1e-9:
             raise ValueError(
                 f"eps={eps:g} asks for pairs of similarity >= {1 - eps:g}, but they were stored down to "
                 f"min_similarity={self.min_similarity:g}: give an eps of at most {1 - self.min_similarity:g}, or look for duplicates "
-                f"again with min_similarity={1 - eps:g}"
+                f"again {again}"
             )
         return float(eps)
 
@@ -452,6 +456,6 @@ def check_eps(eps: Any) -> None:
     """Raise a ValueError where `eps` is no threshold."""
     if not isinstance(eps, Real) or not 0 < float(eps) < 2:
         raise ValueError(
-            f"eps={eps!r} must be above 0 and below 2: images are duplicates where their cosine is at least 1 - eps; "
-            "use 1e-6 for vectors equal up to rounding"
+            f"eps={eps!r} must be above 0 and below 2: images are duplicates where their similarity (of embeddings the cosine, of hashes the share of "
+            "equal bits) is at least 1 - eps; use 1e-6 for vectors equal up to rounding"
         )

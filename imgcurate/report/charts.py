@@ -84,7 +84,9 @@ def curve(
     values = [100 * value for value in y] if percent else list(y)
     unit = " %" if percent else ""
     plot = _Plot(min(x), max(x), 0, max([*values, 1e-9]), height)
-    plot.levels = {at: f"{said(at)}{unit}" for at in ticks(0, plot.top, 3)}
+    # Of counts no line is drawn at a half.
+    whole = not percent and all(value == round(value) for value in values)
+    plot.levels = {at: f"{said(at)}{unit}" for at in ticks(0, plot.top, 3) if not whole or at == round(at)}
     parts = []
     points = list(zip(x, values, strict=True))
     for (x0, y0), (x1, y1) in itertools.pairwise(points):

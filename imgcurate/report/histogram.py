@@ -156,7 +156,8 @@ def merge(histograms: Sequence[Histogram]) -> Histogram:
 def as_numbers(column: pd.Series) -> np.ndarray:
     """Return a column on the host as float64, NaN where it is null; raises a TypeError where it does not hold numbers."""
     try:
-        if pd.api.types.is_string_dtype(column.dtype) and column.dtype != object:
+        kinds = pd.api.types.is_numeric_dtype, pd.api.types.is_bool_dtype, pd.api.types.is_object_dtype
+        if not any(is_kind(column.dtype) for is_kind in kinds):
             raise TypeError
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError):

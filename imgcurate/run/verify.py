@@ -17,7 +17,7 @@ import xxhash
 
 from imgcurate import parts, storage, tar
 from imgcurate.cluster import connect
-from imgcurate.printable import printable
+from imgcurate.printable import plural, printable
 from imgcurate.run import files, write
 from imgcurate.run.folder import Folder, is_output
 from imgcurate.run.steps import Steps
@@ -48,10 +48,10 @@ class Verified:
     files: int | None = None
 
     def __str__(self) -> str:
-        what = f"{self.shards:,} shards with {self.samples:,} samples"
+        what = f"{plural(self.shards, 'shard')} with {plural(self.samples, 'sample')}"
         if self.files is not None:
-            what = f"{self.files:,} files of {self.samples:,} images"
-        return f"{what}: {len(self.problems):,} problems" if self.problems else f"{what}: all as they were written"
+            what = f"{plural(self.files, 'file')} of {plural(self.samples, 'image')}"
+        return f"{what}: {plural(len(self.problems), 'problem') if self.problems else 'all as they were written'}"
 
 
 def verify(
@@ -113,7 +113,7 @@ def verify(
     problems += [f"shards/{printable(name)} was written by no run" for name in sorted(set(names) - set(table["shard"]))]
     plan = list(write.plan(images, [k for _, k, _ in counts], manifest["options"]["samples_per_shard"]))
     if len(plan) != len(table):
-        problems.append(f"shards.parquet names {len(table):,} shards and the kept images make {len(plan):,}")
+        problems.append(f"shards.parquet names {plural(len(table), 'shard')} and the kept images make {len(plan):,}")
     # Of samples that have several images, which one it is that was looked at.
     image = chosen("txt", manifest["options"].get("image"), MAX_SIDECAR).image
     with steps("checking shards"):

@@ -17,9 +17,7 @@ from imgcurate.sources import sidecars
 from imgcurate.sources.partitions import rows_at_once
 
 #: What the name of an image ends in.
-EXTENSIONS = (
-    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k",
-)  # fmt: skip
+EXTENSIONS = tuple(f".{extension}" for extension in sidecars.IMAGE_EXTENSIONS)
 # Of formats that are taken by name: many folders hold some that are no photos.
 _NAMED_EXTENSIONS = (".psd", ".ico", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pcx", ".qoi")
 

@@ -9,22 +9,10 @@ from typing import NamedTuple
 
 from imgcurate import tar
 
+#: What the name of an image ends in.
 IMAGE_EXTENSIONS = (
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-    "gif",
-    "tif",
-    "tiff",
-    "bmp",
-    "avif",
-    "heic",
-    "heif",
-    "jxl",
-    "jp2",
-    "j2k",
-)
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "tif", "tiff", "bmp", "avif", "heic", "heif", "jxl", "jp2", "j2k",
+)  # fmt: skip
 #: A sidecar of more bytes is no caption.
 MAX_SIDECAR = 1 << 20
 

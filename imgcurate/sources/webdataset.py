@@ -91,7 +91,7 @@ def read_webdataset(
     Listing reads headers and the captions and .json sidecars, never images. As in WebDataset, a key is a member's path up to the
     first dot of the file name, and directories, hidden files, files without an extension and ``__names__`` are no samples. Members of
     one key belong together wherever they stand in the shard. An image is a member whose extension is one of
-    jpg, jpeg, png, webp, gif, tif, tiff, bmp, avif, heic, heif, jxl, jp2, j2k in any case; where there is none, one that ends in such an extension, as
+    jpg, jpeg, jpe, jfif, png, webp, gif, tif, tiff, bmp, avif, heic, heif, jxl, jp2, j2k in any case; where there is none, one that ends in such an extension, as
     ``a.v1.jpg``, to which ``a.v1.txt`` belongs rather than ``a.txt``. Text that is not UTF-8 is read as its byte order mark says, else as cp1252 or
     Latin-1, which is a guess: of other alphabets than the Latin it makes other letters. ``text_encoding`` says so (``"utf-16"``, or ``"cp1252?"`` for
     the guess), and a warning in the log counts it. What is written is the bytes as they were.

@@ -251,6 +251,14 @@ def _find(
             f"{printable(run)} is what a run wrote and is not read as part of {printable(name.text)}; name it to read it",
             stacklevel=2,
         )
+    # A link to a folder is listed as a file, and nothing below it.
+    links = sorted(name for name, info in found.items() if info.get("islink") and os.path.isdir(name))
+    if links:
+        warnings.warn(
+            f"links to folders are not followed: {printable(links[0])}{f' and {len(links) - 1:,} more' if links[1:] else ''} in "
+            f"{printable(name.text)}; name what is to be read as well",
+            stacklevel=2,
+        )
     listing = {
         name: info
         for name, info in found.items()
