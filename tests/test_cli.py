@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,24 @@ def test_bash_completes_commands_options_and_files(tmp_path: Path, capsys: pytes
     assert complete("imgcurate", "sweep", "--e") == {"--eps"}
     assert "cover" in complete("imgcurate", "run", "--rule", "")
     assert complete("imgcurate", "inspect", "some") == {"some-shards"}
+
+
+@pytest.mark.parametrize(
+    ("shell", "ask", "said"),
+    [
+        ("fish", 'source ./script; complete -C "imgcurate sw"', "sweep\tcount what other thresholds would remove\n"),
+        ("zsh", "fpath=($PWD $fpath); cp script _imgcurate; autoload -Uz compinit; compinit -u -D; print ${_comps[imgcurate]}", "_imgcurate\n"),
+    ],
+)  # fmt: skip
+def test_other_shells_load_their_scripts(
+    shell: str, ask: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    assert cli.main(["completion", shell]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    ran = subprocess.run([shell, "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == (said, "")
 
 
 def test_quiet_leaves_stderr_to_what_is_wrong(

@@ -38,5 +38,8 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
+            # Beside a command's name a shell has room for a line, and shtab takes its description.
+            helps = {command.dest: command.help for command in action._choices_actions}
+            for name, command in action.choices.items():
+                command.description = helps[name]
                 yield from _actions(command)
