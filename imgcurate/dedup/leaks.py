@@ -19,7 +19,7 @@ from imgcurate import schema, storage, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup import inputs
 from imgcurate.dedup.content.verbs import check_stored, exact_duplicates, perceptual_duplicates
-from imgcurate.dedup.frames import Prefix, arrow_type, as_part, id_dtype
+from imgcurate.dedup.frames import Prefix, as_part, id_dtype
 from imgcurate.dedup.graph import across
 from imgcurate.dedup.result import Duplicates, check_eps
 from imgcurate.dedup.semantic.search import semantic_duplicates
@@ -36,8 +36,6 @@ KINDS = ("exact", "perceptual", "semantic")
 _MOST_SPLITS = 100
 #: What is found by each kind comes together by the ids' hashes, in at most so many ranges.
 _MOST_RANGES = 64
-#: Blocks that are looked through by a task.
-_TABLES_OF_A_TASK = 64
 _COLUMNS = ["id", "split", "duplicate_of", "other_split", "kind", "similarity"]
 # Of what content is compared by, where a frame has it.
 _CONTENT = ("url", "offset", "bytes", "digest", "phash", "etag")
@@ -139,7 +137,8 @@ def leaks(
         duplicates = look(kind)
         counted = _sizes(duplicates, split)
         sizes = {name: max(sizes.get(name, 0), counted.get(name, 0)) for name in sorted({*sizes, *counted})}
-        found.append(_answers(duplicates, pa.array(sorted(counted)), KINDS.index(kind)))
+        answers = duplicates._graph.across(1 - duplicates.eps, pa.array(sorted(counted)), KINDS.index(kind))
+        found.append(answers)
         said[kind] = duplicates.eps
     if len(sizes) == 1:
         raise ValueError(
@@ -232,7 +231,9 @@ class Leaks:
                 if other != name:
                     by_kind = {kind: of[name, other, KINDS.index(kind)] for kind in self.thresholds}
                     images = sum(by_kind.values())
-                    rows.append({"split": name, "other_split": other, **by_kind, "images": images, "share": images / size})
+                    rows.append(
+                        {"split": name, "other_split": other, **by_kind, "images": images, "share": images / size}
+                    )
         return pd.DataFrame(rows)
 
     @interruptible
@@ -316,7 +317,9 @@ def _rows(frame: Any, split: str, kinds: Sequence[str], id_field: str, embedding
     else:
         schema.require(frame, [id_field, split], "leaks")
     kind = id_dtype(frame._meta[split])
-    if not (pd.api.types.is_integer_dtype(kind) or pd.api.types.is_bool_dtype(kind) or pd.api.types.is_string_dtype(kind)):
+    if not (
+        pd.api.types.is_integer_dtype(kind) or pd.api.types.is_bool_dtype(kind) or pd.api.types.is_string_dtype(kind)
+    ):
         raise TypeError(
             f"column {split!r} holds {kind}, and a split is named by text, a whole number, a boolean or a category"
         )
@@ -337,31 +340,6 @@ def _sizes(found: Duplicates, split: str) -> dict[Any, int]:
             "is in"
         )
     return counted
-
-
-def _answers(found: Duplicates, splits: pa.Array, kind: int) -> list[Delayed]:
-    """Return what the pairs under the threshold in force say, part by part."""
-    rows_of, splits_of, by_node, by_edges, of_part = (
-        dask.delayed(task)
-        for task in (
-            across.rows_of,
-            across.splits_of,
-            across.by_node,
-            across.nearest_by_edges,
-            across.nearest_in_others,
-        )
-    )
-    tables, answers = found._graph.tables, []
-    grouped = [tables[at : at + _TABLES_OF_A_TASK] for at in range(0, len(tables), _TABLES_OF_A_TASK)]
-    for part in found._graph.parts:
-        rows = rows_of(part.nodes)
-        split = by_node(part.nodes, [splits_of(group, rows, splits) for group in grouped])
-        near = [by_edges(edges, 1 - found.eps, part.nodes, split) for edges in part.edges]
-        answers.append(of_part(part.nodes, split, near, splits, kind))
-    answers = list(dask.persist(*answers))
-    # What they are made from may lie in files that go with the result.
-    wait(answers)
-    return answers
 
 
 def _put_together(found: Sequence[Sequence[Delayed]]) -> list[Delayed]:

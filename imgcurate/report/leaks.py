@@ -24,11 +24,11 @@ def least_alike(found: Leaks, n: int, options: Options) -> Page:
     images_in = {(row.split, row.other_split): row.images for row in counts.itertuples()}
     sides = []
     for (split, other), rows in pairs.groupby(["split", "other_split"], sort=False):
-        both = plural(images_in[split, other], "image"), f"{images_in[other, split]:,}"
+        ways = [(split, other), (other, split)]
         named = zip(rows[found.id_field], rows["duplicate_of"], rows["kind"], rows["similarity"], strict=True)
         sides.append(
             {
-                "label": f"{both[0]} of {split} are in {other}, {both[1]} of {other} in {split}",
+                "label": "; ".join(f"{a} in {b}: {plural(images_in[a, b], 'image')}" for a, b in ways),
                 "tags": (str(split), str(other)),
                 "pairs": [Pair(images[a], images[b], said_likeness(kind, value)) for a, b, kind, value in named],
                 "none": "",

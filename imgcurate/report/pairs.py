@@ -263,7 +263,9 @@ def _first_tag(found: Duplicates) -> str:
 
 
 def _pairs(found: Duplicates, named: Sequence[tuple[Any, Any, float]], images: dict[Any, Card]) -> list[Pair]:
-    return [Pair(images[first], images[second], said_likeness(found.kind, likeness)) for first, second, likeness in named]
+    return [
+        Pair(images[first], images[second], said_likeness(found.kind, likeness)) for first, second, likeness in named
+    ]
 
 
 def with_frame(found: Duplicates | Leaks, verb: str, options: Options) -> Options:
