@@ -158,12 +158,14 @@ def test_a_graph_in_parts_and_through_files_says_the_same(
     monkeypatch.setattr(build, "_TABLES_OF_A_TASK", 1)
     found = ic.leaks(frame, eps=EPS, max_distance=BITS, exact=True, work=tmp_path / "work")
     assert len(found._found) > 1 and found_in(found.pairs) == brute(rows, images)
+    in_memory = ic.leaks(rows, eps=EPS, max_distance=BITS).pairs
+    assert isinstance(in_memory, pd.DataFrame) and found_in(in_memory) == brute(rows, images)
     assert sorted(path.name for path in (tmp_path / "work").iterdir()) == sorted(KINDS)
     monkeypatch.setattr(build, "_PAIRS_OF_A_TASK", 1)
     assert found_in(ic.leaks(frame, eps=EPS, max_distance=BITS).pairs) == brute(rows, images)
 
 
-@pytest.mark.parametrize("kind", ["category", "int", "bool", "null"])
+@pytest.mark.parametrize("kind", ["category", "int8", "bool", "null"])
 def test_splits_of_any_plain_type(in_process: None, contents: pd.DataFrame, kind: str) -> None:
     rows, images = planted(contents)
     rows = rows[["image_id", "split", "embedding"]]
@@ -184,7 +186,7 @@ def test_splits_of_any_plain_type(in_process: None, contents: pd.DataFrame, kind
             and "no image of one split" in found.show(images=contents.assign(image_id="a")).html()
         )
         return
-    assert len(found.pairs) and found.pairs["split"].dtype == {"int": np.int64, "bool": np.bool_}.get(
+    assert len(found.pairs) and found.pairs["split"].dtype == {"int8": np.int8, "bool": np.bool_}.get(
         kind, rows["split"].astype(str).dtype
     )
     assert len(found.least_alike(3))
@@ -213,13 +215,14 @@ def test_what_is_asked_for_wrongly_is_said_before_anything_is_compared(
     frame = dd.from_pandas(rows, npartitions=1)
     with pytest.raises(ValueError, match=r"kinds=\['looks'\]: give some of 'exact', 'perceptual', 'semantic'"):
         ic.leaks(frame, kinds=["looks"])
-    with pytest.raises(
-        KeyError, match=r"'embedding', which embed adds; kinds=\['exact', 'perceptual'\] compares without it"
-    ):
+    with pytest.raises(ValueError, match="kinds=None: give some of"):
+        ic.leaks(frame, kinds=None)  # type: ignore[arg-type]
+    lacks = r"column 'embedding' for semantic likeness; kinds=\['exact', 'perceptual'\] leaves that out"
+    with pytest.raises(KeyError, match=lacks):
         ic.leaks(frame.drop(columns="embedding"))
     with pytest.raises(KeyError, match="leaks needs column 'fold'"):
         ic.leaks(frame, "fold")
-    with pytest.raises(KeyError, match="needs column"):
+    with pytest.raises(KeyError, match=r"'url' for exact likeness; kinds=\['perceptual', 'semantic'\]"):
         ic.leaks(frame.drop(columns="url"))
     with pytest.raises(TypeError, match="column 'ratio' holds float64, and a split is named by text"):
         ic.leaks(frame.assign(ratio=0.5), "ratio")

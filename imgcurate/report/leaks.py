@@ -10,7 +10,7 @@ from imgcurate.report.page import Page, render
 from imgcurate.report.pairs import Options, Pair, images_of, said_likeness, with_frame
 
 if TYPE_CHECKING:
-    from imgcurate.dedup.leaks import Leaks
+    from imgcurate.dedup.leaked import Leaks
 
 _TITLE = "Images of two splits"
 

@@ -20,7 +20,7 @@ from imgcurate.report.page import Page, fragment, render, said, share
 from imgcurate.report.thumbnails import Thumbnail
 
 if TYPE_CHECKING:
-    from imgcurate.dedup.leaks import Leaks
+    from imgcurate.dedup.leaked import Leaks
     from imgcurate.dedup.result import Duplicates
 
 #: About so many thresholds, and the one in force, are tried for a curve: round ones, which can be read and typed.

@@ -7,6 +7,7 @@ Growth, for m images with pairs, e pairs and s splits: time (e + m) s log(e + m)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ def rows_of(ranked: Nodes) -> np.ndarray:
 
 def splits_of(tables: Sequence[Any], rows: np.ndarray, splits: pa.Array) -> np.ndarray:
     """Return the numbers of the splits of those of some blocks' rows that are among `rows`; they are ranked by their split."""
-    return pc.index_in(take(tables, rows)["key0"], splits).to_numpy()
+    return pc.index_in(take(tables, rows)["key0"].cast(splits.type), splits).to_numpy()
 
 
 def count_splits(table: Any) -> pa.Table:
@@ -135,6 +136,25 @@ def strictest(tables: Sequence[pa.Table]) -> pa.Table:
         same = [pc.equal(table[name][1:], table[name][:-1]).to_numpy() for name in keys]
         new[1:] = ~np.logical_and.reduce(same)
     return table.filter(pa.array(new))
+
+
+def count(table: pa.Table) -> Counter[tuple[Any, Any, int]]:
+    """Return how many images of each split are in each other one, by kind."""
+    counted = table.group_by(["split", "other_split", "kind"]).aggregate([([], "count_all")]).to_pylist()
+    return Counter({(row["split"], row["other_split"], row["kind"]): row["count_all"] for row in counted})
+
+
+def least_alike(table: pa.Table, n: int) -> pa.Table:
+    """Return `n` pairs of each two splits, each pair once, by splits, those least alike first."""
+    # Most pairs have two rows, one each way: the lower split comes first.
+    turn = pc.greater(table["split"], table["other_split"])
+    ways = {"id": "duplicate_of", "split": "other_split", "duplicate_of": "id", "other_split": "split"}
+    turned = {name: pc.if_else(turn, table[other], table[name]) for name, other in ways.items()}
+    pairs = pa.table({**turned, "kind": table["kind"], "similarity": table["similarity"]})
+    kinds = [("split", "ascending"), ("other_split", "ascending"), ("kind", "descending"), ("similarity", "ascending")]
+    host = pairs.sort_by([*kinds, ("id", "ascending"), ("duplicate_of", "ascending")]).to_pandas()
+    host = host[~host.duplicated(["id", "duplicate_of"])].groupby(["split", "other_split"], sort=False).head(n)
+    return pa.Table.from_pandas(host, pairs.schema, preserve_index=False)
 
 
 def _first_of_each(ranked: Nodes, split: np.ndarray) -> Nearest:
