@@ -121,7 +121,9 @@ def test_what_embed_and_save_embeddings_wrote_and_what_others_did_is_looked_thro
             hit["image_id"] for hit in json.loads(said(0, "search", *command, TEXT, "--k", 3, "--json")[0])["found"]
         ]
 
+    ic.save_embeddings(usable.rename(columns={"image_id": "name"}), tmp_path / "named", id_field="name")
     assert ids(tmp_path / "made.parquet") == ids(tmp_path / "saved") == first
+    assert ids(tmp_path / "named", "--id-field", "name") == first
     others = [tmp_path / "others.parquet", "--id-field", "name", "--embedding-field", "vector"]
     assert ids(*others, "--model", clip) == first
     assert "does not say which model made its embeddings: name it, --model" in said(2, "search", *others, TEXT)[1]

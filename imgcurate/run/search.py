@@ -34,12 +34,15 @@ class Written(NamedTuple):
         What made them, where they name it.
     frame : Dask DataFrame or None
         None of what `save_embeddings` wrote, which holds ids and vectors alone.
+    id_field : str
+        Its column of ids.
     """
 
     said: str
     path: str
     encoder: identity.Identity | None
     frame: Any
+    id_field: str = "image_id"
 
     @property
     def has_images(self) -> bool:
@@ -82,8 +85,9 @@ def open_written(
     if corpus.is_saved(url, storage_options):
         if kept:
             raise ValueError(_unknown_kept(said))
-        saved = corpus.saved_corpus(url, id_field or "image_id", storage_options)
-        return Written(said, url, identity.one(saved.encoders, said), None)
+        named = id_field or "image_id"
+        encoders_of = corpus.saved_corpus(url, named, storage_options).encoders
+        return Written(said, url, identity.one(encoders_of, said), None, named)
     files: Any = out
     if run is not None and (run.manifest() is not None or run.record() is not None):
         files = run.images(run.finished(out))
@@ -148,15 +152,23 @@ def look_for(
     ValueError
         Where `image` names several, and as `search` does.
     """
-    frame = written.path if written.frame is None else written.frame
-    found = search(frame, k, text=text, image=image, model=model, model_dir=model_dir, storage_options=storage_options)
+    found = search(
+        written.path if written.frame is None else written.frame,
+        k,
+        text=text,
+        image=image,
+        model=model,
+        id_field=written.id_field,
+        model_dir=model_dir,
+        storage_options=storage_options,
+    )
     if found["query"].nunique() > 1:
         raise ValueError(f"image={printable(str(image))} names {found['query'].nunique():,} images: name one")
-    found = found.drop(columns="query")
+    found = found.drop(columns="query").rename(columns={written.id_field: "image_id"})
     if written.frame is None:
         return found
-    columns = [name for name in _SAID if name in frame.columns]
-    known = rows.by_ids(frame, found["image_id"].tolist(), columns)
+    columns = [name for name in _SAID if name in written.frame.columns]
+    known = rows.by_ids(written.frame, found["image_id"].tolist(), columns)
     return found.merge(known, on="image_id", how="left")
 
 
