@@ -5,6 +5,7 @@ from .cluster import connect as connect
 from .dedup import Duplicates as Duplicates
 from .dedup import decontaminate as decontaminate
 from .dedup import exact_duplicates as exact_duplicates
+from .dedup import leaks as leaks
 from .dedup import perceptual_duplicates as perceptual_duplicates
 from .dedup import remove as remove
 from .dedup import save_embeddings as save_embeddings

@@ -120,6 +120,13 @@ def test_a_column_decides_the_order(in_process: None, shards: Path) -> None:
         assert names(ic.show(frame, 4, sort=sort)) == expected[:4]
 
 
+def test_the_strangest_of_a_lazy_frame_are_shown_first(embedded: Any) -> None:
+    scores = ic.outliers(embedded, k=3).compute().sort_values("outlier_score", ascending=False)
+    scored = embedded.merge(ic.outliers(embedded, k=3))
+    page = ic.show(scored, 4, sort=("outlier_score", "max"), columns=["outlier_score"])
+    assert names(page) == scores["image_id"].tolist()[:4] and page.html().count('<dt title="outlier_score">') == 4
+
+
 def test_a_frame_in_memory_is_shown_too(in_process: None, shards: Path) -> None:
     frame = ic.read_webdataset(shards)
     lying = frame.compute()

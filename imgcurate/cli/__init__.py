@@ -26,7 +26,19 @@ import dask
 
 from imgcurate import __version__
 from imgcurate.cli import clusters, options
-from imgcurate.cli.commands import completion, convert, demo, inspect, outputs, remove, report, run, vectors, version
+from imgcurate.cli.commands import (
+    completion,
+    convert,
+    demo,
+    inspect,
+    outputs,
+    remove,
+    report,
+    run,
+    search,
+    vectors,
+    version,
+)
 from imgcurate.printable import printable
 
 # A sentence that names files, ids and options fits.
@@ -168,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_to(commands)
     report.add_to(commands)
     outputs.add_to(commands)
+    search.add_to(commands)
     vectors.add_to(commands)
     remove.add_to(commands)
     convert.add_to(commands)

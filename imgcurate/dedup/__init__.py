@@ -3,6 +3,7 @@
 from imgcurate.dedup.content.verbs import exact_duplicates, perceptual_duplicates
 from imgcurate.dedup.corpus import save_embeddings
 from imgcurate.dedup.decontaminate import decontaminate
+from imgcurate.dedup.leaks import leaks
 from imgcurate.dedup.removal import remove
 from imgcurate.dedup.result import Duplicates
 from imgcurate.dedup.semantic.search import semantic_duplicates
@@ -11,6 +12,7 @@ __all__ = [
     "Duplicates",
     "decontaminate",
     "exact_duplicates",
+    "leaks",
     "perceptual_duplicates",
     "remove",
     "save_embeddings",

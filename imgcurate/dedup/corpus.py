@@ -266,6 +266,12 @@ def saved_corpus(path: str | os.PathLike[str], id_field: str, storage_options: s
     return SavedCorpus(centroids, parts, known, id_field, storage_options)
 
 
+def is_saved(path: str | os.PathLike[str], storage_options: storage.Options) -> bool:
+    """Tell whether `save_embeddings` wrote to a folder."""
+    fs, root = storage.open_filesystem(os.fspath(path), storage_options)
+    return any(fs.exists(f"{folder}/centroids.parquet") for folder in _parts_in(fs, root))
+
+
 def _parts_in(fs: Any, root: str) -> list[str]:
     """Return the folders of a saved corpus, in order; by listing it, for its own name may look like a pattern."""
     names = (name.rstrip("/") for name in fs.ls(root, detail=False)) if fs.exists(root) else ()

@@ -50,7 +50,8 @@ def outliers(
     any: Sun et al., "Out-of-distribution detection with deep nearest neighbors", ICML 2022; Kuan and Mueller, "Back to the basics: revisiting
     out-of-distribution detection baselines", 2022.
 
-    A stranger of which there are more than `k` copies is near to them and not found: remove duplicates first.
+    Remove duplicates first: a stranger is near to its copies, and two altered ones among the ten neighbours hide most strangers (measured in
+    ``benchmarks/outliers.py``).
 
     Examples
     --------
@@ -60,7 +61,11 @@ def outliers(
     ['d']
 
     >>> strange = outliers(frame).nlargest(50, "outlier_score").compute()  # doctest: +SKIP
+
+    And to see them, in a notebook:
+
     >>> frame = frame.merge(outliers(frame), on="image_id", how="left")  # doctest: +SKIP
+    >>> show(frame, sort=("outlier_score", "max"), columns="outlier_score")  # doctest: +SKIP
     """
     found = frame
     if not isinstance(frame, Neighbours):

@@ -112,10 +112,20 @@ def show(
     else:
         _refuse_unordered(frame, column)
         chosen = rows.top(frame, column, n, largest, asked, id_field=id_field)
-    shown = cards(chosen, asked, size, id_field, storage_options)
-    how = _how(len(chosen), n, column, largest)
-    text = f"Page({how}; see .save(path))"
-    return Page(how, render("grid.html", said=how, images=shown, size=size), text)
+    return grid(chosen, asked, _how(len(chosen), n, column, largest), size, id_field, storage_options)
+
+
+def grid(
+    chosen: pd.DataFrame,
+    columns: Sequence[str],
+    said: str,
+    size: int,
+    id_field: str,
+    storage_options: storage.Options,
+) -> Page:
+    """Return rows as a page of their images, in order, that says what they are."""
+    shown = cards(chosen, columns, size, id_field, storage_options)
+    return Page(said, render("grid.html", said=said, images=shown, size=size), f"Page({said}; see .save(path))")
 
 
 def cards(

@@ -20,6 +20,7 @@ from imgcurate.report.page import Page, fragment, render, said, share
 from imgcurate.report.thumbnails import Thumbnail
 
 if TYPE_CHECKING:
+    from imgcurate.dedup.leaked import Leaks
     from imgcurate.dedup.result import Duplicates
 
 #: About so many thresholds, and the one in force, are tried for a curve: round ones, which can be read and typed.
@@ -65,9 +66,9 @@ class Options(NamedTuple):
 def around_cut(found: Duplicates, n: int, eps: float, options: Options) -> Page:
     """Return the removed images that are least like what they duplicate, and the pairs that stay though they are most alike."""
     check_options("show", options.size, n=n)
-    options = _with_frame(found, "show", options)
+    options = with_frame(found, "show", options)
     goes, stays = nearest(found, n, eps)
-    images = _images(found, [name for pair in (*goes, *stays) for name in pair[:2]], options)
+    images = images_of(found, [name for pair in (*goes, *stays) for name in pair[:2]], options)
     sides = [
         {
             "label": "Just inside: the second of each pair goes",
@@ -120,19 +121,19 @@ def nearest(found: Duplicates, n: int, eps: float) -> tuple[list[Named], list[Na
 def largest_groups(found: Duplicates, n: int, most: int, options: Options) -> Page:
     """Return the largest groups of duplicates, each with the image that stays first."""
     check_options("show_groups", options.size, n=n, most=most)
-    options = _with_frame(found, "show_groups", options)
+    options = with_frame(found, "show_groups", options)
     parts = dask.compute(*[dask.delayed(nodes.largest_groups)(part, n, most) for part in found._matches(found.eps)])
     groups = sorted(
         ((size, table.to_pylist()) for part in parts for size, table in part),
         key=lambda group: (-group[0], group[1][0]["duplicate_of"]),
     )[:n]
     names = [name for _, table in groups for row in table for name in (row["duplicate_of"], row["id"])]
-    images = _images(found, names, options)
+    images = images_of(found, names, options)
     shown = [
         {
             "size": size,
             "kept": images[table[0]["duplicate_of"]],
-            "others": [(images[row["id"]], _likeness(found, row["similarity"])) for row in table],
+            "others": [(images[row["id"]], said_likeness(found.kind, row["similarity"])) for row in table],
         }
         for size, table in groups
     ]
@@ -229,12 +230,19 @@ def _cut(found: Duplicates, eps: float) -> str:
     return f"a similarity of at least {1 - eps:.6g} (eps {eps:g})"
 
 
-def _likeness(found: Duplicates, similarity: float | None) -> str:
+def said_likeness(kind: str, similarity: float | None) -> str:
+    """Return how alike two images are, as a person reads it.
+
+    Examples
+    --------
+    >>> said_likeness("exact", 1.0), said_likeness("perceptual", 1 - 3 / 64), said_likeness("semantic", 0.98765)
+    ('equal bytes', '3 bits differ', '0.9877')
+    """
     if similarity is None or np.isnan(similarity):
         return "not compared"
-    if found.kind == "exact":
+    if kind == "exact":
         return "equal bytes"
-    if found.kind == "perceptual":
+    if kind == "perceptual":
         bits = round((1 - similarity) * _BITS)
         return f"{plural(bits, 'bit')} differ{'s' * (bits == 1)}" if bits else "equal hashes"
     return f"{similarity:.4f}"
@@ -255,16 +263,18 @@ def _first_tag(found: Duplicates) -> str:
 
 
 def _pairs(found: Duplicates, named: Sequence[tuple[Any, Any, float]], images: dict[Any, Card]) -> list[Pair]:
-    return [Pair(images[first], images[second], _likeness(found, likeness)) for first, second, likeness in named]
+    return [
+        Pair(images[first], images[second], said_likeness(found.kind, likeness)) for first, second, likeness in named
+    ]
 
 
-def _with_frame(found: Duplicates, verb: str, options: Options) -> Options:
+def with_frame(found: Duplicates | Leaks, verb: str, options: Options) -> Options:
     """Return the options with a frame that says where the images lie, and a list of columns that it has."""
     frame = found._images if options.images is None else options.images
     columns = rows.names_of(options.columns, verb)
     if frame is None:
         raise ValueError(
-            f"{verb}() has no images to show, because these duplicates were loaded, or found in a frame that does not say where images lie: "
+            f"{verb}() has no images to show, because what was found was loaded, or found in a frame that does not say where images lie: "
             f"pass the frame that does, {verb}(images=frame), with columns {', '.join(map(repr, (found.id_field, *rows.PLACE)))}"
         )
     frame = inputs.with_ids(frame, found.id_field) if inputs.in_memory(frame) else frame
@@ -272,7 +282,7 @@ def _with_frame(found: Duplicates, verb: str, options: Options) -> Options:
     return options._replace(images=frame, columns=columns)
 
 
-def _images(found: Duplicates, names: Sequence[Any], options: Options) -> dict[Any, Card]:
+def images_of(found: Duplicates | Leaks, names: Sequence[Any], options: Options) -> dict[Any, Card]:
     """Return images by their ids, with their size in pixels and bytes; one that is not there says so."""
     if not names:
         return {}

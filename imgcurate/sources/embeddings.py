@@ -118,6 +118,18 @@ def read_embeddings(
     return vectors.to_backend(frame, backend())
 
 
+def made_by(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], storage_options: storage.Options = None
+) -> identity.Identity | None:
+    """Return the encoder that the first of the files that `read_embeddings` reads names; None where it names none."""
+    url = next(iter(find_vectors(path, storage_options)))
+    if url.lower().endswith(".npy"):
+        return None
+    schema = arrays.read_schema(url, storage_options)
+    of_columns = (identity.of_type(field.type) for field in schema)
+    return next(filter(None, of_columns), None) or identity.from_metadata(schema.metadata)
+
+
 def read_piece(
     piece: Piece, layout: Layout, columns: Sequence[str] | None = None, storage_options: storage.Options = None
 ) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate.dedup.graph import components, nodes, rank, rules
+from imgcurate.dedup.graph import across, components, nodes, rank, rules
 from imgcurate.dedup.graph.found import counts as found_counts
 from imgcurate.dedup.mapped import Folder, map_table, write_table
 from imgcurate.dedup.waves import in_waves, wait
@@ -106,6 +106,23 @@ class Graph(NamedTuple):
         how = self.folder.for_tasks(), self.key, least, rule, len(self.parts)
         return [dask.delayed(_without_answers)(table, *how) for table in self.tables]
 
+    def across(self, least: float, splits: pa.Array, kind: int) -> list[Delayed]:
+        """Return what `across.nearest_in_others` says of a graph that is ranked by split, part by part. Eager."""
+        rows_of, splits_of, by_node = (
+            dask.delayed(task) for task in (across.rows_of, across.splits_of, across.by_node)
+        )
+        by_edges, of_part = dask.delayed(across.nearest_by_edges), dask.delayed(across.nearest_in_others)
+        answers = []
+        for part in self.parts:
+            rows = rows_of(part.nodes)
+            split = by_node(part.nodes, [splits_of(group, rows, splits) for group in _grouped(self.tables)])
+            near = [by_edges(edges, least, part.nodes, split) for edges in part.edges]
+            answers.append(of_part(part.nodes, split, near, splits, kind))
+        answers = list(dask.persist(*answers))
+        # What they read may lie in files that go with this graph.
+        wait(answers)
+        return answers
+
 
 def build(tables: list[Any], found: list[Delayed], keep: rank.Keep, fixed: Fixed | None = None) -> Graph:
     """Put the images of pairs into rank order, in one part. Eager: it waits until all pairs are found.
@@ -180,15 +197,18 @@ def _part(tables: list[Any], found: list[Delayed], counts: np.ndarray, keep: ran
     chunks = [[found[at] for at in np.flatnonzero(number == chunk)] for chunk in np.unique(number)]
     rows = dask.delayed(nodes.union)([dask.delayed(nodes.involved)(chunk) for chunk in chunks])
     take, copies = dask.delayed(nodes.take), dask.delayed(nodes.copies_alone)
-    grouped = [tables[at : at + _TABLES_OF_A_TASK] for at in range(0, len(tables), _TABLES_OF_A_TASK)]
     ranked = dask.delayed(nodes.rank_nodes)(
-        [take(group, rows) for group in grouped],
+        [take(group, rows) for group in _grouped(tables)],
         fixed(rows) if fixed else [],
         [copies(part) for part, (_, n_copies) in zip(found, counts, strict=True) if n_copies],
         keep,
     )
     edges = [dask.delayed(nodes.number)(chunk, ranked) for chunk in chunks]
     return Part(ranked, edges, in_rounds=len(chunks) > 1)
+
+
+def _grouped(tables: list[Any]) -> list[list[Any]]:
+    return [tables[at : at + _TABLES_OF_A_TASK] for at in range(0, len(tables), _TABLES_OF_A_TASK)]
 
 
 def _answers(key: str, least: float, rule: rules.Rule, n_parts: int) -> list[str]:
