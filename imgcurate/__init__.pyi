@@ -24,6 +24,7 @@ from .run.curate import curate as curate
 from .scores.aesthetic import score_aesthetic as score_aesthetic
 from .scores.fraction import top_fraction as top_fraction
 from .scores.nsfw import score_nsfw as score_nsfw
+from .scores.place import place_on_map as place_on_map
 from .scores.text import score_prompts as score_prompts
 from .scores.text import score_text as score_text
 from .sinks.convert import convert_shards as convert_shards

@@ -62,6 +62,8 @@ TYPES: dict[str, pa.DataType] = {
     "duplicate_of": pa.string(),
     "similarity": pa.float32(),
     "outlier_score": pa.float32(),
+    "x": pa.float32(),
+    "y": pa.float32(),
     "kept": pa.bool_(),
     "reason": pa.string(),
     "reason_kind": pa.dictionary(pa.int8(), pa.string()),

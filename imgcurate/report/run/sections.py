@@ -102,7 +102,7 @@ def flags_and_scores(gathered: Gathered, album: Album) -> tuple[list[dict[str, A
         sides = []
         for which, place in zip(("below", "above"), places, strict=True):
             rows = _rows(gathered, which, name)
-            pictures = [] if rows is None else album.add(rows, texts=partial(_value, name=name, what=what))
+            pictures = [] if rows is None else album.add(rows, texts=partial(_value, name=name))
             passes = (which == "above") == (keep == ">=")
             sides.append({"place": place, "passes": passes, "pictures": pictures})
         chart = charts.histogram(counted, threshold=limit, keep=keep, title=what)
@@ -302,8 +302,8 @@ def _similarity(kind: str, row: Any) -> str:
     return f"{said}, with another that went" if by_another else said
 
 
-def _value(row: Any, name: str, what: str | None = None) -> list[tuple[str, str]]:
-    return [(what or name, f"{row[name]:.4g}")]
+def _value(row: Any, name: str) -> list[tuple[str, str]]:
+    return [(name, f"{row[name]:.4g}")]
 
 
 def _by_power(tally: Counts, label: Callable[[int], str], step: int = 1) -> list[tuple[str, int]]:
