@@ -20,6 +20,7 @@ from .parts import checkpoint as checkpoint
 from .report.gallery import show as show
 from .report.page import Page as Page
 from .report.scores import plot_scores as plot_scores
+from .report.thumbnails import thumbnail as thumbnail
 from .run.curate import curate as curate
 from .scores.aesthetic import score_aesthetic as score_aesthetic
 from .scores.fraction import top_fraction as top_fraction

@@ -64,6 +64,7 @@ TYPES: dict[str, pa.DataType] = {
     "outlier_score": pa.float32(),
     "x": pa.float32(),
     "y": pa.float32(),
+    "thumbnail": pa.string(),
     "kept": pa.bool_(),
     "reason": pa.string(),
     "reason_kind": pa.dictionary(pa.int8(), pa.string()),
