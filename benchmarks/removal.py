@@ -72,7 +72,7 @@ def measure(n: int, rows: int, rounds: int) -> dict[str, Any]:
     in_polars = pl.DataFrame({"image_id": pl.from_arrow(ids)})
     contestants: dict[str, Callable[[pd.DataFrame], Any]] = {
         "remove": lambda part: part[~removal._is_listed(part["image_id"], known)],
-        "deciding": lambda part: decide.decide_part(part, twins, None, None),
+        "deciding": lambda part: decide.decide_part(part, twins),
         "isin": lambda part: part[~part["image_id"].isin(column)],
         "merge": lambda part: part.merge(listed, how="left", on="image_id", indicator=True).query(
             "_merge == 'left_only'"

@@ -21,10 +21,12 @@ from .parts import checkpoint as checkpoint
 from .report.gallery import show as show
 from .report.page import Page as Page
 from .report.scores import plot_scores as plot_scores
+from .report.thumbnails import thumbnail as thumbnail
 from .run.curate import curate as curate
 from .scores.aesthetic import score_aesthetic as score_aesthetic
 from .scores.fraction import top_fraction as top_fraction
 from .scores.nsfw import score_nsfw as score_nsfw
+from .scores.place import place_on_map as place_on_map
 from .scores.text import score_prompts as score_prompts
 from .scores.text import score_text as score_text
 from .sinks.convert import convert_shards as convert_shards

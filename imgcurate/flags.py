@@ -25,6 +25,28 @@ MEASURES = {
     "odd_aspect": ("aspect",),
     "odd_size": ("width", "height"),
 }
+#: The threshold of each, where none is given.
+DEFAULTS = {
+    "dark": 64.0,
+    "light": 192.0,
+    "blurry": 0.02,
+    "low_information": 2.0,
+    "greyscale": 1.0,
+    "odd_aspect": 3.0,
+    "odd_size": 4.0,
+}
+#: What is compared with it, as a person is told.
+COMPARED = {
+    "dark": "brightness + 2 * contrast",
+    "light": "brightness - 2 * contrast",
+    "blurry": "sharpness / contrast ** 2",
+    "low_information": "entropy",
+    "greyscale": "colourfulness",
+    "odd_aspect": "longer / shorter side",
+    "odd_size": "ratio to the median side",
+}
+#: The flags of what lies above their threshold; the others are of what lies below.
+ABOVE = ("light", "odd_aspect", "odd_size")
 _MERGED = 16
 
 
@@ -32,13 +54,13 @@ _MERGED = 16
 def flag(
     frame: Any,
     *,
-    dark: float | None = 64,
-    light: float | None = 192,
-    blurry: float | None = 0.02,
-    low_information: float | None = 2,
-    greyscale: float | None = 1,
-    odd_aspect: float | None = 3,
-    odd_size: float | None = 4,
+    dark: float | None = DEFAULTS["dark"],
+    light: float | None = DEFAULTS["light"],
+    blurry: float | None = DEFAULTS["blurry"],
+    low_information: float | None = DEFAULTS["low_information"],
+    greyscale: float | None = DEFAULTS["greyscale"],
+    odd_aspect: float | None = DEFAULTS["odd_aspect"],
+    odd_size: float | None = DEFAULTS["odd_size"],
     median_side: float | None = None,
 ) -> dd.DataFrame:
     """Add what is wrong with each image as columns of true and false, by thresholds on what `measure` found.
@@ -118,29 +140,50 @@ def flag(
     schema.require(frame, [], "flag")
     _check_columns(frame, wanted)
     if "odd_size" in wanted and median_side is None:
-        median_side = _median_side(frame)
-    return frame.assign(**{name: _verdict(frame, name, threshold, median_side) for name, threshold in wanted.items()})
+        median_side = median_of_sides(frame)
+    return frame.assign(**{name: verdict(frame, name, threshold, median_side) for name, threshold in wanted.items()})
 
 
-def _verdict(frame: Any, name: str, threshold: float, median_side: float | None) -> Any:
-    """Return a flag as a column."""
-    # As float64, because whole numbers of pixels multiply beyond 32 bits, and some backends have a null of their own.
-    measures = [frame[measure].astype("float64") for measure in MEASURES[name]]
+def value(frame: Any, name: str, median_side: float | None = None) -> Any:
+    """Return what a flag compares with its threshold, as a column of float64: NaN where what it is made of is missing.
+
+    Parameters
+    ----------
+    frame : Dask, pandas or cuDF DataFrame
+        With the flag's `MEASURES`; of odd_aspect ``width`` and ``height`` are enough.
+    name : str
+    median_side : float, optional
+        Of odd_size.
+    """
+    if name == "odd_aspect" and "aspect" not in frame.columns:
+        # As float32, which the measure is, so that both say the same.
+        measures = [(_wide(frame["width"]) / _wide(frame["height"])).astype("float32").astype("float64")]
+    else:
+        measures = [_wide(frame[measure]) for measure in MEASURES[name]]
     if name == "dark":
-        found = measures[0] + 2 * measures[1] < threshold
-    elif name == "light":
-        found = measures[0] - 2 * measures[1] > threshold
-    elif name == "blurry":
-        found = measures[0] < threshold * measures[1] ** 2
-    elif name == "odd_aspect":
-        found = (measures[0] > threshold) | (measures[0] < 1 / threshold)
-    elif name == "odd_size":
+        return measures[0] + 2 * measures[1]
+    if name == "light":
+        return measures[0] - 2 * measures[1]
+    if name == "blurry":
+        return measures[0] / measures[1] ** 2
+    if name == "odd_aspect":
+        return measures[0].where(measures[0] >= 1, 1 / measures[0])
+    if name == "odd_size":
         assert median_side is not None
         side = (measures[0] * measures[1]) ** 0.5
-        found = (side > threshold * median_side) | (side < median_side / threshold)
-    else:
-        found = measures[0] < threshold
-    return found.fillna(False).astype(bool)
+        return (side / median_side).where(side >= median_side, median_side / side)
+    return measures[0]
+
+
+def verdict(frame: Any, name: str, threshold: float, median_side: float | None = None) -> Any:
+    """Return a flag as a column of bool; the arguments are those of `value`."""
+    found = value(frame, name, median_side)
+    return (found > threshold if name in ABOVE else found < threshold).fillna(False).astype(bool)
+
+
+def _wide(measure: Any) -> Any:
+    # Whole numbers of pixels multiply beyond 32 bits, and some backends have a null of their own.
+    return measure.astype("float64")
 
 
 def _check(thresholds: dict[str, float | None], median_side: float | None) -> None:
@@ -169,7 +212,7 @@ def _check_columns(frame: Any, wanted: dict[str, float]) -> None:
         )
 
 
-def _median_side(frame: Any) -> float:
+def median_of_sides(frame: Any) -> float:
     """Return the median side of the images of a frame; NaN where none has a size."""
     parts = [dask.delayed(_sides)(part) for part in frame[["width", "height"]].to_delayed()]
     while len(parts) > 1:

@@ -99,6 +99,7 @@ def test_every_image_is_accounted_for_with_its_reason(
     assert manifest["counts"] == {
         "read": 40,
         "errors": 4,
+        "flagged": 0,
         "below_aesthetic": 0,
         "above_nsfw": 0,
         "duplicates": 6,

@@ -83,14 +83,14 @@ def test_each_flag_is_what_its_definition_says() -> None:
 def test_the_median_does_not_depend_on_partitions(sides: list[int], npartitions: int) -> None:
     part = schema.table({"width": sides, "height": sides})
     frame = dd.from_pandas(part, npartitions=npartitions, sort=False)
-    median = flags._median_side(frame)
+    median = flags.median_of_sides(frame)
     assert median == np.sort(sides)[(len(sides) + 1) // 2 - 1]
     found = ic.flag(frame, **{**OTHERS, "odd_size": 2}).compute()["odd_size"]
     assert found.tolist() == [side > 2 * median or 2 * side < median for side in sides]
 
 
 def test_a_given_side_is_compared_with_and_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flags, "_median_side", lambda frame: pytest.fail("the median was computed"))
+    monkeypatch.setattr(flags, "median_of_sides", lambda frame: pytest.fail("the median was computed"))
     frame = dd.from_pandas(schema.table({"width": [100, 900], "height": [100, 900]}), npartitions=1)
     found = ic.flag(frame, **{**OTHERS, "odd_size": 4}, median_side=1000)
     assert found.compute()["odd_size"].tolist() == [True, False]

@@ -321,7 +321,7 @@ def test_the_image_that_is_kept_in_the_end_is_named(ranks: list[int], data: st.D
         for kind in stages
     ]
     part = table({"image_id": names, "error": [None] * len(names)})
-    decided = decide_part(part, link_twins(stages, tables), None, None)
+    decided = decide_part(part, link_twins(stages, tables))
     for row, name in enumerate(names):
         kept = name
         while kept in twin:
@@ -343,4 +343,4 @@ def test_an_image_that_two_kinds_name_is_refused() -> None:
         link_twins(["exact", "semantic"], [twice, twice])
     nothing = link_twins([], [])
     part = table({"image_id": ["a"], "error": [None]})
-    assert decide_part(part, nothing, None, None)["kept"].tolist() == [True]
+    assert decide_part(part, nothing)["kept"].tolist() == [True]

@@ -198,7 +198,14 @@ def test_the_funnel_adds_up_in_all_and_by_source(curated: Path) -> None:
     assert sum(read for read, *_ in sources(page)) == read
 
 
-@given(st.lists(st.lists(st.integers(0, 50), min_size=5, max_size=5), min_size=1, max_size=120), st.randoms())
+@given(
+    st.lists(
+        st.lists(st.integers(0, 50), min_size=len(funnel.OUTCOMES), max_size=len(funnel.OUTCOMES)),
+        min_size=1,
+        max_size=120,
+    ),
+    st.randoms(),
+)
 def test_counts_of_any_sources_add_up_whatever_is_left_out(became: list[list[int]], random: Any) -> None:
     known = {
         f"s3://bucket/{number}.tar": {"read": sum(one), **dict(zip(funnel.OUTCOMES, one, strict=True))}
@@ -409,6 +416,7 @@ PLACES = st.text(st.characters(codec="utf-8", exclude_characters="\0", exclude_c
             "model": st.sampled_from(["openai/clip-vit-large-patch14", "efficientnet-lite0", "-odd name"]),
             "min_aesthetic": st.none() | st.floats(0, 1),
             "max_nsfw": st.none() | st.sampled_from([0.5, 0.123456789]),
+            "drop": st.sampled_from([[], ["dark", "odd_size"]]),
             "dedup": st.sampled_from([[], ["semantic"], ["exact", "semantic"]]),
             "eps": st.floats(0, 0.9),
             "probes": st.integers(1, 3),
@@ -427,7 +435,7 @@ def test_the_command_that_goes_on_is_that_of_the_run(inputs: Any, out: str, opti
     assert program == "imgcurate" and parsed["command"] == "run"
     assert parsed["inputs"] == ([inputs] if isinstance(inputs, str) else inputs) and parsed["out"] == out
     keep = options["keep"] if isinstance(options["keep"], str) else [tuple(column) for column in options["keep"]]
-    said = {"dedup": ",".join(options["dedup"]), "formats": ",".join(options["formats"]), "keep": keep}
+    said = {**{name: ",".join(options[name]) for name in ("drop", "dedup", "formats")}, "keep": keep}
     for name, value in {**options, **said, "measure": bool(options["measure"])}.items():
         assert parsed[name] == value, name
 
@@ -436,7 +444,7 @@ def test_the_command_leaves_out_what_the_command_line_has_by_itself() -> None:
     parsed = vars(cli._parser().parse_args(["run", "in", "out"]))
     from imgcurate.report.run.command import _DEFAULTS, _OF_CURATE
 
-    said = {"dedup": ["semantic"], "formats": [], "measure": []}
+    said = {"drop": [], "dedup": ["semantic"], "formats": [], "measure": []}
     assert {name: said.get(name, parsed[name]) for name in _DEFAULTS} == _DEFAULTS
     assert {*_DEFAULTS, *_OF_CURATE} == {field.name for field in fields(Options)}
     assert (parsed["dedup"], parsed["formats"], parsed["measure"]) == ("semantic", "", False)

@@ -47,7 +47,7 @@ def test_a_folder_of_images_is_curated_into_shards(
     assert "reading 12 image files" in capsys.readouterr().err
     assert images["image_id"].tolist() == read_files(photos).compute()["image_id"].tolist()
     assert manifest["counts"] | {"shards": 1} == {
-        "read": 12, "errors": 1, "below_aesthetic": 0, "above_nsfw": 0, "duplicates": 1, "kept": 10, "shards": 1,
+        "read": 12, "errors": 1, "flagged": 0, "below_aesthetic": 0, "above_nsfw": 0, "duplicates": 1, "kept": 10, "shards": 1,
     }  # fmt: skip
     assert manifest["sources"].keys() == {str(photos)}
     assert images["reason_kind"].value_counts()[lambda counts: counts > 0].to_dict() == {"error": 1, "exact": 1}

@@ -200,6 +200,16 @@ def test_parquet_opens_everywhere_embeddings_included(tmp_path: Path, client: Cl
         assert np.isnan(found[2]).all() and np.array_equal(np.delete(found, 2, 0), np.delete(matrix, 2, 0)), reader
 
 
+def test_some_columns_of_parquet_can_be_written(tmp_path: Path) -> None:
+    # Where few columns of many are left, Dask reads several files as one partition, and says so late.
+    wide = {"image_id": list("abcdef"), **{f"n{number}": range(6) for number in range(20)}}
+    write_parquet(dd.from_pandas(pd.DataFrame(wide), npartitions=3), tmp_path / "p")
+    read = read_parquet(tmp_path / "p")[["image_id"]]
+    assert len(read.to_delayed()) < read.npartitions
+    write_parquet(read, tmp_path / "q")
+    assert read_parquet(tmp_path / "q").compute()["image_id"].tolist() == list("abcdef")
+
+
 def test_parquet_can_be_rewritten_in_place(tmp_path: Path) -> None:
     frame, _ = _with_embedding()
     write_parquet(frame, tmp_path / "p")

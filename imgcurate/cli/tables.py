@@ -61,23 +61,29 @@ def table(manifest: dict[str, Any]) -> str:
     Returns
     -------
     str
-        A line a step; its counts add up to the images read. Duplicates of several kinds are counted by kind, too.
+        A line a step; its counts add up to the images read. Several flags, and duplicates of several kinds, are counted by kind, too.
     """
     counts, options = manifest["counts"], manifest["options"]
     kinds = options["dedup"] if len(options["dedup"]) > 1 else []
-    counts = counts | {kind: manifest["reasons"][kind] for kind in kinds}
+    # A run of an earlier version has none.
+    flags = manifest.get("flags", {})
+    flagged = [("flagged", "flagged", _flags(manifest))] if flags else []
+    flagged += [(f"  {flag}", flag, "") for flag in flags if len(flags) > 1]
+    counts = counts | {kind: manifest["reasons"][kind] for kind in (*kinds, *flags)}
     lines = [
         ("read", "read", ""),
         ("errors", "errors", ""),
+        *flagged,
         ("below aesthetic", "below_aesthetic", _limit("aesthetic_score <", options["min_aesthetic"])),
         ("above NSFW", "above_nsfw", _limit("nsfw_score >=", options["max_nsfw"])),
         ("duplicates", "duplicates", _kinds(options)),
         *((f"  {kind}", kind, "") for kind in kinds),
         ("kept", "kept", _written(counts)),
     ]
-    read = max(1, counts["read"])
+    width, read = max(16, *(len(title) + 1 for title, _, _ in lines)), max(1, counts["read"])
     return "\n".join(
-        f"{title:<16}{counts[name]:>12,}{counts[name] / read:>8.1%}  {note}".rstrip() for title, name, note in lines
+        f"{title:<{width}}{counts[name]:>12,}{counts[name] / read:>8.1%}  {note}".rstrip()
+        for title, name, note in lines
     )
 
 
@@ -89,8 +95,13 @@ def nothing_kept(counts: dict[str, int], out: str) -> str:
     >>> nothing_kept({"read": 3, "errors": 3, "below_aesthetic": 0, "above_nsfw": 0, "duplicates": 0}, "out")
     'no image is kept: of 3 images 3 have an error; the column reason of out/images.parquet says why of each'
     """
-    said = {"errors": "have an error", "below_aesthetic": "are below --min-aesthetic", "above_nsfw": "reach --max-nsfw"}
-    why = " and ".join(f"{counts[name]:,} {text}" for name, text in said.items() if counts[name])
+    said = {
+        "errors": "have an error",
+        "flagged": "have a flag of --drop",
+        "below_aesthetic": "are below --min-aesthetic",
+        "above_nsfw": "reach --max-nsfw",
+    }
+    why = " and ".join(f"{counts[name]:,} {text}" for name, text in said.items() if counts.get(name))
     if not counts["read"]:
         return "no image is kept, for the input holds none"
     return f"no image is kept: of {counts['read']:,} images {why}; the column reason of {out}/images.parquet says why of each"
@@ -100,6 +111,14 @@ def _written(counts: dict[str, int]) -> str:
     """Say what kept images have become."""
     what = "file" if "files" in counts else "shard"
     return f"in {plural(counts[f'{what}s'], what)}"
+
+
+def _flags(manifest: dict[str, Any]) -> str:
+    """Say what images were dropped for."""
+    said = list(manifest["flags"])
+    if manifest["median_side"] is not None:
+        said[said.index("odd_size")] += f" beside a median of {manifest['median_side']:g} px"
+    return ", ".join(said)
 
 
 def _kinds(options: dict[str, Any]) -> str:

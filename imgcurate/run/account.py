@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from imgcurate import encoders, weights
+from imgcurate import encoders, flags, weights
 from imgcurate.cluster import backend
 from imgcurate.dedup.semantic.thresholds import eps_of
 from imgcurate.identity import Identity
@@ -17,7 +17,7 @@ from imgcurate.run import files, write
 from imgcurate.run.columns import HEADS, Rows
 from imgcurate.run.decide import KINDS, Decided
 from imgcurate.run.job import Job
-from imgcurate.run.options import Options
+from imgcurate.run.options import Limits, Options
 from imgcurate.scores.head import check_dimension, check_encoder
 
 _PACKAGES = ("imgcurate", "dask", "pandas", "pyarrow", "torch", "transformers", "scikit-learn", "pillow")
@@ -25,6 +25,7 @@ _GPU_PACKAGES = ("cudf-cu13", "cuml-cu13", "dask-cuda", "cupy-cuda13x")
 #: What becomes of images, as a manifest counts it: of each outcome the counts that add up to it.
 OUTCOMES = {
     "errors": ("error",),
+    "flagged": tuple(flags.MEASURES),
     "below_aesthetic": ("aesthetic",),
     "above_nsfw": ("nsfw",),
     "duplicates": ("exact", "perceptual", "semantic"),
@@ -85,6 +86,7 @@ def manifest_of(
     given: Mapping[str, Any],
     sources: Mapping[str, Mapping[str, int]],
     decided: Sequence[Decided],
+    limits: Limits,
     n_clusters: int | None,
     written: Sequence[write.Written] | Sequence[files.Written],
 ) -> dict[str, Any]:
@@ -99,6 +101,8 @@ def manifest_of(
         As `by_source` gives it.
     decided : sequence of Decided
         The parts of the table of images.
+    limits : Limits
+        What images had to pass.
     n_clusters : int or None
         In how many clusters semantic duplicates were looked for.
     written : sequence of write.Written or files.Written
@@ -118,13 +122,20 @@ def manifest_of(
         "backend": job.backend,
         "models": dict(job.models),
         "n_clusters": n_clusters,
+        "flags": dict(limits.drop),
+        "median_side": limits.median_side,
         "counts": {**totals, **n_written},
-        "reasons": {kind: sum(part.counts[kind] for part in decided) for kind in KINDS},
+        "reasons": {kind: sum(part.counts[kind] for part in decided) for kind in _kinds(limits)},
         "sources": {source: {"etag": etag, **sources[source]} for source, etag in job.sources.items()},
         "parts": {part.name: part.digest for part in decided},
         **({"files": {part.part: part.digest for part in of_files}} if job.options.write == "files" else {}),
         "seconds": dict(job.steps.seconds),
     }
+
+
+def _kinds(limits: Limits) -> list[str]:
+    """Return the kinds of reasons that a run tells apart: of the flags those that were asked for."""
+    return [kind for kind in KINDS if kind not in flags.MEASURES or kind in dict(limits.drop)]
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What is computed of the rows of shards and files, part by part: listing, columns from the pixels, hashes, scores.
+"""What is computed of the rows of shards and files, part by part: listing, columns from the pixels, hashes, measures, scores.
 
 A task reads the part that it depends on and writes its own, and gives back no more than that part's name.
 """
@@ -153,7 +153,38 @@ class Hashes:
         return phash.phash_part(part, self.storage_options, threads, self.formats, self.timeout)[["phash"]]
 
 
-Make = Columns | Hashes
+@dataclass(frozen=True)
+class Measures:
+    """Measures of each image in full, for runs that drop by flags: apart from the vectors, which do not depend on them."""
+
+    names: tuple[str, ...]
+    truncated: bool
+    formats: tuple[str, ...]
+    timeout: float | None
+    storage_options: storage.Options = field(compare=False)
+
+    def key(self, rows: Rows) -> str:
+        """Return the key of the part that it makes of rows."""
+        return rows.key("measures", list(self.names), self.truncated, list(self.formats), self.timeout)
+
+    def load(self, device: str) -> None:
+        """Do nothing: there is no model."""
+
+    def __call__(self, part: Any, threads: int | None = None) -> Any:
+        """Return the columns, with what went wrong: an image that cannot be measured must not pass for one without a flag."""
+        made = measures.measure_part(
+            part,
+            self.names,
+            truncated=self.truncated,
+            formats=self.formats,
+            timeout=self.timeout,
+            storage_options=self.storage_options,
+            threads=threads,
+        )
+        return made[[*self.names, "error"]]
+
+
+Make = Columns | Hashes | Measures
 
 
 def make_part(
@@ -163,7 +194,7 @@ def make_part(
 
     Parameters
     ----------
-    make : Columns or Hashes
+    make : Columns, Hashes or Measures
     rows : Rows
     folder : str
         Of the table.
@@ -295,15 +326,20 @@ def read_rows(
 ) -> Any:
     """Return rows with all that is known of them, or some columns, on the backend of `like`."""
     listed = _read(sources.rows, storage_options, columns if columns is None else _listed(columns))
-    wrong = _of_sidecar(listed["error"]) if "error" in listed else None
-    for url in sources.computed:
-        part = parts.read_part(url, None, columns, storage_options)
-        if wrong is not None and wrong.any() and len(part.columns):
-            # A row with an error has no vector and no score.
-            part = part.reindex(np.where(wrong, -1, np.arange(len(part))))
-            if "error" in part:
-                part["error"] = part["error"].where(~wrong.to_numpy(), listed["error"].to_numpy())
+    computed = [parts.read_part(url, None, columns, storage_options) for url in sources.computed]
+    error = listed.get("error")
+    for part in computed:
+        if error is not None and "error" in part:
+            error = error.where(error.notna(), part["error"])
+    for part in computed:
+        if error is not None and len(part.columns):
+            # A row with an error has no vector and no score, though the error is one that others found.
+            wrong = error.notna() & (part["error"].isna() if "error" in part else True)
+            if wrong.any():
+                part = part.reindex(np.where(wrong, -1, np.arange(len(part))))
         listed = listed.assign(**{name: part[name].array for name in part.columns})
+    if error is not None:
+        listed["error"] = error
     made = listed if columns is None else listed[columns]
     return vectors.from_pandas(made, like)
 

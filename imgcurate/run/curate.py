@@ -19,7 +19,7 @@ from imgcurate.printable import printable
 from imgcurate.run import account, folder, resume, tables
 from imgcurate.run.inputs import Unit, check_sidecars, describe, find
 from imgcurate.run.job import Job
-from imgcurate.run.options import Options, measured, stages_of
+from imgcurate.run.options import Options, dropped, measured, stages_of
 from imgcurate.run.steps import Steps
 from imgcurate.sources.sidecars import MAX_SIDECAR
 
@@ -32,6 +32,7 @@ def curate(
     model_dir: str | os.PathLike[str] | None = None,
     min_aesthetic: float | None = None,
     max_nsfw: float | None = None,
+    drop: str | Sequence[str] = (),
     dedup: bool | str | Sequence[str] = ("semantic",),
     max_distance: int = 4,
     eps: float | None = None,
@@ -82,6 +83,10 @@ def curate(
         Keep images whose aesthetic score (0 to 1) is at least this. Default: not scored, not filtered.
     max_nsfw : float, optional
         Keep images whose NSFW score (0 to 1) is below this. Default: not scored, not filtered.
+    drop : sequence of {"dark", "light", "blurry", "low_information", "greyscale", "odd_aspect", "odd_size"}, or a string of these with commas
+        Drop images that `flag` would flag so, by its default thresholds; ``odd_size`` beside the median of the images without an error, which the
+        manifest has. What they are made of is measured where `measure` does not give it, in a decoding of its own, so that vectors and what was
+        embedded stay as they are. Default: none.
     dedup : sequence of {"exact", "perceptual", "semantic"}, or a string of these with commas, or bool
         Which duplicates to remove among what the filters keep, one kind after the other: equal bytes, pictures that look alike, embeddings
         that point the same way. True is semantic ones, False none.
@@ -114,9 +119,9 @@ def curate(
     Returns
     -------
     dict
-        The manifest: ``options``, ``versions``, ``models`` with fingerprints, ``counts`` (read, errors, below_aesthetic,
-        above_nsfw, duplicates, kept, and shards or files), ``reasons`` (how many images are not kept for each kind of reason: error, aesthetic, nsfw, exact,
-        perceptual, semantic), ``sources`` (the counts for each shard or folder that was read), ``seconds`` a step.
+        The manifest: ``options``, ``versions``, ``models`` with fingerprints, ``counts`` (read, errors, flagged, below_aesthetic,
+        above_nsfw, duplicates, kept, and shards or files), ``reasons`` (how many images are not kept for each kind of reason: error, each flag of `drop`,
+        aesthetic, nsfw, exact, perceptual, semantic; an image counts for the first that it has), ``flags`` (their thresholds), ``median_side``, ``sources`` (the counts for each shard or folder that was read), ``seconds`` a step.
 
     Raises
     ------
@@ -146,7 +151,7 @@ def curate(
         max_distance=max_distance, eps=eps, n_clusters=n_clusters, probes=probes, exact=exact, keep=keep, rule=rule,
         samples_per_shard=samples_per_shard, batch_size=batch_size, dtype=dtype, draft=draft, truncated=truncated,
         formats=tuple(formats), timeout=timeout, measure=measured(measure), max_read_errors=max_read_errors,
-        write=write, caption_from=caption_from, image=image, max_sidecar=max_sidecar,
+        write=write, caption_from=caption_from, image=image, max_sidecar=max_sidecar, drop=dropped(drop),
     )  # fmt: skip
     return carry_out(
         inputs, out, options, retry_errors=retry_errors, overwrite=overwrite, storage_options=storage_options, report=report,
@@ -229,19 +234,23 @@ def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     if options.hashed:
         with steps("hashing"):
             known["hashes"] = tables.hash_images(job, rows)
+    if options.flagged_by:
+        with steps("measuring"):
+            known["measures"] = tables.measure(job, rows)
     sources = tables.sources_of(job, rows, known)
+    limits = tables.limits_of(job, sources)
     pairs: list[tables.Pairs] = []
     for stage in options.dedup:
         with steps(f"{stage} duplicates"):
-            pairs.append(tables.find_duplicates(job, stage, sources, pairs))
+            pairs.append(tables.find_duplicates(job, stage, sources, pairs, limits))
     with steps("deciding"):
-        decided = tables.decide(job, sources, pairs)
+        decided = tables.decide(job, sources, pairs, limits)
         counts = account.by_source(rows, decided)
     with steps(f"writing {options.write}"):
         write = tables.write_files if options.write == "files" else tables.write_shards
         written = write(job, sources, pairs, decided)
     n_clusters = next((found.n_clusters for found in pairs if found.stage == "semantic"), None)
-    manifest = account.manifest_of(job, given, counts, decided, n_clusters, written)
+    manifest = account.manifest_of(job, given, counts, decided, limits, n_clusters, written)
     known["duplicates"] = [part for found in pairs for part in found.parts]
     resume.sweep(job, known)
     job.place.remove_graphs([found.key for found in pairs])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,16 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from imgcurate import parts, storage, vectors
+from imgcurate import flags, parts, storage, vectors
 from imgcurate.dedup import lookup
 from imgcurate.run.columns import Sources, read_rows
+from imgcurate.run.options import Limits
 
 _TEXT = pd.ArrowDtype(pa.string())
 _KEY, _COUNTS = b"imgcurate.key", b"imgcurate.counts"
 #: The columns that deciding adds.
 DECISIONS = ["duplicate_of", "similarity", "kept", "reason", "reason_kind"]
-#: Why an image is not kept.
-KINDS = ("error", "aesthetic", "nsfw", "exact", "perceptual", "semantic")
+#: Why an image is not kept: the first of these that there is.
+KINDS = ("error", *flags.MEASURES, "aesthetic", "nsfw", "exact", "perceptual", "semantic")
+_NO_LIMITS = Limits()
 
 
 class Decided(NamedTuple):
@@ -42,13 +45,15 @@ class Decided(NamedTuple):
     digest: str
 
 
-def passing(frame: Any, min_aesthetic: float | None, max_nsfw: float | None) -> Any:
+def passing(frame: Any, limits: Limits) -> Any:
     """Return the rows that have no error and that the limits let through."""
     passed = frame["error"].isnull()
-    if min_aesthetic is not None:
-        passed &= frame["aesthetic_score"] >= min_aesthetic
-    if max_nsfw is not None:
-        passed &= frame["nsfw_score"] < max_nsfw
+    for name, threshold in limits.drop:
+        passed &= ~flags.verdict(frame, name, threshold, limits.median_side)
+    if limits.min_aesthetic is not None:
+        passed &= frame["aesthetic_score"] >= limits.min_aesthetic
+    if limits.max_nsfw is not None:
+        passed &= frame["nsfw_score"] < limits.max_nsfw
     return frame[passed]
 
 
@@ -113,7 +118,7 @@ def link_twins(stages: Sequence[str], tables: Sequence[pa.Table]) -> Twins:
 def write_decided(
     sources: Sources,
     twins: Twins,
-    limits: dict[str, float | None],
+    limits: Limits,
     url: str,
     key: str,
     like: Any,
@@ -124,7 +129,7 @@ def write_decided(
     there = _counts_of(url, key, storage_options)
     if there is not None:
         return Decided(name, there, storage.digest_of(url, storage_options))
-    part = decide_part(read_rows(sources, like, None, storage_options), twins, **limits)
+    part = decide_part(read_rows(sources, like, None, storage_options), twins, limits)
     table = parts.to_table(part)
     counts = _count(part)
     known = {_KEY: key.encode(), _COUNTS: json.dumps(counts).encode()}
@@ -152,10 +157,11 @@ def _count(part: Any) -> dict[str, int]:
     return {"read": len(rows), "kept": int(rows["kept"].sum()), **{kind: kinds[kind] for kind in KINDS}}
 
 
-def decide_part(part: Any, twins: Twins, min_aesthetic: float | None, max_nsfw: float | None) -> Any:
+def decide_part(part: Any, twins: Twins, limits: Limits = _NO_LIMITS) -> Any:
     """Add to each row of a partition whether it is kept, and if not, why: the columns of `DECISIONS`."""
-    inputs = [name for name in ("image_id", "error", "aesthetic_score", "nsfw_score") if name in part.columns]
-    rows = vectors.to_pandas(part[inputs])
+    measures = {name: None for flag, _ in limits.drop for name in (*flags.MEASURES[flag], "width", "height")}
+    inputs = ["image_id", "error", "aesthetic_score", "nsfw_score", *measures]
+    rows = vectors.to_pandas(part[[name for name in inputs if name in part.columns]])
     at = twins.images.find(lookup.plain(rows["image_id"]))
     found = twins.table.take(pa.array(at, mask=at < 0))
     kept = twins.table["duplicate_of"].take(found["last"]).to_pylist()
@@ -167,8 +173,10 @@ def decide_part(part: Any, twins: Twins, min_aesthetic: float | None, max_nsfw: 
         )
     ]
     reasons = [
-        _filtered(row, min_aesthetic, max_nsfw) or duplicate
-        for row, duplicate in zip(rows.itertuples(index=False), duplicates, strict=True)
+        _filtered(row, flagged, limits) or duplicate
+        for row, flagged, duplicate in zip(
+            rows.itertuples(index=False), _flagged(rows, limits), duplicates, strict=True
+        )
     ]
     return part.assign(
         duplicate_of=vectors.to_series(kept, "duplicate_of", part),
@@ -203,10 +211,44 @@ def _likeness(twin: str, kept: str, similarity: float, stage: str) -> str:
     return f"duplicate of {twin} ({how})" + (f", as which {kept} is kept" if kept != twin else "")
 
 
-def _filtered(row: Any, min_aesthetic: float | None, max_nsfw: float | None) -> tuple[str, str] | None:
+def _flagged(rows: pd.DataFrame, limits: Limits) -> list[tuple[str, str] | None]:
+    """Return of each image that has flags the first as its kind, and all of them as its reason."""
+    found: list[tuple[str, str] | None] = [None] * len(rows)
+    for name, threshold in limits.drop:
+        values = flags.value(rows, name, limits.median_side)
+        for at in np.flatnonzero(flags.verdict(rows, name, threshold, limits.median_side)):
+            kind, before = found[at] or (name, "")
+            reason = _flag(name, float(values.iloc[at]), threshold, limits.median_side)
+            found[at] = kind, f"{before}, {reason}" if before else reason
+    return found
+
+
+def _flag(name: str, value: float, threshold: float, median_side: float | None) -> str:
+    """Say why an image has a flag.
+
+    Examples
+    --------
+    >>> _flag("blurry", 0.001234, 0.02, None), _flag("odd_size", 4.0001, 4.0, 512.0)
+    ('blurry (sharpness / contrast ** 2 = 0.00123 < 0.02)', 'odd_size (ratio to the median side of 512 px = 4.0001 > 4)')
+    """
+    of = f" of {median_side:g} px" if name == "odd_size" else ""
+    sign, beyond = (">", operator.gt) if name in flags.ABOVE else ("<", operator.lt)
+    return (
+        f"{name} ({flags.COMPARED[name]}{of} = {_apart(value, threshold, _significant, beyond)} {sign} {threshold:g})"
+    )
+
+
+def _significant(value: float, digits: int) -> str:
+    return np.format_float_positional(value, precision=digits + 1, fractional=False, trim="-")
+
+
+def _filtered(row: Any, flagged: tuple[str, str] | None, limits: Limits) -> tuple[str, str] | None:
     """Return kind and reason where it is not for another image that this one is not kept."""
     if not pd.isna(row.error):
         return "error", f"error: {row.error}"
+    if flagged is not None:
+        return flagged
+    min_aesthetic, max_nsfw = limits.min_aesthetic, limits.max_nsfw
     if min_aesthetic is not None and row.aesthetic_score < min_aesthetic:
         return "aesthetic", f"aesthetic_score {_apart(row.aesthetic_score, min_aesthetic)} < {min_aesthetic:g}"
     if max_nsfw is not None and row.nsfw_score >= max_nsfw:
@@ -214,7 +256,12 @@ def _filtered(row: Any, min_aesthetic: float | None, max_nsfw: float | None) -> 
     return None
 
 
-def _apart(score: float, limit: float) -> str:
+def _apart(
+    score: float,
+    limit: float,
+    write: Callable[[float, int], str] = lambda score, digits: f"{score:.{digits}f}",
+    beyond: Callable[[float, float], bool] = operator.lt,
+) -> str:
     """Write a score with two digits, or with as many as show on which side of the limit it is.
 
     Examples
@@ -223,7 +270,7 @@ def _apart(score: float, limit: float) -> str:
     ('0.43', '0.4999')
     """
     for digits in range(2, 9):
-        text = f"{score:.{digits}f}"
-        if (float(text) < limit) == (score < limit):
+        text = write(score, digits)
+        if beyond(float(text), limit) == beyond(score, limit):
             return text
     return repr(score)

@@ -106,13 +106,19 @@ class Estimate:
             yield "there already", f"{about}{self.embedded:,} embeddings"
         if self.rate and self.seconds is not None:
             workers = plural(self.workers, "worker")
+            measures = "measures, " if self.options["drop"] else ""
             yield "rate", f"{self.rate:,.3g} images a second ({self.measured} measured, {workers})"
-            yield "time", f"about {duration(self.seconds)} for embedding; scores, duplicates and writing come on top"
+            yield (
+                "time",
+                f"about {duration(self.seconds)} for embedding; {measures}scores, duplicates and writing come on top",
+            )
 
     def _limits(self) -> Iterator[str]:
         for name, sign in (("min_aesthetic", "aesthetic_score >="), ("max_nsfw", "nsfw_score <")):
             if self.options[name] is not None:
                 yield f"{sign} {self.options[name]:g}"
+        if self.options["drop"]:
+            yield f"not {' or '.join(self.options['drop'])}"
 
 
 class _Looked(NamedTuple):

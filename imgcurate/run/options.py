@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
-from imgcurate import encoders, measures, pixels
+from imgcurate import encoders, flags, measures, pixels
 from imgcurate.dedup.graph.rank import Keep
 from imgcurate.encoders import check_dtype
 from imgcurate.encoders.function import name_of
@@ -20,6 +20,28 @@ STAGES = ("exact", "perceptual", "semantic")
 WRITTEN = ("shards", "files")
 
 _OF_NO_EFFECT = ("model", "model_dir", "max_read_errors")
+# What every run has of an image without measuring it.
+_KNOWN = ("width", "height", "aspect")
+# One decoding gives them all, and so another flag of these measures no image again; colour takes longer than all of them.
+_OF_GREYS = ("sharpness", "brightness", "contrast", "entropy")
+
+
+class Limits(NamedTuple):
+    """What images must pass to be kept.
+
+    Attributes
+    ----------
+    min_aesthetic, max_nsfw : float or None
+    drop : tuple of (str, float)
+        Each flag that an image must not have, and its threshold.
+    median_side : float or None
+        What the flag odd_size compares with.
+    """
+
+    min_aesthetic: float | None = None
+    max_nsfw: float | None = None
+    drop: tuple[tuple[str, float], ...] = ()
+    median_side: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +73,7 @@ class Options:
     caption_from: str = "txt"
     image: str | None = None
     max_sidecar: int = MAX_SIDECAR
+    drop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_samples_per_shard(self.samples_per_shard)
@@ -99,13 +122,24 @@ class Options:
         return chosen(self.caption_from, self.image, self.max_sidecar)
 
     def of_limits(self) -> dict[str, Any]:
-        """Return the limits of the scores."""
-        return {"min_aesthetic": self.min_aesthetic, "max_nsfw": self.max_nsfw}
+        """Return what `Limits` are made of that the options say."""
+        limits: dict[str, Any] = {"min_aesthetic": self.min_aesthetic, "max_nsfw": self.max_nsfw}
+        # Left out where there are none, so that what an earlier version found is still known by it.
+        return limits | ({"drop": tuple((name, flags.DEFAULTS[name]) for name in self.drop)} if self.drop else {})
 
     @property
     def hashed(self) -> bool:
         """Whether perceptual hashes are wanted that no measure gives."""
         return "perceptual" in self.dedup and "phash" not in self.measure
+
+    @property
+    def flagged_by(self) -> tuple[str, ...]:
+        """The measures that flags are made of and that no other step gives."""
+        given = {*_KNOWN, *self.measure}
+        needed = {measure for name in self.drop for measure in flags.MEASURES[name]} - given
+        if needed & set(_OF_GREYS):
+            needed |= set(_OF_GREYS) - given
+        return tuple(name for name in measures.COLUMNS if name in needed)
 
     def effective(self) -> dict[str, Any]:
         """Return the options that a result depends on, as JSON has them: of models their files count, not their names and places."""
@@ -137,6 +171,21 @@ def stages_of(dedup: bool | str | Sequence[str]) -> tuple[str, ...]:
     if unknown:
         raise ValueError(f"dedup={dedup!r}: {unknown[0]!r} is unknown; give some of {', '.join(STAGES)}")
     return tuple(name for name in STAGES if name in asked)
+
+
+def dropped(drop: str | Sequence[str]) -> tuple[str, ...]:
+    """Return which flags images are dropped for, in order.
+
+    Examples
+    --------
+    >>> dropped("blurry, dark"), dropped(()), dropped("")
+    (('dark', 'blurry'), (), ())
+    """
+    asked = [name.strip() for name in drop.split(",") if name.strip()] if isinstance(drop, str) else list(drop)
+    unknown = [name for name in asked if name not in flags.MEASURES]
+    if unknown:
+        raise ValueError(f"drop={drop!r}: {unknown[0]!r} is no flag; give some of {', '.join(flags.MEASURES)}")
+    return tuple(name for name in flags.MEASURES if name in asked)
 
 
 def as_json(value: Any) -> Any:

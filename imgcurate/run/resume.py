@@ -13,9 +13,9 @@ from imgcurate.printable import plural, printable
 from imgcurate.run.files import are_whole
 from imgcurate.run.folder import REPORT, WORK, is_output
 from imgcurate.run.job import Job
-from imgcurate.run.options import Options
+from imgcurate.run.options import Options, as_json
 
-_DEFAULTS = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
+_DEFAULTS = {field.name: as_json(field.default) for field in fields(Options) if field.default is not MISSING}
 
 
 def compare(job: Job, overwrite: bool, retry_errors: bool) -> dict[str, Any] | None:
@@ -144,7 +144,7 @@ def say_sources(changes: Mapping[str, Sequence[str]], noun: str, named: int = 5)
 
 
 def _unread(job: Job) -> bool:
-    tables = (job.place.table(name) for name in ("columns", "hashes"))
+    tables = (job.place.table(name) for name in ("columns", "hashes", "measures"))
     return any(part.unread for table in tables for part in parts.there(table, job.storage_options).values())
 
 

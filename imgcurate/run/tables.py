@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import dask
 import dask.dataframe as dd
 
-from imgcurate import encoders, fingerprint, parts, schema, storage, vectors
+from imgcurate import encoders, fingerprint, flags, parts, schema, storage, vectors
 from imgcurate.dedup.content.verbs import check_stored, exact_duplicates, perceptual_duplicates
 from imgcurate.dedup.removal import remove
 from imgcurate.dedup.result import Duplicates
@@ -20,10 +20,10 @@ from imgcurate.parts import Part
 from imgcurate.printable import printable
 from imgcurate.run import account, columns, files, write
 from imgcurate.run import decide as deciding
-from imgcurate.run.columns import HEADS, Columns, Hashes, Make, Rows, Scores, Sources
+from imgcurate.run.columns import HEADS, Columns, Hashes, Make, Measures, Rows, Scores, Sources
 from imgcurate.run.folder import GRAPHS, WORK
 from imgcurate.run.job import Job
-from imgcurate.run.options import Options
+from imgcurate.run.options import Limits, Options
 
 _PAIR_COLUMNS = ["image_id", "duplicate_of", "similarity"]
 
@@ -100,6 +100,13 @@ def hash_images(job: Job, rows: Sequence[Rows]) -> list[Part]:
     return _make(job, "hashes", Hashes(job.options.formats, job.options.timeout, job.storage_options), rows, "hashed")
 
 
+def measure(job: Job, rows: Sequence[Rows]) -> list[Part]:
+    """Make the measures that flags are made of."""
+    options = job.options
+    make = Measures(options.flagged_by, options.truncated, options.formats, options.timeout, job.storage_options)
+    return _make(job, "measures", make, rows, "measured")
+
+
 def score(job: Job, embedded: Sequence[Part]) -> list[Part]:
     """Make the scores that limits ask for."""
     known = {name: (job.models[name]["path"], job.models[name]["fingerprint"]) for name in job.options.heads}
@@ -118,19 +125,31 @@ def score(job: Job, embedded: Sequence[Part]) -> list[Part]:
 
 def sources_of(job: Job, rows: Sequence[Rows], tables: Mapping[str, Sequence[Part]]) -> list[Sources]:
     """Return where all that is known of each range of rows lies."""
-    computed = {job.place.table(name): tables[name] for name in ("columns", "scores", "hashes") if name in tables}
+    computed = {
+        job.place.table(name): tables[name] for name in ("columns", "scores", "hashes", "measures") if name in tables
+    }
     urls = [[f"{table}/{part.name}" for part in made] for table, made in computed.items()]
     return [Sources(row, tuple(known)) for row, *known in zip(rows, *urls, strict=True)]
 
 
-def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Sequence[Pairs]) -> Pairs:
+def limits_of(job: Job, sources: Sequence[Sources]) -> Limits:
+    """Return what images must pass: with the median side of those without an error, where that is asked for."""
+    median = None
+    if "odd_size" in job.options.drop:
+        images = _frame(job, sources)
+        with job.steps("finding the median side"):
+            median = job.steps.watch(lambda: flags.median_of_sides(images[images["error"].isnull()]))
+    return Limits(**job.options.of_limits(), median_side=median)
+
+
+def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Sequence[Pairs], limits: Limits) -> Pairs:
     """Look for one kind of duplicates among what the limits and the kinds before leave."""
     options, table = job.options.of_stage(stage), job.place.table("duplicates")
     key = fingerprint.of(stage, options, _found_so_far(job, sources, before))
     there = parts.there(table, job.storage_options)
     first = there.get(_numbered(key, 0))
     if first is None:
-        found = job.steps.watch(lambda: _search(job, stage, sources, before))
+        found = job.steps.watch(lambda: _search(job, stage, sources, before, limits))
         if stage == "semantic":
             job.place.remove_graphs(())
             graph = f"{job.place.url}/{WORK}/{GRAPHS}/{key}"
@@ -165,8 +184,8 @@ def _work(job: Job, stage: str) -> str | None:
     return f"{job.place.url}/{WORK}/{stage}" if storage.is_local(job.place.url) else None
 
 
-def _search(job: Job, stage: str, sources: Sequence[Sources], before: Sequence[Pairs]) -> Duplicates:
-    left = deciding.passing(_frame(job, sources), **job.options.of_limits())
+def _search(job: Job, stage: str, sources: Sequence[Sources], before: Sequence[Pairs], limits: Limits) -> Duplicates:
+    left = deciding.passing(_frame(job, sources), limits)
     for pairs in before:
         removed = parts.from_parts(pairs.urls, schema.empty(_PAIR_COLUMNS), job.storage_options)
         left = remove(left, removed, missing="ignore")
@@ -177,16 +196,16 @@ def _search(job: Job, stage: str, sources: Sequence[Sources], before: Sequence[P
     return verb(left, storage_options=job.storage_options, **options)
 
 
-def decide(job: Job, sources: Sequence[Sources], pairs: Sequence[Pairs]) -> list[deciding.Decided]:
+def decide(job: Job, sources: Sequence[Sources], pairs: Sequence[Pairs], limits: Limits) -> list[deciding.Decided]:
     """Write the table of images: all that is known of each, and what becomes of it."""
-    key = fingerprint.of("images", deciding.DECISIONS, _found_so_far(job, sources, pairs))
+    key = fingerprint.of("images", deciding.DECISIONS, deciding.KINDS, _found_so_far(job, sources, pairs))
     job.place.make_room("images.parquet", key)
     # In a worker's memory once, not in each task.
     twins = dask.delayed(deciding.gather_twins)(
         [(p.stage, url) for p in pairs for url in p.urls], job.storage_options
     ).persist()
     task = dask.delayed(deciding.write_decided, pure=False)
-    table, limits = f"{job.place.url}/images.parquet", job.options.of_limits()
+    table = f"{job.place.url}/images.parquet"
 
     def tasks() -> Iterator[Any]:
         for number, source in enumerate(sources):
@@ -322,7 +341,8 @@ def _frame(job: Job, sources: Sequence[Sources]) -> Any:
 def _meta(options: Options, like: Any) -> Any:
     """Return the meta of all that a run knows of an image before it decides."""
     scores = [HEADS[name].HEAD.column for name in options.heads]
-    names = [*schema.SOURCE_COLUMNS, *columns_of(options.measure), *scores, *(["phash"] if options.hashed else [])]
+    hashes = ["phash"] if options.hashed else []
+    names = [*schema.SOURCE_COLUMNS, *columns_of(options.measure), *scores, *hashes, *options.flagged_by]
     return vectors.from_pandas(schema.empty(dict.fromkeys(names)), like)
 
 

@@ -51,9 +51,10 @@ def write_parquet(
     schema.require(frame, [], "write_parquet")
     with storage.staged_folder(path, ".parquet", overwrite=overwrite, storage_options=storage_options) as folder:
         write = dask.delayed(_write_part)
-        names = (f"part.{number:05d}.parquet" for number in range(frame.npartitions))
+        # Of a frame read from Parquet of which few columns are left, Dask makes fewer partitions than it said.
         tasks = [
-            write(part, folder, name, storage_options) for part, name in zip(frame.to_delayed(), names, strict=True)
+            write(part, folder, f"part.{number:05d}.parquet", storage_options)
+            for number, part in enumerate(frame.to_delayed())
         ]
         written = dask.compute(*tasks)
         identity.one([encoder for part in written for encoder in part.encoders], "the frame")

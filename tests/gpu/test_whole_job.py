@@ -57,6 +57,7 @@ def test_the_whole_job_keeps_one_of_each_copy_and_accounts_for_every_image(
     assert manifest["counts"] == {
         "read": 40,
         "errors": 4,
+        "flagged": 0,
         "below_aesthetic": 0,
         "above_nsfw": 0,
         "duplicates": 6,

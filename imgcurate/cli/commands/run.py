@@ -40,6 +40,12 @@ def add_to(commands: Any) -> None:
     filters.add_argument(
         "--max-nsfw", type=float, metavar="S", help="keep nsfw_score < S (0 to 1); default: not scored"
     )
+    filters.add_argument(
+        "--drop",
+        default="",
+        metavar="FLAGS",
+        help="drop what is some of dark,light,blurry,low_information,greyscale,odd_aspect,odd_size, as flag() says; default: none",
+    )
     duplicates = options.group(run, "duplicates")
     duplicates.add_argument(
         "--dedup",
@@ -108,10 +114,11 @@ def add_to(commands: Any) -> None:
 
 def _run(given: argparse.Namespace) -> int:
     from imgcurate.run.curate import carry_out
-    from imgcurate.run.options import Options, measured, stages_of
+    from imgcurate.run.options import Options, dropped, measured, stages_of
 
     asked = {field.name: getattr(given, field.name) for field in fields(Options)}
     asked |= {
+        "drop": dropped(given.drop),
         "dedup": stages_of(given.dedup),
         "measure": measured(given.measure),
         "formats": options.names(given.formats),

@@ -60,13 +60,13 @@ def page_of(gathered: Gathered, make: Callable[[pd.DataFrame], Sequence[Thumbnai
     manifest = gathered.manifest
     album = Album(manifest["options"].get("max_nsfw"))
     values: dict[str, Any] = {"kept": None, "groups": None, "errors": None, "pictures": None, "map": None}
-    values |= {"duplicates": [], "scores": [], "measures": []}
+    values |= {"duplicates": [], "flags": [], "scores": [], "measures": []}
     if gathered.facts is not None and gathered.facts.read:
         # In the order in which they are given pictures, as long as there are some; the map takes what is left.
         values["kept"] = sections.kept(gathered, album)
         values["duplicates"] = sections.duplicates(gathered, album)
         values["groups"] = sections.groups(gathered, album)
-        values["scores"] = sections.scores(gathered, album)
+        values["flags"], values["scores"] = sections.flags_and_scores(gathered, album)
         values["measures"] = sections.measures(gathered, album)
         values["map"] = sections.map_of(gathered, album)
         values["errors"] = sections.errors(gathered)

@@ -12,6 +12,7 @@ _DEFAULTS: dict[str, Any] = {
     "model_dir": None,
     "min_aesthetic": None,
     "max_nsfw": None,
+    "drop": [],
     "dedup": ["semantic"],
     "max_distance": 4,
     "eps": None,

@@ -6,6 +6,7 @@ Facts of parts are merged into facts of all. They hold no more for a billion ima
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from imgcurate import parts, storage
+from imgcurate import flags, parts, storage
 from imgcurate.printable import NAMES_WITH_DIGITS
 from imgcurate.report import histogram
 from imgcurate.report.histogram import Histogram
@@ -33,6 +34,7 @@ MEASURES = (
     "aspect",
     "bytes_per_pixel",
 )
+_NUMBERS = (*MEASURES, *flags.MEASURES)
 #: The columns that are read: neither embeddings nor JSON.
 COLUMNS = (
     *("image_id", "url", "member", "offset", "bytes", "etag", "digest", "caption", "width", "height", "format"),
@@ -53,7 +55,7 @@ class Facts:
     ----------
     read, kept : int
     histograms : dict of str to Histogram
-        Of each number of `MEASURES` that was computed, and of the similarity of each kind of duplicates, by its name.
+        Of each number of `MEASURES` that was computed, of what each flag compares, and of the similarity of each kind of duplicates, by its name.
     tallies : dict of str to Counts
         ``"error"``: what went wrong, without what differs from image to image; ``"format"``; ``"group"``: the kept images by how many
         duplicates of each were removed; ``"caption"``, ``"side"`` and ``"bytes"``: lengths of captions, longer sides and sizes of files, by
@@ -71,10 +73,16 @@ class Facts:
     rows: dict[tuple[str, str], pd.DataFrame]
 
 
-def read(urls: Sequence[str], limits: Mapping[str, float], storage_options: storage.Options) -> Facts:
+def read(
+    urls: Sequence[str], limits: Mapping[str, float], median_side: float | None, storage_options: storage.Options
+) -> Facts:
     """Return the facts of some parts of a run's table of images."""
     read = [parts.read_part(url, None, COLUMNS, storage_options) for url in urls]
-    return of_images(pd.concat(read, ignore_index=True), limits)
+    images = pd.concat(read, ignore_index=True)
+    values = {name: flags.value(images, name, median_side) for name in flags.MEASURES if name in limits}
+    return of_images(
+        images.assign(**{name: value.where(images["error"].isna()) for name, value in values.items()}), limits
+    )
 
 
 def of_images(images: pd.DataFrame, limits: Mapping[str, float]) -> Facts:
@@ -83,13 +91,13 @@ def of_images(images: pd.DataFrame, limits: Mapping[str, float]) -> Facts:
     Parameters
     ----------
     images : pandas.DataFrame
-        With columns of `COLUMNS`.
+        With columns of `COLUMNS`, and what the flags compare of those that images were dropped for.
     limits : mapping of str to float
-        Scores to the limit that they were filtered by.
+        Scores, and flags, to the limit that they were filtered by.
     """
     kinds = images["reason_kind"].astype(object)
     duplicates = images[images["duplicate_of"].notna() & kinds.isin(["exact", "perceptual", "semantic"])]
-    histograms = {name: histogram.of_column(images[name], limits.get(name)) for name in MEASURES if name in images}
+    histograms = {name: histogram.of_column(images[name], limits.get(name)) for name in _NUMBERS if name in images}
     for kind, of_kind in duplicates.groupby(kinds[duplicates.index]):
         histograms[kind] = histogram.of_column(of_kind["similarity"])
     what = _without_particulars(images["error"])
@@ -155,7 +163,7 @@ def _orders(
     for kind in kinds[images["duplicate_of"].notna()].dropna().unique():
         yield ("least", kind), images["similarity"].where(kinds == kind)
     usable = images["error"].isna()
-    for name in MEASURES:
+    for name in _NUMBERS:
         if name not in images:
             continue
         value = images[name].astype("float64").where(usable)
@@ -207,7 +215,11 @@ def _caption_lengths(captions: pd.Series) -> Iterator[str]:
     yield from _powers(there)
 
 
-def limits_of(options: Mapping[str, Any]) -> dict[str, float]:
-    """Return the scores that a run filtered by, and the limits."""
+def limits_of(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores and flags that a run filtered by, and the limits: what is at one lies above it."""
+    options = manifest["options"]
     limits = {"aesthetic_score": options.get("min_aesthetic"), "nsfw_score": options.get("max_nsfw")}
+    for name, limit in manifest.get("flags", {}).items():
+        # What lies above it goes, and what is at it stays.
+        limits[name] = math.nextafter(limit, math.inf) if name in flags.ABOVE else limit
     return {name: limit for name, limit in limits.items() if limit is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from imgcurate import flags
 from imgcurate.printable import plural
 
 #: Of so many sources the counts stand in a page; those of the others are added up.
@@ -15,11 +16,13 @@ OUTCOMES = {
     "duplicates": "duplicates",
     "above_nsfw": "nsfw",
     "below_aesthetic": "aesthetic",
+    "flagged": "flagged",
     "errors": "error",
 }
 #: What an image is called that was removed for a kind of reason.
 KINDS = {
     "error": "could not be used",
+    **{flag: flag.replace("_", " ") for flag in flags.MEASURES},
     "aesthetic": "below the aesthetic limit",
     "nsfw": "at or above the NSFW limit",
     "exact": "exact duplicates",
@@ -72,7 +75,7 @@ def steps_of(manifest: Mapping[str, Any]) -> list[Step]:
         if not (reasons.get(kind) or _asked_for(kind, options)):
             continue
         left -= reasons.get(kind, 0)
-        steps.append(Step(kind, label, _note(kind, options), reasons.get(kind, 0), left))
+        steps.append(Step(kind, label, _note(kind, manifest), reasons.get(kind, 0), left))
     if left != counts["kept"]:
         raise ValueError(
             f"the manifest's counts do not add up: {counts['read']:,} images were read, {counts['kept']:,} are kept and {reasons} not"
@@ -95,10 +98,17 @@ def written_as(counts: Mapping[str, int]) -> str:
 def _asked_for(kind: str, options: Mapping[str, Any]) -> bool:
     """Tell whether a step was done, of which it is worth saying that it took nothing away."""
     limits = {"error": True, "aesthetic": options.get("min_aesthetic"), "nsfw": options.get("max_nsfw")}
-    return limits[kind] not in (None, False) if kind in limits else kind in options["dedup"]
+    return (
+        limits[kind] not in (None, False) if kind in limits else kind in (*options.get("drop", ()), *options["dedup"])
+    )
 
 
-def _note(kind: str, options: Mapping[str, Any]) -> str:
+def _note(kind: str, manifest: Mapping[str, Any]) -> str:
+    options = manifest["options"]
+    if kind in flags.MEASURES:
+        of = f" of {manifest['median_side']:g} px" if kind == "odd_size" else ""
+        sign = ">" if kind in flags.ABOVE else "<"
+        return f"{flags.COMPARED[kind]}{of} {sign} {manifest['flags'][kind]:g}"
     if kind == "aesthetic":
         return f"aesthetic_score < {options['min_aesthetic']:g}"
     if kind == "nsfw":
@@ -143,10 +153,15 @@ def by_source(sources: Mapping[str, Mapping[str, int]], common: str = "") -> lis
     Examples
     --------
     >>> by_source({"d/a.tar": {"read": 3, "kept": 2, "duplicates": 1, "above_nsfw": 0, "below_aesthetic": 0, "errors": 0}}, "d")
-    [Source(name='a.tar', url='d/a.tar', read=3, counts={'kept': 2, 'duplicates': 1, 'above_nsfw': 0, 'below_aesthetic': 0, 'errors': 0})]
+    [Source(name='a.tar', url='d/a.tar', read=3, counts={'kept': 2, 'duplicates': 1, 'above_nsfw': 0, 'below_aesthetic': 0, 'flagged': 0, 'errors': 0})]
     """
     lines = [
-        Source(url.removeprefix(common).strip("/") or url, url, known["read"], {name: known[name] for name in OUTCOMES})
+        Source(
+            url.removeprefix(common).strip("/") or url,
+            url,
+            known["read"],
+            {name: known.get(name, 0) for name in OUTCOMES},
+        )
         for url, known in sources.items()
     ]
     if len(lines) <= MOST_SOURCES:

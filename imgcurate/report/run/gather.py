@@ -75,12 +75,12 @@ def gather(url: str, graphs: Collection[str], storage_options: storage.Options =
     urls = place.images(manifest)
     if not urls:
         return Gathered(url, manifest, None, None, [], None, None)
-    limits = facts.limits_of(manifest["options"])
+    limits, median_side = facts.limits_of(manifest), manifest.get("median_side")
     of_each = max(1, map.IMAGES // len(map.some_of(urls)))
     drawn = [dask.delayed(map.sample, pure=False)(part, of_each, storage_options) for part in map.some_of(urls)]
     read = dask.delayed(facts.read, pure=False)
     known, placed = dask.compute(
-        _tree(lambda some: read(some, limits, storage_options), facts.merge, urls),
+        _tree(lambda some: read(some, limits, median_side, storage_options), facts.merge, urls),
         dask.delayed(map.place, pure=False)(drawn),
     )
     counts = manifest["counts"]

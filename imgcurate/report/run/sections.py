@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from imgcurate import storage
+from imgcurate import flags, storage
 from imgcurate.printable import plural, printable
 from imgcurate.report import charts
 from imgcurate.report.page import share
@@ -82,25 +82,32 @@ def groups(gathered: Gathered, album: Album) -> dict[str, Any] | None:
     return {"groups": made, "missing": gathered.facts.tallies["group"].missing}
 
 
-def scores(gathered: Gathered, album: Album) -> list[dict[str, Any]]:
-    """Return of each score with a limit its histogram, and the images on either side of the limit."""
+def flags_and_scores(gathered: Gathered, album: Album) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return of each flag and of each score with a limit its histogram, and the images on either side of the limit."""
     assert gathered.facts is not None
-    found = []
-    for name, limit in facts.limits_of(gathered.manifest["options"]).items():
+    found: tuple[list[dict[str, Any]], list[dict[str, Any]]] = [], []
+    for name, limit in facts.limits_of(gathered.manifest).items():
         counted = gathered.facts.histograms.get(name)
         if counted is None or not counted.n:
             continue
-        keep = "<" if name == "nsfw_score" else ">="
+        keep = "<" if name == "nsfw_score" or name in flags.ABOVE else ">="
+        # A flag lies beyond its limit: what is at it stays.
+        sign, what = ("<=" if name in flags.ABOVE else keep), flags.COMPARED.get(name, name)
+        places = (
+            ("at the limit or just below", "just above")
+            if sign == "<="
+            else ("just below the limit", "at the limit or just above")
+        )
         passing = counted.at_least if keep == ">=" else counted.n - counted.at_least
         sides = []
-        for which in ("below", "above"):
+        for which, place in zip(("below", "above"), places, strict=True):
             rows = _rows(gathered, which, name)
             pictures = [] if rows is None else album.add(rows, texts=partial(_value, name=name))
             passes = (which == "above") == (keep == ">=")
-            sides.append({"which": which, "passes": passes, "pictures": pictures})
-        chart = charts.histogram(counted, threshold=limit, keep=keep, title=name)
-        said = f"{plural(passing, 'image')} of {counted.n:,} ({share(passing, counted.n)}) have {name} {keep} {limit:g}"
-        found.append({"name": name, "said": said, "chart": chart, "sides": sides})
+            sides.append({"place": place, "passes": passes, "pictures": pictures})
+        chart = charts.histogram(counted, threshold=limit, keep=keep, title=what)
+        said = f"{plural(passing, 'image')} of {counted.n:,} ({share(passing, counted.n)}) have {what} {sign} {limit:g}"
+        found[name not in flags.MEASURES].append({"name": name, "said": said, "chart": chart, "sides": sides})
     return found
 
 
