@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ast
+import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,14 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
+from distributed import Client
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_docs import ROOT, blocks
 from test_text import clip  # noqa: F401
 
 import imgcurate as ic
-from imgcurate import recipes, schema
+from imgcurate import demo, recipes, schema
 from imgcurate.rowwise import map_rows
 
 few = settings(max_examples=12)
@@ -210,7 +212,7 @@ def test_prototypes_are_the_images_nearest_to_their_centroid_wherever_they_lie()
 def test_d4_clusters_anew_what_semdedup_left() -> None:
     matrix = near_copies(90)
     frame = frame_of({"embedding": matrix})
-    kept, table = recipes.apply(frame, recipes.d4(0.75, 0.5, n_clusters=4))
+    kept, table = recipes.apply(frame, recipes.d4(0.5, n_clusters=4))
     assert 60 <= table["left"].iloc[0] <= 67 and table["left"].iloc[1] == -(-table["left"].iloc[0] // 2)
     found = ic.semantic_duplicates(
         frame, eps=0.1, min_similarity=0.9, n_clusters=4, keep="hard", rule="pointwise", probes=1
@@ -283,9 +285,64 @@ def test_what_is_wrong_is_said_with_the_step_that_it_is_wrong_in() -> None:
     ):
         with pytest.raises(TypeError, match=f"step 'mine' gave {said}; a step gives"):
             recipes.apply(frame, [("mine", wrong)])
+    for wrong_steps in (recipes.laion, [recipes.laion], recipes.laion()[0], [("wide", True)], [lambda rows: rows]):
+        with pytest.raises(TypeError, match=r"is no step; give a list"):
+            recipes.apply(frame, wrong_steps)
     with pytest.raises(TypeError, match="takes a Dask dataframe"):
         recipes.apply(frame.compute(), recipes.laion())
+    for wrong in (0, 1, -0.1, "0.3", None):
+        for recipe in (
+            recipes.top_clip_score,
+            recipes.prototypes,
+            recipes.d4,
+            lambda share: recipes.d4(0.5, r_dedup=share),
+        ):
+            with pytest.raises(ValueError, match="must be above 0 and below 1"):
+                recipe(wrong)
+    with pytest.raises(ValueError, match="n_clusters=0 must be at least 1"):
+        recipes.prototypes(0.5, n_clusters=0)
     with pytest.raises(ValueError, match="no row that is left has a usable vector"):
         recipes.apply(frame_of({"embedding": np.zeros((3, 8), np.float32)}), recipes.prototypes(0.5))
     with pytest.raises(ValueError, match=r"share=0.5 is not reached"):
-        recipes.apply(frame_of({"embedding": np.eye(8, dtype=np.float32)}), recipes.d4(0.5, 0.5))
+        recipes.apply(frame_of({"embedding": np.eye(8, dtype=np.float32)}), recipes.d4(0.5, r_dedup=0.5))
+
+
+PAGE = ROOT / "docs" / "how-to" / "recipes.md"
+
+
+def test_the_page_runs_and_its_shares_are_those_of_the_demo(
+    client: Client,
+    tmp_path: Path,
+    monkeypatch: Any,
+    capsys: Any,
+    clip: str,  # noqa: F811
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    demo.make_shards("shards")
+    for photo in demo.photos():
+        if photo.name in ("cat", "coffee", "rocket"):
+            Path("examples").mkdir(exist_ok=True)
+            shutil.copy(photo.path, Path("examples"))
+    names: dict[str, Any] = {"detect": lambda text: "en"}
+    # No trained CLIP comes with the packages: a small one of the tests, of whose scores only the order is looked at.
+    with dask.config.set(scheduler="distributed"):
+        for code in blocks(PAGE, "python"):
+            exec(code.replace('"openai/clip-vit-large-patch14"', repr(clip)), names)
+        printed = capsys.readouterr().out
+        for shown in blocks(PAGE, "text"):
+            assert shown in printed
+        frame, small = names["frame"], names["small"]
+        here = {
+            "laion": (frame, recipes.laion()[:2]),
+            "datacomp_basic": (frame, recipes.datacomp_basic()),
+            "top_clip_score": (frame, recipes.top_clip_score()),
+            "image_based": (small, names["like_examples"]),
+            "semdedup": (small, recipes.semdedup(0.2)),
+            "d4": (small, recipes.d4(0.5, min_similarity=0.5)),
+        }
+        shares = {name: recipes.apply(rows, steps)[1]["share"].iloc[-1] for name, (rows, steps) in here.items()}
+    said = dict(re.findall(r"^\| `(\w+)\(.*\| (\d+) %", PAGE.read_text(), re.MULTILINE))
+    assert said.keys() == shares.keys()
+    for name, share in shares.items():
+        # Encoders round differently on other machines.
+        assert 100 * share == pytest.approx(int(said[name]), abs=5), name
