@@ -21,7 +21,7 @@ from test_docs import ROOT, blocks
 from test_text import clip  # noqa: F401
 
 import imgcurate as ic
-from imgcurate import demo, recipes, schema
+from imgcurate import demo, identity, recipes, schema, vectors
 from imgcurate.rowwise import map_rows
 
 few = settings(max_examples=12)
@@ -52,8 +52,8 @@ def kept_by(steps: list[recipes.Step], frame: Any) -> list[int]:
 
 
 def units(n: int, d: int = 8, seed: int = 0) -> np.ndarray:
-    vectors = np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows = np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 captions = st.one_of(
@@ -163,8 +163,12 @@ def test_the_clusters_of_saved_embeddings_serve_and_other_encoders_are_refused(t
     centroids = np.stack(pd.read_parquet(tmp_path / "pool" / "part.00000" / "centroids.parquet")["centroid"])
     expected = np.flatnonzero(script_image_based(matrix, centroids, matrix[:2])).tolist()
     assert kept_by(recipes.image_based(matrix[:2], tmp_path / "pool"), frame) == expected
-    with pytest.raises(ValueError, match="dimension 8 and embeddings 5"):
+    with pytest.raises(ValueError, match="dimension 8 and the examples 5"):
         recipes.image_based(units(2, 5), tmp_path / "pool")
+    with pytest.raises(ValueError, match="holds vectors of dimension 5, and dimension=8"):
+        recipes.image_based(frame_of({"embedding": units(2, 5)}), tmp_path / "pool")
+    with pytest.raises(ValueError, match="no example has a usable vector"):
+        recipes.image_based(frame_of({"embedding": [None]}, 1), tmp_path / "pool")
     with pytest.raises(FileNotFoundError, match="save_embeddings"):
         recipes.image_based(matrix[:2], tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="centroids holds float32 of shape"):
@@ -182,9 +186,9 @@ def script_semdedup(matrix: np.ndarray, eps: float) -> set[int]:
 def near_copies(n: int = 60, seed: int = 0) -> np.ndarray:
     """Return unit vectors a third of which are near copies of others."""
     rng = np.random.default_rng(seed)
-    vectors = units(n, seed=seed)
-    vectors[: n // 3] = vectors[n // 3 : 2 * (n // 3)] + 0.05 * rng.standard_normal((n // 3, 8)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows = units(n, seed=seed)
+    rows[: n // 3] = rows[n // 3 : 2 * (n // 3)] + 0.05 * rng.standard_normal((n // 3, 8)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("eps", [0.005, 0.02, 0.3])
@@ -221,6 +225,50 @@ def test_d4_clusters_anew_what_semdedup_left() -> None:
     again, _ = recipes.apply(left, recipes.prototypes(0.5, n_clusters=4))
     assert kept["image_id"].compute().tolist() == again["image_id"].compute().tolist()
     assert list(kept.columns) == list(frame.columns)
+
+
+def test_images_without_a_vector_are_like_no_example_and_far_from_no_centroid() -> None:
+    matrix = units(6)
+    # The last of three partitions has no vector at all.
+    rows = {"caption": ["a red dog"] * 9, "embedding": [*matrix, None, None, None]}
+    frame = frame_of(rows, 3)
+    assert kept_by(recipes.image_based(matrix[:2], matrix), frame) == [0, 1]
+    assert len(kept_by(recipes.prototypes(0.5, n_clusters=1), frame)) == 3
+
+
+def of_encoder(name: str, n: int = 6) -> Any:
+    part = schema.table({"image_id": [str(row) for row in range(n)], "caption": ["a red dog"] * n})
+    encoder = identity.Identity(name, "clip", 8, name)
+    return dd.from_pandas(part.assign(embedding=vectors.to_column(units(n), part, encoder=encoder)), npartitions=1)
+
+
+def test_encoders_are_not_mixed(tmp_path: Path) -> None:
+    one, other = of_encoder("org/one"), of_encoder("org/other")
+    ic.save_embeddings(one, tmp_path / "pool", n_clusters=2)
+    with pytest.raises(ValueError, match="org/one"):
+        recipes.image_based(other, tmp_path / "pool")
+    steps = recipes.image_based(one, tmp_path / "pool")
+    assert len(recipes.apply(one, steps)[0]) == 6
+    with pytest.raises(ValueError, match="org/other"):
+        recipes.apply(other, steps)
+
+
+def test_what_is_read_from_parquet_is_filtered_alike_and_goes_on_as_a_frame(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    text = [WORDS[row] for row in rng.integers(len(WORDS), size=40)]
+    sides = {side: rng.integers(100, 900, 40) for side in ("width", "height")}
+    frame = frame_of({"caption": text, **sides, "embedding": units(40)}, 3)
+    ic.write_parquet(frame, str(tmp_path / "rows"))
+    steps = recipes.datacomp_basic() + recipes.prototypes(0.5, n_clusters=1)
+    (kept, table), (again, again_table) = (
+        recipes.apply(rows, steps) for rows in (frame, ic.read_parquet(str(tmp_path / "rows")))
+    )
+    pd.testing.assert_frame_equal(table, again_table)
+    assert table["left"].iloc[-1] > 1
+    ids = kept["image_id"].compute().tolist()
+    assert again["image_id"].compute().tolist() == ids
+    assert again[again.width >= again.height].compute()["image_id"].isin(ids).all()
+    assert again.head(1, npartitions=-1)["image_id"].tolist() == ids[:1]
 
 
 def test_a_table_says_what_each_step_removed_and_errors_go_first() -> None:
@@ -288,6 +336,8 @@ def test_what_is_wrong_is_said_with_the_step_that_it_is_wrong_in() -> None:
     for wrong_steps in (recipes.laion, [recipes.laion], recipes.laion()[0], [("wide", True)], [lambda rows: rows]):
         with pytest.raises(TypeError, match=r"is no step; give a list"):
             recipes.apply(frame, wrong_steps)
+    with pytest.raises(ValueError, match="step 'twice' gave 2 rows of 1"):
+        recipes.apply(frame, [("twice", lambda rows: dd.concat([rows, rows]))])
     with pytest.raises(TypeError, match="takes a Dask dataframe"):
         recipes.apply(frame.compute(), recipes.laion())
     for wrong in (0, 1, -0.1, "0.3", None):

@@ -80,7 +80,6 @@ def top_clip_score(fraction: float = 0.3) -> list[Step]:
     >>> recipes.apply(frame, recipes.top_clip_score(0.5))[0].compute()["clip_score"].tolist()
     [0.3, 0.25]
     """
-
     check_share("fraction", fraction)
 
     def best(frame: Any) -> Any:
@@ -100,7 +99,7 @@ def image_based(examples: Any, centroids: Any) -> list[Step]:
         What images should be like; DataComp took the training images of ImageNet-1k.
     centroids : array of shape (k, d), or path
         Of clusters of the pool, or of a sample of it, made with the same encoder; or a folder that `save_embeddings` wrote, whose clusters are
-        taken. DataComp made 100,000.
+        taken: that of many, because an array travels to the workers with each computation. DataComp made 100,000.
 
     Returns
     -------
@@ -112,14 +111,15 @@ def image_based(examples: Any, centroids: Any) -> list[Step]:
     KeyError, FileNotFoundError
         Where the examples have no column ``embedding``, or there is no such folder.
     ValueError
-        Where an array is no matrix, both are not of one dimension, or were made by several encoders.
+        Where an array is no matrix, no example has a usable vector, or both are not of one dimension or of one encoder: of the frame that a
+        recipe is applied to when that is computed.
 
     Notes
     -----
     S. Y. Gadre et al., "DataComp", 2023, as ``baselines/apply_filter.py`` does it: a row belongs to the centroid with which its product is the
     highest, whatever the centroids' lengths, and a caption has more than 1 word and 5 characters. Not in it: English by fastText.
 
-    DataComp-1B is what ``top_clip_score(0.3) + image_based(examples, centroids)`` leaves.
+    DataComp-1B is what ``top_clip_score(0.3) + image_based(examples, centroids)`` and English leave.
 
     Examples
     --------
@@ -141,14 +141,18 @@ def image_based(examples: Any, centroids: Any) -> list[Step]:
         shared = dask.delayed(centroids)
     if hasattr(examples, "to_delayed"):
         schema.require(examples, ["embedding"], "image_based")
-        parts = examples[["embedding"]].to_delayed()
-        found = dask.compute(*[dask.delayed(_clusters_of_part)(part, shared) for part in parts])
-        near = np.unique(np.concatenate([labels for labels, _ in found]))
-        encoders = encoders.union(*[others for _, others in found])
+        task, parts = dask.delayed(_clusters_of_part), examples[["embedding"]].to_delayed()
+        near = np.unique(np.concatenate(dask.compute(*[task(part, shared, encoders) for part in parts])))
     else:
-        near = np.unique(_clusters(_as_matrix(examples, "examples"), centroids))
+        matrix = _as_matrix(examples, "examples")
+        if matrix.shape[1] != centroids.shape[1]:
+            raise ValueError(
+                f"the centroids have dimension {centroids.shape[1]} and the examples {matrix.shape[1]}; take those of one encoder"
+            )
+        near = np.unique(_clusters(matrix, centroids))
     near = near[near >= 0]
-    identity.one(encoders, "image_based")
+    if not len(near):
+        raise ValueError("no example has a usable vector: there is nothing that images could be like")
 
     def like_an_example(frame: Any) -> Any:
         column(frame, "embedding")
@@ -194,10 +198,6 @@ def _saved_centroids(path: str) -> np.ndarray:
 
 def _clusters(matrix: Any, centroids: np.ndarray) -> np.ndarray:
     """Return the centroid with which each row's product is the highest; -1 where the row has no vector."""
-    if matrix.shape[1] != centroids.shape[1]:
-        raise ValueError(
-            f"the centroids have dimension {centroids.shape[1]} and embeddings {matrix.shape[1]}; take those of one encoder"
-        )
     xp = vectors.namespace(matrix)
     columns, labels = xp.asarray(centroids).T, np.empty(len(matrix), dtype=np.int64)
     for start in range(0, len(matrix), _BLOCK):
@@ -207,12 +207,10 @@ def _clusters(matrix: Any, centroids: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _clusters_of_part(part: Any, centroids: np.ndarray) -> tuple[np.ndarray, frozenset[identity.Identity]]:
-    matrix = vectors.to_matrix(part["embedding"], None if len(part) else centroids.shape[1])
-    return _clusters(matrix, centroids), identity.of_column(part["embedding"])
+def _clusters_of_part(part: Any, centroids: np.ndarray, encoders: frozenset[identity.Identity]) -> np.ndarray:
+    identity.one(identity.of_column(part["embedding"]) | encoders, "image_based")
+    return _clusters(vectors.to_matrix(part["embedding"], centroids.shape[1]), centroids)
 
 
 def _near(part: Any, centroids: np.ndarray, near: np.ndarray, encoders: frozenset[identity.Identity]) -> Any:
-    labels, own = _clusters_of_part(part, centroids)
-    identity.one(own | encoders, "image_based")
-    return vectors.to_series(np.isin(labels, near), "kept", part)
+    return vectors.to_series(np.isin(_clusters_of_part(part, centroids, encoders), near), "kept", part)

@@ -24,7 +24,7 @@ def semdedup(eps: float | None = None, *, n_clusters: int | None = None, seed: i
     Parameters
     ----------
     eps, n_clusters, seed
-        As for `semantic_duplicates`. SemDeDup had 50,000 clusters.
+        As for `semantic_duplicates`. SemDeDup had 50,000 clusters of 440 million images.
 
     Returns
     -------
@@ -84,7 +84,6 @@ def prototypes(fraction: float, *, n_clusters: int | None = None, seed: int = 42
     >>> recipes.apply(dd.from_dict(rows, npartitions=1), steps)[0]["image_id"].compute().tolist()
     ['b', 'c']
     """
-
     check_share("fraction", fraction)
     if n_clusters is not None and n_clusters < 1:
         raise ValueError(f"n_clusters={n_clusters!r} must be at least 1")
@@ -165,7 +164,7 @@ def _distances(frame: Any, n_clusters: int | None, seed: int) -> Any:
 
 
 def _distance(part: Any, centroids: np.ndarray) -> Any:
-    matrix = vectors.to_matrix(part["embedding"], None if len(part) else centroids.shape[1])
+    matrix = vectors.to_matrix(part["embedding"], centroids.shape[1])
     unit, valid = vectors.unit_rows(matrix)
     distances = np.full(len(matrix), np.nan, dtype=np.float32)
     if valid.any():

@@ -42,7 +42,7 @@ def apply(frame: Any, steps: Iterable[Step]) -> tuple[Any, pd.DataFrame]:
     Returns
     -------
     kept : Dask DataFrame
-        Lazy: the rows that are left, with the columns of `frame`.
+        Lazy: the rows that are left.
     table : pandas.DataFrame
         One row a step: ``step`` (its name), ``read`` (rows that it got), ``removed``, ``left``, and ``share``: which share of all rows is left.
 
@@ -50,6 +50,8 @@ def apply(frame: Any, steps: Iterable[Step]) -> tuple[Any, pd.DataFrame]:
     ------
     TypeError
         Where `frame` is no Dask dataframe, `steps` are none, or a step gives something else.
+    ValueError
+        Where a step gives more rows than it got.
     KeyError
         Where a column is missing that a step needs.
 
@@ -87,6 +89,11 @@ def apply(frame: Any, steps: Iterable[Step]) -> tuple[Any, pd.DataFrame]:
             problem.add_note(f"in step {name!r}")
             raise
     counts = np.array(dask.compute(*[stage.shape[0] for stage in stages]), dtype=np.int64)
+    for (name, _), read, left in zip(chain, counts[:-1], counts[1:], strict=True):
+        if left > read:
+            raise ValueError(
+                f"step {name!r} gave {left:,} rows of {read:,}; a step keeps some of the rows that it gets"
+            )
     table = pd.DataFrame(
         {
             "step": [name for name, _ in chain],
