@@ -11,7 +11,7 @@ from imgcurate import vectors
 from imgcurate.dedup import inputs, remove, semantic_duplicates
 from imgcurate.dedup.semantic import assign
 from imgcurate.dedup.semantic import frame as frames
-from imgcurate.recipes.steps import Step, check_share
+from imgcurate.recipes.steps import Step, check_share, column
 from imgcurate.rowwise import map_rows
 from imgcurate.scores.fraction import top_fraction
 
@@ -148,11 +148,13 @@ def d4(
 
 
 def _semdedup(frame: Any, seed: int, **options: Any) -> Any:
+    column(frame, "embedding")
     return semantic_duplicates(frame, keep="hard", rule="pointwise", probes=1, seed=seed, **options)
 
 
 def _distances(frame: Any, n_clusters: int | None, seed: int) -> Any:
     """Return 1 - cosine of each row to the nearest centroid of k-means, as a column; null where a row has no vector."""
+    column(frame, "embedding")
     checked = inputs.as_frame(frame, "prototypes", "image_id", "embedding").frame
     rows = frames.prepare(checked, "image_id", "embedding", [], seed)
     if not rows.n_compared:
