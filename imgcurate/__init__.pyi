@@ -1,4 +1,5 @@
 # Where each name of imgcurate is: for type checkers and editors, and for `__init__.py`, which imports it when it is used.
+from . import recipes as recipes
 from . import schema as schema
 from . import tar as tar
 from .cluster import connect as connect
