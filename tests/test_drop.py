@@ -187,6 +187,13 @@ def test_a_run_of_an_earlier_version_which_knew_no_flags_is_finished(
     assert (out / "report.html").exists()
 
 
+def test_a_run_of_nothing_but_broken_images_has_no_median(client: Client, tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "0.tar", [(f"{name}.png", b"<html>") for name in "ab"])
+    manifest, _ = run(tmp_path / "in", tmp_path / "out", drop=FLAGS, report=True)
+    assert (manifest["counts"]["errors"], manifest["median_side"]) == (2, None)
+    assert (tmp_path / "out" / "report.html").exists() and "odd_size\n" in table(manifest)
+
+
 @pytest.mark.parametrize(
     ("options", "measures"),
     [

@@ -150,6 +150,11 @@ def test_what_cannot_be_placed_is_refused_by_name(in_process: None) -> None:
         ic.place_on_map(frame[["image_id"]])
     with pytest.raises(TypeError, match="place_on_map takes a Dask dataframe, not DataFrame"):
         ic.place_on_map(frame.compute())
+    short = dd.concat([frame, frame_of(vectors_of(1, 3), 1)])
+    with pytest.raises(
+        ValueError, match=r"the images have embeddings of 3 and 24 dimensions; give those of one encoder"
+    ):
+        places(short)
     parts = []
     for number, name in enumerate(("a", "b")):
         part = schema.table({"image_id": [name]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -123,7 +124,8 @@ def manifest_of(
         "models": dict(job.models),
         "n_clusters": n_clusters,
         "flags": dict(limits.drop),
-        "median_side": limits.median_side,
+        # JSON has no NaN, which it is where no image has a size.
+        "median_side": None if limits.median_side is None or math.isnan(limits.median_side) else limits.median_side,
         "counts": {**totals, **n_written},
         "reasons": {kind: sum(part.counts[kind] for part in decided) for kind in _kinds(limits)},
         "sources": {source: {"etag": etag, **sources[source]} for source, etag in job.sources.items()},

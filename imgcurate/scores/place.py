@@ -40,6 +40,11 @@ class Plane(NamedTuple):
     mean: np.ndarray
     axes: np.ndarray
 
+    @property
+    def dimension(self) -> int:
+        """How long vectors are; 0 where none was drawn."""
+        return len(self.mean)
+
     def place(self, unit: Any) -> Any:
         """Return the places of unit vectors, of shape (n, 2)."""
         xp = vectors.namespace(unit)
@@ -59,6 +64,11 @@ class Landmarks(NamedTuple):
 
     unit: np.ndarray
     places: np.ndarray
+
+    @property
+    def dimension(self) -> int:
+        """How long vectors are."""
+        return self.unit.shape[1]
 
     def place(self, unit: Any) -> Any:
         """Return the places of unit vectors: the mean of their nearest landmarks', by inverse distance; of a landmark its own."""
@@ -103,7 +113,8 @@ def place_on_map(
     Returns
     -------
     Dask DataFrame
-        Lazy, with ``x`` and ``y``, float32; NaN where an image has no vector, or one that has no direction. By PCA of unit vectors from the mean of
+        Lazy, with ``x`` and ``y``, float32; NaN where an image has no vector, or one that has no direction, and where
+        none of those drawn has one. By PCA of unit vectors from the mean of
         those drawn along the direction in which they spread most, and along the next. By UMAP of cosines; an image that was not drawn lies between
         the five nearest that were, the nearer to each the more it is like it.
 
@@ -209,6 +220,11 @@ def _chart(drawn: Sequence[_Drawn], method: str) -> Plane | Landmarks:
         }
     )
     filled = [some.unit for some in drawn if len(some.unit)]
+    dimensions = sorted({unit.shape[1] for unit in filled})
+    if len(dimensions) > 1:
+        raise ValueError(
+            f"the images have embeddings of {' and '.join(map(str, dimensions))} dimensions; give those of one encoder"
+        )
     unit = np.concatenate(filled) if filled else np.zeros((0, 0), np.float32)
     unit = unit[order.sort_values(["hash", "id"], kind="stable").index]
     return Landmarks(unit, _by_umap(unit)) if method == "umap" else _by_pca(unit)
@@ -256,10 +272,10 @@ def _import_umap() -> Any:
 
 def _place_part(part: Any, chart: Plane | Landmarks, embedding_field: str) -> Any:
     """Return the columns ``x`` and ``y`` of a partition."""
-    unit, valid = vectors.unit_rows(vectors.to_matrix(part[embedding_field]))
+    unit, valid = vectors.unit_rows(vectors.to_matrix(part[embedding_field], chart.dimension or None))
     xp = vectors.namespace(unit)
     places = xp.full((len(unit), 2), xp.nan, dtype=xp.float32)
-    if valid.any():
+    if valid.any() and chart.dimension:
         for start in range(0, len(unit), _BLOCK_ROWS):
             places[start : start + _BLOCK_ROWS] = chart.place(unit[start : start + _BLOCK_ROWS])
         places[xp.asarray(~valid)] = xp.nan

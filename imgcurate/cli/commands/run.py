@@ -44,7 +44,7 @@ def add_to(commands: Any) -> None:
         "--drop",
         default="",
         metavar="FLAGS",
-        help="drop what is some of dark,light,blurry,low_information,greyscale,odd_aspect,odd_size, as flag() says; default: none",
+        help="drop images that are any of these, as flag() finds: some of dark,light,blurry,low_information,greyscale,odd_aspect,odd_size; default: none",
     )
     duplicates = options.group(run, "duplicates")
     duplicates.add_argument(

@@ -79,6 +79,7 @@ def read(
     """Return the facts of some parts of a run's table of images."""
     read = [parts.read_part(url, None, COLUMNS, storage_options) for url in urls]
     images = pd.concat(read, ignore_index=True)
+    median_side = math.nan if median_side is None else median_side
     values = {name: flags.value(images, name, median_side) for name in flags.MEASURES if name in limits}
     return of_images(
         images.assign(**{name: value.where(images["error"].isna()) for name, value in values.items()}), limits

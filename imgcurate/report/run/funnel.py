@@ -106,7 +106,8 @@ def _asked_for(kind: str, options: Mapping[str, Any]) -> bool:
 def _note(kind: str, manifest: Mapping[str, Any]) -> str:
     options = manifest["options"]
     if kind in flags.MEASURES:
-        of = f" of {manifest['median_side']:g} px" if kind == "odd_size" else ""
+        median = manifest["median_side"] if kind == "odd_size" else None
+        of = f" of {median:g} px" if median is not None else ""
         sign = ">" if kind in flags.ABOVE else "<"
         return f"{flags.COMPARED[kind]}{of} {sign} {manifest['flags'][kind]:g}"
     if kind == "aesthetic":
