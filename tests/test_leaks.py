@@ -189,10 +189,10 @@ def test_splits_of_any_plain_type(in_process: None, contents: pd.DataFrame, kind
     assert len(found.pairs) and found.pairs["split"].dtype == {"int8": np.int8, "bool": np.bool_}.get(
         kind, rows["split"].astype(str).dtype
     )
-    assert len(found.least_alike(3))
+    assert len(found.least_similar(3))
 
 
-def test_pairs_are_shown_side_by_side_those_least_alike_first(in_process: None, contents: pd.DataFrame) -> None:
+def test_pairs_are_shown_side_by_side_those_least_similar_first(in_process: None, contents: pd.DataFrame) -> None:
     rows, _ = planted(contents)
     found = ic.leaks(dd.from_pandas(rows, npartitions=2), eps=EPS, max_distance=BITS)
     page = found.show(2)
@@ -200,7 +200,7 @@ def test_pairs_are_shown_side_by_side_those_least_alike_first(in_process: None, 
     assert "test in train: 3 images; train in test: 10 images" in text
     assert "equal bytes" in text and '<span class="tag kept">test</span>' in text
     assert repr(page) == "Page(5 pairs of images of two splits, those least alike first; see .save(path))"
-    least = found.least_alike(50)
+    least = found.least_similar(50)
     assert (least["split"] < least["other_split"]).all() and not least.duplicated(["image_id", "duplicate_of"]).any()
     kinds = least.groupby(["split", "other_split"])["kind"].apply(lambda kind: [KINDS.index(name) for name in kind])
     assert all(sorted(some, reverse=True) == some for some in kinds)

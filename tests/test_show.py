@@ -349,7 +349,7 @@ def test_a_notebook_is_told_what_a_result_holds_and_nothing_is_computed(embedded
 def test_a_rule_that_may_remove_twins_does_not_say_that_they_stay(embedded: Any) -> None:
     found = ic.semantic_duplicates(embedded, eps=0.2, rule="pointwise")
     assert "ranks higher" in found.show().html()
-    assert pairs._likeness(found, None) == "not compared"
+    assert pairs.said_likeness(found.kind, None) == "not compared"
 
 
 def test_a_saved_page_holds_its_images(embedded: Any, tmp_path: Path) -> None:

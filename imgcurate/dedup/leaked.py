@@ -137,9 +137,9 @@ class Leaks:
         from imgcurate.report import leaks as page
         from imgcurate.report.pairs import Options
 
-        return page.least_alike(self, n, Options(images, columns, size, storage_options))
+        return page.least_similar(self, n, Options(images, columns, size, storage_options))
 
-    def least_alike(self, n: int) -> pd.DataFrame:
+    def least_similar(self, n: int) -> pd.DataFrame:
         """Return `n` pairs of each two splits, each pair once, those least alike first. Eager.
 
         Parameters
@@ -151,8 +151,8 @@ class Leaks:
         pandas.DataFrame
             Rows of `pairs`, by split and other split.
         """
-        some = dask.compute([dask.delayed(across.least_alike)(table, n) for table in self._found])[0]
-        found = across.least_alike(pa.concat_tables(some, promote_options="permissive"), n)
+        some = dask.compute([dask.delayed(across.least_similar)(table, n) for table in self._found])[0]
+        found = across.least_similar(pa.concat_tables(some, promote_options="permissive"), n)
         return schema.to_pandas(_named(found).rename_columns([self.id_field, *_COLUMNS[1:]]))
 
     def __getstate__(self) -> dict[str, Any]:

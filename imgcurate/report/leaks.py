@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 _TITLE = "Images of two splits"
 
 
-def least_alike(found: Leaks, n: int, options: Options) -> Page:
+def least_similar(found: Leaks, n: int, options: Options) -> Page:
     """Return pairs of each two splits, those least alike first, and how many images of each are in the other."""
     check_options("show", options.size, n=n)
     options = with_frame(found, "show", options)
-    pairs, counts = found.least_alike(n), found.counts()
+    pairs, counts = found.least_similar(n), found.counts()
     images = images_of(found, [*pairs[found.id_field], *pairs["duplicate_of"]], options)
     images_in = {(row.split, row.other_split): row.images for row in counts.itertuples()}
     sides = []

@@ -144,7 +144,7 @@ def count(table: pa.Table) -> Counter[tuple[Any, Any, int]]:
     return Counter({(row["split"], row["other_split"], row["kind"]): row["count_all"] for row in counted})
 
 
-def least_alike(table: pa.Table, n: int) -> pa.Table:
+def least_similar(table: pa.Table, n: int) -> pa.Table:
     """Return `n` pairs of each two splits, each pair once, by splits, those least alike first."""
     # Most pairs have two rows, one each way: the lower split comes first.
     turn = pc.greater(table["split"], table["other_split"])
