@@ -192,6 +192,15 @@ def test_splits_of_any_plain_type(in_process: None, contents: pd.DataFrame, kind
     assert len(found.least_similar(3))
 
 
+def test_a_split_that_is_cut_out_of_ids_is_taken_for_what_it_is(in_process: None, contents: pd.DataFrame) -> None:
+    rows, images = planted(contents)
+    named = rows.assign(image_id=rows["split"] + "/" + rows["image_id"]).drop(columns="split")
+    frame = dd.from_pandas(named, npartitions=2)
+    frame = frame.assign(split=frame.image_id.str.split("/").str[0])  # which Dask takes for floats
+    found = ic.leaks(frame, eps=EPS, max_distance=BITS)
+    assert len(found.pairs) == len(brute(rows, images)) and set(found.sizes) == {"test", "train", "validation"}
+
+
 def test_pairs_are_shown_side_by_side_those_least_similar_first(in_process: None, contents: pd.DataFrame) -> None:
     rows, _ = planted(contents)
     found = ic.leaks(dd.from_pandas(rows, npartitions=2), eps=EPS, max_distance=BITS)
@@ -224,8 +233,8 @@ def test_what_is_asked_for_wrongly_is_said_before_anything_is_compared(
         ic.leaks(frame, "fold")
     with pytest.raises(KeyError, match=r"'url' for exact likeness; kinds=\['perceptual', 'semantic'\]"):
         ic.leaks(frame.drop(columns="url"))
-    with pytest.raises(TypeError, match="column 'ratio' holds float64, and a split is named by text"):
-        ic.leaks(frame.assign(ratio=0.5), "ratio")
+    with pytest.raises(ValueError, match=r"column 'ratio' holds nothing but '0\.5'"):
+        ic.leaks(frame.assign(ratio=0.5), "ratio", kinds="semantic")
     with pytest.raises(ValueError, match="max_distance=70 must be"):
         ic.leaks(frame, max_distance=70)
     with pytest.raises(ValueError, match="eps=0 must be"):

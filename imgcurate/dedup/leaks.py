@@ -31,8 +31,8 @@ _MOST_SPLITS = 100
 _MOST_RANGES = 64
 # Of what content is compared by, where a frame has it.
 _CONTENT = (*PLACE, "digest", "phash", "etag")
-# What names a split.
-_NAMES = (pd.api.types.is_string_dtype, pd.api.types.is_integer_dtype, pd.api.types.is_bool_dtype)
+# What names splits; the rest is made text: Dask takes what `.str[0]` gives for floats until it is computed, and of whole numbers with nulls it is right.
+_AS_THEY_ARE = (pd.api.types.is_string_dtype, pd.api.types.is_integer_dtype, pd.api.types.is_bool_dtype)
 
 
 @interruptible
@@ -57,7 +57,8 @@ def leaks(
     frame : Dask, pandas or cuDF DataFrame
         With `id_field`, `split` and what `kinds` compare. Images whose split is null are in none and are not compared.
     split : str
-        The column that says which split an image is in: text, whole numbers, booleans or a category, of up to 100 values.
+        The column that says which split an image is in, of up to 100 values; what is neither text, whole numbers, booleans nor a category is taken
+        as text.
     kinds : sequence of {"exact", "perceptual", "semantic"}
         What is compared: stored bytes and perceptual hashes, as `exact_duplicates` and `perceptual_duplicates` do it (with ``url``, ``offset`` and
         ``bytes``, or a ``digest`` and a ``phash`` that are there already; of a frame in memory only beside embeddings), and embeddings, as
@@ -86,7 +87,7 @@ def leaks(
     KeyError
         Where a column is missing.
     TypeError, ValueError
-        As the three verbs do; where an option is out of range; or where `split` has one value or more than 100.
+        As the three verbs do; where an option is out of range, or `split` has one value or more than 100.
 
     Notes
     -----
@@ -181,13 +182,11 @@ def _rows(frame: Any, split: str, kinds: Sequence[str], id_field: str, embedding
         frame, at_once = inputs.as_frame(frame, "leaks", id_field, embedding_field, known)
     else:
         schema.require(frame, [id_field, split], "leaks")
-    dtype = id_dtype(frame._meta[split])
-    if not any(is_a(dtype) for is_a in _NAMES):
-        raise TypeError(
-            f"column {split!r} holds {dtype}, and a split is named by text, a whole number, a boolean or a category"
-        )
     frame = frame[frame[split].notnull()]
-    if dtype != vectors.to_pandas(frame._meta[split]).dtype:  # a category, of which each partition may know others
+    dtype = id_dtype(frame._meta[split])
+    if not any(is_a(dtype) for is_a in _AS_THEY_ARE):
+        dtype = schema.TEXT
+    if dtype != vectors.to_pandas(frame._meta[split]).dtype:
         frame = frame.assign(**{split: frame[split].astype(dtype)})
     return inputs.Given(frame, at_once)
 
