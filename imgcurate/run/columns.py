@@ -69,8 +69,23 @@ class Rows(NamedTuple):
         return fingerprint.of(_VERSION, self.url, self.version, self.start, self.stop, *image, *what)
 
 
-def ranges(unit: Unit, version: str, listed: str, n_rows: int, backend: str, image: str | None = None) -> list[Rows]:
+#: What is read of the listing of a unit whose version does not tell the bytes of its images: see `ranges`.
+PLACES = _READ
+
+
+def ranges(
+    unit: Unit,
+    version: str,
+    listed: str,
+    n_rows: int,
+    backend: str,
+    image: str | None = None,
+    places: pd.DataFrame | None = None,
+) -> list[Rows]:
     """Cut a unit into ranges of rows, by nothing but their number: a run that goes on cuts as the one that was stopped.
+
+    Of rows of Parquet, which say no more of a file than where it is, `places` are the columns `PLACES` of their listing: what is computed of a range
+    depends on the places and the etags in it, and on nothing else that the Parquet holds.
 
     Examples
     --------
@@ -81,9 +96,13 @@ def ranges(unit: Unit, version: str, listed: str, n_rows: int, backend: str, ima
     size = min(max(-(-n_rows // _PARTS_OF_A_SHARD), _FEWEST_ROWS[backend]), _MOST_ROWS)
     starts = range(0, max(n_rows, 1), size)
     stops = [min(start + size, n_rows) for start in starts]
+    versions = [version] * len(stops)
+    if places is not None:
+        hashes = pd.util.hash_pandas_object(places, index=False).to_numpy()
+        versions = [fingerprint.of(hashes[start:stop]) for start, stop in zip(starts, stops, strict=True)]
     return [
-        Rows(unit.url, unit.source, version, listed, start, stop, image)
-        for start, stop in zip(starts, stops, strict=True)
+        Rows(unit.url, unit.source, known, listed, start, stop, image)
+        for start, stop, known in zip(starts, stops, versions, strict=True)
     ]
 
 
@@ -93,9 +112,14 @@ def listing_key(unit: Unit, version: str, sidecars: Sidecars = AS_USUAL) -> str:
     return fingerprint.of(_VERSION, _LISTED, "listed", *unit.key(version), *how)
 
 
-def list_unit(unit: Unit, sidecars: Sidecars, folder: str, key: str, storage_options: storage.Options) -> Part:
-    """List a unit into a part."""
-    return parts.write_part(unit.list(storage_options, sidecars), folder, key, storage_options)
+def list_unit(
+    unit: Unit, sidecars: Sidecars, folder: str, key: str, replaced: str | None, storage_options: storage.Options
+) -> Part:
+    """List a unit into a part, in place of the one `replaced`."""
+    made = parts.write_part(unit.list(storage_options, sidecars), folder, key, storage_options)
+    if replaced is not None and replaced != made.name:
+        storage.remove(f"{folder}/{replaced}", storage_options)
+    return made
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Options:
     caption_from: str = "txt"
     image: str | None = None
     max_sidecar: int = MAX_SIDECAR
+    roots: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_samples_per_shard(self.samples_per_shard)

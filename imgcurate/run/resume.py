@@ -10,10 +10,12 @@ from typing import Any
 from imgcurate import parts, storage
 from imgcurate.parts import Part
 from imgcurate.printable import plural, printable
+from imgcurate.run.columns import listing_key
 from imgcurate.run.files import are_whole
 from imgcurate.run.folder import REPORT, WORK, is_output
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options
+from imgcurate.sources.references import References
 
 _DEFAULTS = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
 
@@ -70,7 +72,14 @@ def begin(job: Job, retry_errors: bool) -> None:
 
 
 def distrust(job: Job, url: str) -> None:
-    """Of a file that changed under the same size and time, take note that those are not to be trusted."""
+    """Of a file that changed under the same size and time, or that rows of Parquet name, take note that what is known of it is not to be trusted."""
+    there = parts.there(job.place.table("listed"), job.storage_options)
+    for unit in job.units:
+        part = there.get(listing_key(unit, job.versions[unit.url], job.options.sidecars))
+        if isinstance(unit.content, References) and part is not None:
+            listed = parts.read_part(f"{job.place.table('listed')}/{part.name}", None, ["url"], job.storage_options)
+            if url in set(listed["url"]):
+                job.place.distrust(unit.url)
     try:
         now = storage.etag(url, job.storage_options)
     except OSError:

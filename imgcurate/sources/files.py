@@ -121,7 +121,7 @@ def files_of(
             f"{printable(repr(urls))} names no image: nothing ends in .jpg, .png, .webp or another extension of images"
         )
     root = storage.root_of(urls, storage_options)
-    return [File(url, storage.relative(url, root), entry, *_texts_beside(url, found)) for url, entry in images.items()]
+    return [File(url, storage.relative(url, root), entry, *texts_beside(url, found)) for url, entry in images.items()]
 
 
 def list_files(
@@ -148,7 +148,11 @@ def _row(file: File, storage_options: storage.Options, max_sidecar: int) -> dict
     row |= {"etag": entry.etag, "error": None if problem is None else f"read: {problem}"}
     for extension in file.texts if problem is None else ():
         beside = storage.replace_extension(file.url, extension)
-        content = storage.read_if_there(beside, storage_options, max_sidecar + 1)
+        try:
+            content = storage.read_if_there(beside, storage_options, max_sidecar + 1)
+        except OSError as failed:
+            row["error"] = f"read: the {extension} beside it: {failed.strerror or type(failed).__name__}"
+            continue
         if content is not None and len(content) > max_sidecar:
             row["error"] = f"sidecar: {printable(beside)} has more than {max_sidecar:,} bytes (max_sidecar)"
         elif content is not None:
@@ -158,7 +162,7 @@ def _row(file: File, storage_options: storage.Options, max_sidecar: int) -> dict
     return row
 
 
-def _texts_beside(url: str, found: Mapping[str, storage.Entry]) -> tuple[tuple[str, ...], str | None]:
+def texts_beside(url: str, found: Mapping[str, storage.Entry]) -> tuple[tuple[str, ...], str | None]:
     """Return the extensions of those files beside an image that are there, or of all where that is not known, and what is wrong with one."""
     beside = {extension: storage.replace_extension(url, extension) for extension in TEXTS}
     if found[url].amid:
