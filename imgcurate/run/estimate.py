@@ -44,8 +44,10 @@ class Estimate:
     ----------
     inputs : str
         What the inputs were taken for.
-    bytes, images : int
-        Of all inputs.
+    bytes : int or None
+        Of all inputs; None where they are Parquet and the run is finished, for the files that it names are not looked at again.
+    images : int
+        In all inputs.
     counted : bool
         Whether every image was counted; else there are about so many.
     unusable : int
@@ -67,7 +69,7 @@ class Estimate:
     """
 
     inputs: str
-    bytes: int
+    bytes: int | None
     images: int
     counted: bool
     unusable: int
@@ -89,8 +91,7 @@ class Estimate:
         """Yield what a person is told: a name, and what is said of it."""
         about = "" if self.counted else "about "
         broken = f", {self.unusable:,} of them with an error" if self.unusable else ""
-        # Of rows of Parquet it is not known before some are listed.
-        size = f", {format_bytes(self.bytes)}" if self.bytes else ""
+        size = "" if self.bytes is None else f", {format_bytes(self.bytes)}"
         yield "would read", f"{self.inputs}{size}: {about}{self.images:,} images{broken}"
         yield "model", f"{self.model['name']}: {self.model['dimension']:,} dimensions, {self.model['fingerprint'][:12]}"
         dedup, eps = self.options["dedup"], self.options["eps"]
@@ -103,7 +104,7 @@ class Estimate:
         vectors = 2 * 4 * self.model["dimension"] * self.images
         yield (
             "would write",
-            f"{self.out}: at most {format_bytes(self.bytes)} of samples, {format_bytes(vectors)} of embeddings",
+            f"{self.out}: at most {format_bytes(self.bytes or 0)} of samples, {format_bytes(vectors)} of embeddings",
         )
         if self.embedded:
             yield "there already", f"{about}{self.embedded:,} embeddings"
@@ -151,7 +152,7 @@ def estimate(
     sizes = _sizes(units, storage_options)
     known = Estimate(
         inputs=describe(units),
-        bytes=0 if job.noun == "Parquet file" else sum(sizes.values()),
+        bytes=None if job.noun == "Parquet file" else sum(sizes.values()),
         images=0,
         counted=True,
         unusable=0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -13,9 +13,9 @@ from imgcurate.printable import plural, printable
 from imgcurate.run.columns import listing_key
 from imgcurate.run.files import are_whole
 from imgcurate.run.folder import REPORT, WORK, is_output
+from imgcurate.run.inputs import Unit
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options
-from imgcurate.sources.references import References
 
 _DEFAULTS = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
 
@@ -73,19 +73,28 @@ def begin(job: Job, retry_errors: bool) -> None:
 
 def distrust(job: Job, url: str) -> None:
     """Of a file that changed under the same size and time, or that rows of Parquet name, take note that what is known of it is not to be trusted."""
-    there = parts.there(job.place.table("listed"), job.storage_options)
-    for unit in job.units:
-        part = there.get(listing_key(unit, job.versions[unit.url], job.options.sidecars))
-        if isinstance(unit.content, References) and part is not None:
-            listed = parts.read_part(f"{job.place.table('listed')}/{part.name}", None, ["url"], job.storage_options)
-            if url in set(listed["url"]):
-                job.place.distrust(unit.url)
+    for unit in _that_name(url, job):
+        job.place.distrust(unit.url)
     try:
         now = storage.etag(url, job.storage_options)
     except OSError:
         return
     if any(unit.etags.get(url) == now for unit in job.units):
         job.place.distrust(url)
+
+
+def _that_name(url: str, job: Job) -> Iterator[Unit]:
+    """Yield the units of Parquet that have a row of a file."""
+    if job.noun != "Parquet file":
+        return
+    table = job.place.table("listed")
+    there = parts.there(table, job.storage_options)
+    for unit in job.units:
+        part = there.get(listing_key(unit, job.versions[unit.url], job.options.sidecars))
+        if part is not None:
+            urls = parts.read_part(f"{table}/{part.name}", None, ["url"], job.storage_options)["url"]
+            if (urls == url).any():
+                yield unit
 
 
 def sweep(job: Job, used: Mapping[str, Sequence[Part]]) -> None:

@@ -68,7 +68,7 @@ def _look(url: str, entry: storage.Entry, storage_options: storage.Options) -> l
             content = pq.ParquetFile(file)
             check_columns(url, content.schema_arrow)
             sizes = [content.metadata.row_group(number).num_rows for number in range(content.num_row_groups)]
-    except pa.ArrowException as problem:
+    except (pa.ArrowException, OSError) as problem:
         raise unreadable(url, problem) from None
     pieces, first = [], 0
     for groups, skipped, n_rows in _cut(sizes):

@@ -136,6 +136,10 @@ def _problem(row: Mapping[str, Any], entry: storage.Entry) -> str | None:
         return f"read: the member {tar.shown(member)} is no sample's"
     if member is None and row["offset"] not in (None, 0) and row["bytes"] is None:
         return "read: the row has an offset and no bytes"
+    # Of a file that holds several images the name is another.
+    whole = member is None and row["offset"] == 0 and row["url"].lower().endswith(files.EXTENSIONS)
+    if whole and row["bytes"] not in (None, entry.size):
+        return f"read: the file has {entry.size:,} bytes and the row says {row['bytes']:,}"
     return None
 
 

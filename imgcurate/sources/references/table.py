@@ -56,9 +56,9 @@ def read(references: References, names: Sequence[str], storage_options: storage.
             table = content.read_row_groups(range(*references.groups), wanted)
         table = table.slice(references.skipped, references.rows)
         columns = {today.get(name, name): _typed(table[name], today.get(name, name)) for name in wanted}
-    except pa.ArrowException as problem:
+    except (pa.ArrowException, OSError) as problem:
         raise unreadable(url, problem) from None
-    return pa.table(columns) if columns else table
+    return pa.table(columns)
 
 
 def _typed(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
@@ -94,8 +94,10 @@ def check_columns(url: str, found: pa.Schema) -> None:
             )
 
 
-def unreadable(url: str, problem: object) -> ValueError:
-    """Return what is raised where a file is none, or damaged."""
+def unreadable(url: str, problem: Exception) -> Exception:
+    """Return what is raised where a file is no Parquet, or damaged; what a disk or a store says, as it is."""
+    if isinstance(problem, OSError) and problem.errno is not None:
+        return problem
     return ValueError(f"{printable(url)} cannot be read as Parquet ({printable(str(problem))}): write it again")
 
 
