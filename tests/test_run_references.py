@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import image_bytes, read_tar, write_tar
 from distributed import Client
+from s3 import upload
 from test_resume import outputs
 
 import imgcurate as ic
@@ -266,9 +268,10 @@ def test_a_run_that_is_stopped_goes_on_to_the_result_of_one_that_is_not(
         def stop(*arguments: Any) -> Any:
             raise InterruptedError
 
-        with monkeypatch.context() as stopped, pytest.raises(InterruptedError):
+        with monkeypatch.context() as stopped:
             stopped.setattr(tables, step, stop)
-            run(tmp_path / "refs", out)
+            with pytest.raises(InterruptedError):
+                run(tmp_path / "refs", out)
     made = {path: path.stat().st_mtime_ns for path in (out / ".run").rglob("*.parquet")}
     run(tmp_path / "refs", out)
     assert {path: path.stat().st_mtime_ns for path in made} == made and len(made) >= 6
@@ -382,6 +385,19 @@ def test_columns_of_an_earlier_version_and_of_other_types_are_read(photos: Path,
     rows = listed(write(earlier, tmp_path / "rows.parquet"))
     assert rows["bytes"].tolist() == frame["bytes"].tolist() and rows["error"].isna().all()
     assert rows["image_id"].tolist() == list("012345")
+
+
+def test_the_images_of_a_run_on_a_store_are_curated_again_there(
+    client: Client, shards: Path, bucket: str, options: dict[str, Any]
+) -> None:
+    source, first, again = upload(shards, f"{bucket}/in", options), f"{bucket}/first", f"{bucket}/again"
+    of_all: dict[str, Any] = {"model": mean_colour, "dedup": "exact", "report": False, "storage_options": options}
+    curate(source, first, **of_all)
+    manifest = curate(f"{first}/images.parquet", again, roots=f"{bucket}/in", **of_all)
+    assert manifest["counts"]["errors"] == 1 and manifest["counts"]["kept"] == 69
+    fs = fsspec.filesystem("s3", **options)
+    assert fs.cat_file(f"{again}/shards/00000.tar") == fs.cat_file(f"{first}/shards/00000.tar")
+    assert verify(again, storage_options=options).problems == ()
 
 
 def test_the_command_line_takes_parquet_and_says_so(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -114,6 +116,8 @@ def _entry(
         return storage.Entry(None, None, problem=problem)
     try:
         entry = storage.stat(url, storage_options)
+    except FileNotFoundError:
+        return storage.Entry(None, None, problem=os.strerror(errno.ENOENT))
     except Exception as failed:  # a row may name anything, and clients of stores have errors of their own
         said = getattr(failed, "strerror", None) or str(failed) or type(failed).__name__
         return storage.Entry(None, None, problem=printable(said))
