@@ -17,7 +17,7 @@ def add_to(commands: Any) -> None:
     inspect = commands.add_parser(
         "inspect",
         help="say what shards, folders or Parquet hold",
-        description="Say what tar shards, folders of images, or the images that Parquet names are: how many images, their formats and sizes, captions, and what is broken. Reads headers and "
+        description="Say what tar shards, folders of images, or lists of images in Parquet hold: how many images, their formats and sizes, captions, and what is broken. Reads headers and "
         "captions, no pixels, and writes nothing but the page that --html asks for.",
     )
     inspect.add_argument(
