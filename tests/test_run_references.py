@@ -279,6 +279,27 @@ def test_a_run_that_is_stopped_goes_on_to_the_result_of_one_that_is_not(
     assert outputs(out) == outputs(tmp_path / "whole")
 
 
+def test_a_photo_of_a_list_of_urls_that_changes_is_listed_anew_and_written_as_it_is(
+    client: Client, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(photos.rglob("*.jpg"))
+    path, out = write({"url": [str(file) for file in files]}, tmp_path / "rows.parquet"), tmp_path / "out"
+    decide = tables.decide
+
+    def decide_and_replace(*arguments: Any) -> Any:
+        made = decide(*arguments)
+        files[1].write_bytes(image_bytes(50))
+        return made
+
+    with monkeypatch.context() as replaced:
+        replaced.setattr(tables, "decide", decide_and_replace)
+        with pytest.raises(ShardChanged, match=r"1\.jpg has changed"):
+            run(path, out)
+    assert run(path, out)[0]["counts"]["kept"] == 6
+    assert [data for name, data in members_of(out) if name.endswith("1.jpg")] == [image_bytes(50)]
+    assert verify(out).problems == ()
+
+
 def test_a_file_that_was_not_there_is_tried_again_when_asked(client: Client, photos: Path, tmp_path: Path) -> None:
     files = sorted(photos.rglob("*.jpg"))
     path, out = write({"url": [str(file) for file in files]}, tmp_path / "rows.parquet"), tmp_path / "out"
@@ -308,22 +329,25 @@ def test_what_is_no_list_of_images_is_refused_in_a_sentence(shards: Path, photos
     refs = write({"url": [str(photos / "cats" / "0.jpg")]}, tmp_path / "refs.parquet")
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(refs.read_bytes()[:100])
+    folder = write({"url": ["/a.jpg"]}, tmp_path / "folder" / "0.parquet").parent
     vectors = write({"image_id": ["a"], "embedding": [[1.0]]}, tmp_path / "vectors.parquet")
     odd = write({"url": ["a"], "offset": ["zero"]}, tmp_path / "odd.parquet")
     for given, said in [
         (broken, r"broken\.parquet cannot be read as Parquet .*write it again"),
         (vectors, r"vectors\.parquet has no column 'url', .*it has 'image_id', 'embedding'"),
         (odd, r"odd\.parquet: column 'offset' holds .*string where a row has int64"),
-        ([refs, shards], r"'\S*refs\.parquet'\) are Parquet and 2 are not: name the one or the other"),
-        ([photos, refs], "are Parquet and 6 are not"),
+        ([refs, shards], r"there is Parquet in '\S*refs\.parquet' and others are .*: name the one or the other"),
+        ([photos, folder], r"there is Parquet in '\S*folder' and"),
+        ([refs, shutil.copy(shards / "0.tar", tmp_path / "shard")], r"there is Parquet in '\S*refs\.parquet' and"),
+        (f"{tmp_path}/{{refs.parquet,photos}}", r"there is Parquet in '\S*refs\.parquet' and"),
         ([refs, refs], "is named twice"),
     ]:
         with pytest.raises(ValueError, match=said):
             inputs.find(given)
     # What img2dataset and others put beside shards and images is no list of theirs.
-    for folder, noun in ((shards, "shard"), (photos, "folder")):
-        shutil.copy(refs, folder / "0.parquet")
-        assert inputs.noun(inputs.find(folder)) == noun
+    for place, noun in ((shards, "shard"), (photos, "folder")):
+        shutil.copy(refs, place / "0.parquet")
+        assert inputs.noun(inputs.find([place])) == noun
 
 
 def test_sources_are_not_written_into_and_not_read_from_the_output(
@@ -331,7 +355,7 @@ def test_sources_are_not_written_into_and_not_read_from_the_output(
 ) -> None:
     out = tmp_path / "out"
     run(shards, out)
-    with pytest.raises(FileExistsError, match="is a source and lies where the output would be written"):
+    with pytest.raises(FileExistsError, match=r"parquet is a source and lies where the output would be written"):
         run(out / "images.parquet", out, overwrite=True)
     (tmp_path / "link.tar").symlink_to(out / "shards" / "00000.tar")
     for url in (out / "shards" / "00000.tar", f"{tmp_path}/x/../out/shards/00000.tar", tmp_path / "link.tar"):

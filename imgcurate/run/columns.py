@@ -30,7 +30,8 @@ _VERSION = 2
 # The same for listings, of which the rest depends by what is in them.
 _LISTED = 2
 HEADS = {"aesthetic": aesthetic, "nsfw": nsfw}
-_READ = ["url", "offset", "bytes", "etag", "error"]
+#: Of a listing, what `ranges` is given of rows of Parquet.
+PLACES = ["url", "offset", "bytes", "etag", "error"]
 # A unit becomes at most so many parts, so that what a run asks of a store does not grow with the images of a shard, of at least so many
 # rows: fewer than a GPU's batches would leave it idle, fewer than a few dozen cost more than they save when a run is stopped.
 _PARTS_OF_A_SHARD, _MOST_ROWS = 8, 2048
@@ -69,10 +70,6 @@ class Rows(NamedTuple):
         return fingerprint.of(_VERSION, self.url, self.version, self.start, self.stop, *image, *what)
 
 
-#: What is read of the listing of a unit whose version does not tell the bytes of its images: see `ranges`.
-PLACES = _READ
-
-
 def ranges(
     unit: Unit,
     version: str,
@@ -84,8 +81,8 @@ def ranges(
 ) -> list[Rows]:
     """Cut a unit into ranges of rows, by nothing but their number: a run that goes on cuts as the one that was stopped.
 
-    Of rows of Parquet, which say no more of a file than where it is, `places` are the columns `PLACES` of their listing: what is computed of a range
-    depends on the places and the etags in it, and on nothing else that the Parquet holds.
+    What is computed of rows of Parquet does not depend on its `version`, for that says nothing of the files that they name, but on `places`: the columns
+    `PLACES` of their listing.
 
     Examples
     --------

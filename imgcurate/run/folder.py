@@ -215,9 +215,13 @@ def _refuse_around(url: str, units: Sequence[Unit]) -> None:
     """Raise where the output holds an input, which would lie among the files that a run writes and replaces."""
     target = _real(url)
     # Links are followed of shards and of folders, not of each image.
-    of_folders = {name.rpartition("/")[0]: name for unit in units for name in unit.etags}
-    of_rows = (name for unit in units if isinstance(unit.content, References) for name in unit.readable)
-    for name in (*(unit.url for unit in units), *of_folders.values(), *of_rows):
+    named: dict[str, str] = {}
+    for unit in units:
+        if isinstance(unit.content, References):
+            named |= {name: name for name in unit.readable}
+        else:
+            named |= {unit.url: unit.url, **{name.rpartition("/")[0]: name for name in unit.etags}}
+    for name in named.values():
         if _real(name).startswith(f"{target}/"):
             raise FileExistsError(
                 f"{printable(name)} is a source and lies where the output would be written ({printable(url)}); name another folder"

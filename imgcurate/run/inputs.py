@@ -114,19 +114,14 @@ def find(
     )
     found = expand(urls)
     images, tars = _images_and_tars(found)
-    tables = {url: entry for url, entry in found.items() if url.lower().endswith(references.EXTENSIONS)}
-    if images or tars:
-        named = [url for url, entry in tables.items() if not entry.amid]
-        if named:
-            raise ValueError(
-                f"a run reads Parquet that names images, or the images and tar shards themselves, and of what was named {plural(len(tables), 'file')} "
-                f"({quoted(named, _NAMED)}) are Parquet and {images + tars:,} are not: name the one or the other"
-            )
-    elif tables:
+    tables = {url: entry for url, entry in found.items() if _is_table(url)}
+    if tables and not any(map(_is_other, found)):
         return [
             Unit(f"{rows.url}#{rows.first}", rows.url, {f"{rows.url}#{rows.first}": rows.etag}, rows)
             for rows in references.find_references(tables, storage_options, roots)
         ]
+    if tables:
+        _refuse_lists(urls, expand, found)
     if roots is not None:
         raise ValueError(
             "roots= says where the images of Parquet's rows may lie, and the inputs are no Parquet; leave it out"
@@ -142,14 +137,53 @@ def find(
     if images:
         return list(_units_of(files.files_of(found, urls, storage_options), found, storage_options))
     # What is named is a shard, whatever its name is; when it is listed it is told whether it can be one.
-    others = (*files.TEXTS, *references.EXTENSIONS)
-    shards = {url: entry for url, entry in found.items() if not url.lower().endswith(others)}
+    shards = {url: entry for url, entry in found.items() if _is_other(url)}
     if not shards:
         raise FileNotFoundError(f"{printable(repr(urls))} names neither a tar shard nor an image")
     return [
         Unit(shard.url, shard.url, {shard.url: str(shard.etag)}, shard)
         for shard in webdataset.shards_of(shards, storage_options)
     ]
+
+
+def _refuse_lists(
+    urls: storage.Paths, expand: Callable[[str], Mapping[str, storage.Entry]], found: Mapping[str, storage.Entry]
+) -> None:
+    """Raise where Parquet is named beside shards or images, and does not just lie among them."""
+    names = storage.patterns(urls)
+    of_each = [found] if len(names) == 1 else map(_quietly(expand), names)
+    lists = [
+        name
+        for name, its in zip(names, of_each, strict=True)
+        if any(_is_table(url) and not (entry.amid and any(map(_is_other, its))) for url, entry in its.items())
+    ]
+    if lists:
+        raise ValueError(
+            f"a run reads Parquet that names images, or shards or images themselves, and of what was named there is Parquet in "
+            f"{quoted(lists, _NAMED)} and others are shards or images: name the one or the other"
+        )
+
+
+def _is_table(url: str) -> bool:
+    return url.lower().endswith(references.EXTENSIONS)
+
+
+def _is_other(url: str) -> bool:
+    """Tell whether a file is a shard or an image, or what is named as one."""
+    return not url.lower().endswith((*references.EXTENSIONS, *files.TEXTS))
+
+
+def _quietly(
+    expand: Callable[[str], Mapping[str, storage.Entry]],
+) -> Callable[[str], Mapping[str, storage.Entry]]:
+    """Return `expand` without its warnings, which were shown already."""
+
+    def quiet(name: str) -> Mapping[str, storage.Entry]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return expand(name)
+
+    return quiet
 
 
 def _images_and_tars(found: Iterable[str]) -> tuple[int, int]:
@@ -159,7 +193,7 @@ def _images_and_tars(found: Iterable[str]) -> tuple[int, int]:
 
 def _of_several(
     urls: Sequence[str | os.PathLike[str]],
-    expand: Callable[[str | os.PathLike[str]], Mapping[str, storage.Entry]],
+    expand: Callable[[str], Mapping[str, storage.Entry]],
     images: int,
     tars: int,
     storage_options: storage.Options,
@@ -167,9 +201,7 @@ def _of_several(
     """Say which of several inputs hold shards and which images."""
     holders: tuple[list[str], list[str]] = [], []
     for url in urls:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they were shown already
-            counts = _images_and_tars(expand(url))
+        counts = _images_and_tars(_quietly(expand)(os.fspath(url)))
         for holding, n in zip(holders, counts, strict=True):
             if n:
                 holding.append(os.fspath(url))

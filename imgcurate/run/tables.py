@@ -283,13 +283,14 @@ def _make(job: Job, table: str, make: Make, rows: Sequence[Rows], done: str) -> 
     of_wanted = {key for _, key in wanted}
     unread = sum(there[key].unread for key in keys if key not in of_wanted)
     most = job.options.most_unread(total)
+    named = "files that the Parquet names" if job.noun == "Parquet file" else "shards"
 
     def check_unread(part: Part) -> None:
         nonlocal unread
         unread += part.unread
         if unread > most:
             raise OSError(
-                f"{unread:,} of {total:,} images could not be read, and {most:,.0f} may: see whether the shards are in reach and run the same "
+                f"{unread:,} of {total:,} images could not be read, and {most:,.0f} may: see whether the {named} are in reach and run the same "
                 "command again, which reads them again, or allow a larger share (--max-read-errors)"
             )
 

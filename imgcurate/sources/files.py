@@ -148,11 +148,7 @@ def _row(file: File, storage_options: storage.Options, max_sidecar: int) -> dict
     row |= {"etag": entry.etag, "error": None if problem is None else f"read: {problem}"}
     for extension in file.texts if problem is None else ():
         beside = storage.replace_extension(file.url, extension)
-        try:
-            content = storage.read_if_there(beside, storage_options, max_sidecar + 1)
-        except OSError as failed:
-            row["error"] = f"read: the {extension} beside it: {failed.strerror or type(failed).__name__}"
-            continue
+        content = storage.read_if_there(beside, storage_options, max_sidecar + 1)
         if content is not None and len(content) > max_sidecar:
             row["error"] = f"sidecar: {printable(beside)} has more than {max_sidecar:,} bytes (max_sidecar)"
         elif content is not None:
