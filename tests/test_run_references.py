@@ -175,6 +175,22 @@ def test_what_a_row_says_wrongly_is_its_error_and_what_a_run_computed_is_not_tak
     assert found["offset"].dtype == found["bytes"].dtype == "int64"
 
 
+def test_ids_of_strangers_become_files_of_their_own_in_the_folder(client: Client, photos: Path, tmp_path: Path) -> None:
+    ids = ["../../x", "/etc/x", "0/cat", "0/./cat", "", "a\0b", "x" * 400, "a", "a.jpg/b", ".."]
+    for number, image_id in enumerate(ids):
+        (photos / f"{number}.png").write_bytes(image_bytes(100 + number, format="PNG"))
+        rows = {"image_id": [image_id, f"nul {number}"], "url": [str(photos / f"{number}.png"), "/photos/\0.png"]}
+        write(rows, tmp_path / "refs" / f"{number}.parquet")
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    _, images = run(tmp_path / "refs", tmp_path / "out", write="files", roots=[photos, "/photos"])
+    assert images["error"].dropna().str.startswith("read: ").sum() == len(ids) == images["kept"].sum()
+    written = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert all(path.is_relative_to(tmp_path / "out") for path in written)
+    contents = {path.read_bytes() for path in written if path.suffix == ".png"}
+    assert contents == {path.read_bytes() for path in photos.glob("*.png")}
+    assert verify(tmp_path / "out").problems == ()
+
+
 def test_rows_are_kept_to_roots(client: Client, photos: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(image_bytes(99))

@@ -109,9 +109,10 @@ def _cut(sizes: Sequence[int]) -> Iterator[tuple[tuple[int, int], int, int]]:
 
 
 def _places(urls: pa.ChunkedArray) -> tuple[str, ...]:
+    """Return some of the files that rows name: each tar, and of others one of each folder."""
     places: dict[str, str] = {}
     for url in urls.unique().to_pylist():
-        if url is not None and not is_relative(url):
+        if url is not None and not is_relative(url) and "\0" not in url:
             places.setdefault(url if url.lower().endswith(".tar") else url.rpartition("/")[0], url)
     return tuple(places.values())
 
