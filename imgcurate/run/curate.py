@@ -61,7 +61,7 @@ def curate(
     report: bool = True,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Curate tar shards, folders of images, or images that Parquet names, into new tar shards or a folder, and say of every image what became of it and why.
+    """Curate tar shards, folders of images, or images that Parquet names, and say of every image what became of it and why.
 
     A run that was stopped goes on where it was when it is called again: finished parts are read, not redone, and the result is byte for byte that
     of an undisturbed run.

@@ -17,8 +17,8 @@ def add_to(commands: Any) -> None:
     inspect = commands.add_parser(
         "inspect",
         help="say what shards, folders or Parquet hold",
-        description="Say what tar shards, folders of images, or lists of images in Parquet hold: how many images, their formats and sizes, captions, and what is broken. Reads headers and "
-        "captions, no pixels, and writes nothing but the page that --html asks for.",
+        description="Say what tar shards, folders of images, or lists of images in Parquet hold: how many images, their formats and sizes, captions, and "
+        "what is broken. Reads headers and captions, no pixels, and writes nothing but the page that --html asks for.",
     )
     inspect.add_argument(
         "inputs",

@@ -20,8 +20,8 @@ def add_to(commands: Any) -> None:
     run = commands.add_parser(
         "run",
         help="curate tar shards, folders of images, or images that Parquet names",
-        description="Embed the images of tar shards or folders, or those that rows of Parquet name, score and filter them where a limit is given, remove semantic duplicates, and write "
-        "OUT/shards/*.tar or OUT/files (original bytes), OUT/images.parquet (every image, kept or not, and why), OUT/shards.parquet or OUT/files.parquet "
+        description="Embed the images of tar shards or folders, or those that rows of Parquet name, score and filter them where a limit is given, "
+        "remove semantic duplicates, and write OUT/shards/*.tar or OUT/files (original bytes), OUT/images.parquet (every image, kept or not, and why), OUT/shards.parquet or OUT/files.parquet "
         "(a digest of each shard or file) and OUT/manifest.json. A run that was stopped goes on when the same command is given again.",
         epilog="Exit status: 0; 1 where something failed; 2 where it was asked for wrongly; 3 where no image is kept; 128 + the signal where it was stopped.",
     )
