@@ -299,7 +299,7 @@ def test_embed_takes_parquet_that_names_images(client: Client, shards: Path, tmp
     assert len(ic.read_parquet(tmp_path / "out.parquet").compute()) == 5
     given = ["embed", tmp_path / "rows.parquet", shards, tmp_path / "other.parquet", *MODEL, *NOWHERE]
     assert "is given alone" in said(2, *given)[1]
-    assert "imgcurate run reads tar shards" in said(2, "run", tmp_path / "rows.parquet", tmp_path / "o", *NOWHERE)[1]
+    assert "5 in 1 Parquet file" in said(0, "inspect", tmp_path / "out.parquet")[0]
     assert "nothing-such" in said(2, "embed", shards, tmp_path / "other", "--model", tmp_path / "nothing-such")[1]
 
 

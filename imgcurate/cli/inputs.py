@@ -10,6 +10,11 @@ from typing import Any, NamedTuple
 from imgcurate.cli import options
 
 _PARQUET = (".parquet", ".pq")
+#: What ``imgcurate run`` and ``imgcurate inspect`` take, in their help.
+OF_RUN = (
+    "tar shards, image files, or Parquet whose rows name images (images.parquet of a run, what embed wrote, a list of your own with a column url): "
+    "paths, folders (read to the bottom), globs, {00000..00041}, any fsspec URL"
+)
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +50,7 @@ def find(given: argparse.Namespace) -> Inputs:
     from imgcurate.run import inputs
     from imgcurate.sources.files import read_files
     from imgcurate.sources.parquet import read_parquet
+    from imgcurate.sources.references import References
     from imgcurate.sources.sidecars import chosen
     from imgcurate.sources.webdataset import Shard, read_webdataset
 
@@ -54,6 +60,9 @@ def find(given: argparse.Namespace) -> Inputs:
         storage.expand(given.inputs, _PARQUET, given.storage_options)
         return Inputs("Parquet that names images", partial(read_parquet, given.inputs[0], **where))
     units = inputs.find(given.inputs, given.storage_options)
+    if isinstance(units[0].content, References):  # a folder of it
+        _refuse_several(given)
+        return Inputs(inputs.describe(units), partial(read_parquet, given.inputs[0], **where))
     inputs.check_sidecars(sidecars, units)
     where["max_sidecar"] = given.max_sidecar
     if isinstance(units[0].content, Shard):
@@ -62,18 +71,13 @@ def find(given: argparse.Namespace) -> Inputs:
     return Inputs(inputs.describe(units), partial(read_files, given.inputs, **where))
 
 
-def refuse_parquet(given: argparse.Namespace) -> None:
-    """Raise where Parquet is given to a command that reads shards and image files."""
-    named = [path for path in given.inputs if path.rstrip("/").lower().endswith(_PARQUET)]
-    if named:
-        raise ValueError(
-            f"{named[0]} is Parquet, and imgcurate {given.command} reads tar shards and image files: imgcurate embed and imgcurate remove take "
-            "Parquet that names images"
-        )
-
-
 def _is_parquet(given: argparse.Namespace) -> bool:
     named = [path.rstrip("/").lower().endswith(_PARQUET) for path in given.inputs]
-    if any(named) and len(named) > 1:
-        raise ValueError("Parquet that names images is given alone: name one file, folder or glob as INPUT")
+    if any(named):
+        _refuse_several(given)
     return any(named)
+
+
+def _refuse_several(given: argparse.Namespace) -> None:
+    if len(given.inputs) > 1:
+        raise ValueError("Parquet that names images is given alone: name one file, folder or glob as INPUT")

@@ -103,6 +103,16 @@ def add_sidecars(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_roots(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where images of strangers' rows may lie."""
+    group(parser, "which images are read, and how").add_argument(
+        "--roots",
+        action="append",
+        metavar="FOLDER",
+        help="Parquet: an image that does not lie below FOLDER is an error; give it again for more; default: rows may name any file that you may read",
+    )
+
+
 def add_duplicates(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which images are duplicates, and which of them stays."""
     options = group(parser, "duplicates")

@@ -30,7 +30,8 @@ _VERSION = 2
 # The same for listings, of which the rest depends by what is in them.
 _LISTED = 2
 HEADS = {"aesthetic": aesthetic, "nsfw": nsfw}
-_READ = ["url", "offset", "bytes", "etag", "error"]
+#: Of a listing, what `ranges` is given of rows of Parquet.
+PLACES = ["url", "offset", "bytes", "etag", "error"]
 # A unit becomes at most so many parts, so that what a run asks of a store does not grow with the images of a shard, of at least so many
 # rows: fewer than a GPU's batches would leave it idle, fewer than a few dozen cost more than they save when a run is stopped.
 _PARTS_OF_A_SHARD, _MOST_ROWS = 8, 2048
@@ -69,8 +70,19 @@ class Rows(NamedTuple):
         return fingerprint.of(_VERSION, self.url, self.version, self.start, self.stop, *image, *what)
 
 
-def ranges(unit: Unit, version: str, listed: str, n_rows: int, backend: str, image: str | None = None) -> list[Rows]:
+def ranges(
+    unit: Unit,
+    version: str,
+    listed: str,
+    n_rows: int,
+    backend: str,
+    image: str | None = None,
+    places: pd.DataFrame | None = None,
+) -> list[Rows]:
     """Cut a unit into ranges of rows, by nothing but their number: a run that goes on cuts as the one that was stopped.
+
+    What is computed of rows of Parquet does not depend on its `version`, for that says nothing of the files that they name, but on `places`: the columns
+    `PLACES` of their listing.
 
     Examples
     --------
@@ -81,9 +93,13 @@ def ranges(unit: Unit, version: str, listed: str, n_rows: int, backend: str, ima
     size = min(max(-(-n_rows // _PARTS_OF_A_SHARD), _FEWEST_ROWS[backend]), _MOST_ROWS)
     starts = range(0, max(n_rows, 1), size)
     stops = [min(start + size, n_rows) for start in starts]
+    versions = [version] * len(stops)
+    if places is not None:
+        hashes = pd.util.hash_pandas_object(places, index=False).to_numpy()
+        versions = [fingerprint.of(hashes[start:stop]) for start, stop in zip(starts, stops, strict=True)]
     return [
-        Rows(unit.url, unit.source, version, listed, start, stop, image)
-        for start, stop in zip(starts, stops, strict=True)
+        Rows(unit.url, unit.source, known, listed, start, stop, image)
+        for start, stop, known in zip(starts, stops, versions, strict=True)
     ]
 
 
@@ -93,9 +109,14 @@ def listing_key(unit: Unit, version: str, sidecars: Sidecars = AS_USUAL) -> str:
     return fingerprint.of(_VERSION, _LISTED, "listed", *unit.key(version), *how)
 
 
-def list_unit(unit: Unit, sidecars: Sidecars, folder: str, key: str, storage_options: storage.Options) -> Part:
-    """List a unit into a part."""
-    return parts.write_part(unit.list(storage_options, sidecars), folder, key, storage_options)
+def list_unit(
+    unit: Unit, sidecars: Sidecars, folder: str, key: str, replaced: str | None, storage_options: storage.Options
+) -> Part:
+    """List a unit into a part, in place of the one `replaced`."""
+    made = parts.write_part(unit.list(storage_options, sidecars), folder, key, storage_options)
+    if replaced is not None and replaced != made.name:
+        storage.remove(f"{folder}/{replaced}", storage_options)
+    return made
 
 
 @dataclass(frozen=True)

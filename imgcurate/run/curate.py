@@ -21,6 +21,7 @@ from imgcurate.run.inputs import Unit, check_sidecars, describe, find
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options, dropped, measured, stages_of
 from imgcurate.run.steps import Steps
+from imgcurate.sources.parquet import absolute_roots
 from imgcurate.sources.sidecars import MAX_SIDECAR
 
 
@@ -46,6 +47,7 @@ def curate(
     caption_from: str = "txt",
     image: str | None = None,
     max_sidecar: int = MAX_SIDECAR,
+    roots: storage.Paths | None = None,
     batch_size: int | None = None,
     dtype: str = "auto",
     draft: bool = True,
@@ -60,7 +62,7 @@ def curate(
     report: bool = True,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Curate tar shards, or folders of images, into new tar shards or a folder, and say of every image what became of it and why.
+    """Curate tar shards, folders of images, or images that Parquet names, and say of every image what became of it and why.
 
     A run that was stopped goes on where it was when it is called again: finished parts are read, not redone, and the result is byte for byte that
     of an undisturbed run.
@@ -68,7 +70,11 @@ def curate(
     Parameters
     ----------
     inputs : str, path, or list of these
-        Tar shards, as for `read_webdataset`, or image files, as for `read_files`; what they are is told by their names.
+        Tar shards, as for `read_webdataset`, or image files, as for `read_files`, or Parquet whose rows name images, as the ``images.parquet`` of a run,
+        what `write_parquet` wrote, or a list of your own; what they are is told by their names. Of a row of Parquet ``url`` must be there, and
+        is an absolute path or a URL. What else it has of image_id, member, offset, bytes, sample_offset, sample_size, etag, caption, metadata
+        and text_encoding is kept, what it lacks of these is looked up in the file, and other columns are not taken: what an earlier run computed
+        is computed anew, and images that it could not read or decode are tried again.
     out : str or path
         A folder that is empty, not there yet, or that of an earlier run. Gets ``shards/*.tar``, ``images.parquet/``, ``shards.parquet`` (samples,
         bytes and xxh3_128 digest of each shard that was written) and, last, ``manifest.json``; ``report.html``, a page with pictures about the
@@ -100,6 +106,8 @@ def curate(
         As for `read_webdataset`; of tar shards only.
     max_sidecar : int, default 1 MiB
         As for `read_webdataset` and `read_files`.
+    roots : path or list of these, optional
+        As for `read_parquet`; of Parquet only.
     max_read_errors : float, optional
         The share of images whose bytes may be impossible to read. Where there are more, the store is taken to be at fault and the run stops.
         Default: a hundredth, and ten images of few.
@@ -152,6 +160,7 @@ def curate(
         samples_per_shard=samples_per_shard, batch_size=batch_size, dtype=dtype, draft=draft, truncated=truncated,
         formats=tuple(formats), timeout=timeout, measure=measured(measure), max_read_errors=max_read_errors,
         write=write, caption_from=caption_from, image=image, max_sidecar=max_sidecar, drop=dropped(drop),
+        roots=None if roots is None else absolute_roots(roots, storage_options),
     )  # fmt: skip
     return carry_out(
         inputs, out, options, retry_errors=retry_errors, overwrite=overwrite, storage_options=storage_options, report=report,
@@ -213,7 +222,7 @@ def check(
     """Find what a run is to read and with which models; raises where any of it cannot be."""
     tables.check_stages(options)
     folder.refuse_inside(out, paths)
-    units = find(paths, storage_options)
+    units = find(paths, storage_options, options.roots)
     check_sidecars(options.sidecars, units)
     models = account.models_of(options)
     return Checked(units, models, *account.with_eps(options, models["encoder"]))

@@ -18,13 +18,14 @@ from dask.utils import format_bytes
 from imgcurate import cluster, parts, storage, vectors
 from imgcurate.printable import plural
 from imgcurate.run import folder, resume, tables
-from imgcurate.run.columns import Columns, ranges
+from imgcurate.run.columns import PLACES, Columns, ranges
 from imgcurate.run.curate import check
 from imgcurate.run.inputs import Unit, describe
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options
 from imgcurate.run.progress import duration
 from imgcurate.run.steps import Steps
+from imgcurate.sources.references import References
 from imgcurate.sources.sidecars import Sidecars
 from imgcurate.sources.webdataset import Shard
 
@@ -43,8 +44,10 @@ class Estimate:
     ----------
     inputs : str
         What the inputs were taken for.
-    bytes, images : int
-        Of all inputs.
+    bytes : int or None
+        Of all inputs; None where they are Parquet and the run is finished, for the files that it names are not looked at again.
+    images : int
+        In all inputs.
     counted : bool
         Whether every image was counted; else there are about so many.
     unusable : int
@@ -66,7 +69,7 @@ class Estimate:
     """
 
     inputs: str
-    bytes: int
+    bytes: int | None
     images: int
     counted: bool
     unusable: int
@@ -88,7 +91,8 @@ class Estimate:
         """Yield what a person is told: a name, and what is said of it."""
         about = "" if self.counted else "about "
         broken = f", {self.unusable:,} of them with an error" if self.unusable else ""
-        yield "would read", f"{self.inputs}, {format_bytes(self.bytes)}: {about}{self.images:,} images{broken}"
+        size = "" if self.bytes is None else f", {format_bytes(self.bytes)}"
+        yield "would read", f"{self.inputs}{size}: {about}{self.images:,} images{broken}"
         yield "model", f"{self.model['name']}: {self.model['dimension']:,} dimensions, {self.model['fingerprint'][:12]}"
         dedup, eps = self.options["dedup"], self.options["eps"]
         semantic = f", cosine >= 1 - {eps:g}" if "semantic" in dedup else ""
@@ -100,7 +104,7 @@ class Estimate:
         vectors = 2 * 4 * self.model["dimension"] * self.images
         yield (
             "would write",
-            f"{self.out}: at most {format_bytes(self.bytes)} of samples, {format_bytes(vectors)} of embeddings",
+            f"{self.out}: at most {format_bytes(self.bytes or 0)} of samples, {format_bytes(vectors)} of embeddings",
         )
         if self.embedded:
             yield "there already", f"{about}{self.embedded:,} embeddings"
@@ -126,7 +130,9 @@ class _Looked(NamedTuple):
 
     rows: int
     unusable: int
+    bytes: int
     some: pd.DataFrame
+    places: pd.DataFrame | None
 
 
 def estimate(
@@ -152,7 +158,7 @@ def estimate(
     sizes = _sizes(units, storage_options)
     known = Estimate(
         inputs=describe(units),
-        bytes=sum(sizes.values()),
+        bytes=None if job.noun == "Parquet file" else sum(sizes.values()),
         images=0,
         counted=True,
         unusable=0,
@@ -182,11 +188,14 @@ def _count(job: Job, known: Estimate, sizes: Mapping[str, int]) -> tuple[Estimat
         look, n = dask.delayed(_look, pure=False), -(-MEASURED // len(listed))
         tasks = (look(unit, job.options.sidecars, n, job.storage_options) for unit in listed)
         looked = job.steps.run(tasks, len(listed), unit=job.unit_noun)
-    share = sum(sizes[unit.url] for unit in listed) / max(known.bytes, 1)
+    share = sum(sizes[unit.url] for unit in listed) / max(sum(sizes.values()), 1)
     images = round(sum(found.rows for found in looked) / max(share, 1e-9))
     counted = len(listed) == len(job.units)
     if job.noun == "folder":
         images, counted = sum(len(unit.content) for unit in job.units), True
+    elif job.noun == "Parquet file":
+        size = round(sum(found.bytes for found in looked) / max(share, 1e-9))
+        known, images, counted = replace(known, bytes=size), sum(sizes.values()), True
     some = pd.concat([found.some for found in looked], ignore_index=True).iloc[:MEASURED]
     unusable = sum(found.unusable for found in looked)
     embedded = round(_embedded(job, listed, looked) / max(share, 1e-9))
@@ -194,11 +203,13 @@ def _count(job: Job, known: Estimate, sizes: Mapping[str, int]) -> tuple[Estimat
 
 
 def _sizes(units: Sequence[Unit], storage_options: storage.Options) -> dict[str, int]:
-    """Return the bytes of each unit, by its URL."""
+    """Return the bytes of each unit, by its URL; of rows of Parquet, whose bytes lie elsewhere, how many there are."""
 
     def size(unit: Unit) -> int:
         if isinstance(unit.content, Shard):
             return storage.size_of(unit.url, storage_options)
+        if isinstance(unit.content, References):
+            return unit.content.rows
         return sum(file.entry.size or 0 for file in unit.content)
 
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -215,7 +226,9 @@ def _look(unit: Unit, sidecars: Sidecars, n: int, storage_options: storage.Optio
     rows = unit.list(storage_options, sidecars)
     usable = rows[rows["error"].isna()]
     at = np.unique(np.linspace(0, max(len(usable) - 1, 0), n).astype(int))
-    return _Looked(len(rows), len(rows) - len(usable), usable.iloc[at[: len(usable)]])
+    size = int(usable["sample_size"].fillna(usable["bytes"]).sum())
+    places = rows[PLACES] if isinstance(unit.content, References) else None
+    return _Looked(len(rows), len(rows) - len(usable), size, usable.iloc[at[: len(usable)]], places)
 
 
 def _embedded(job: Job, listed: Sequence[Unit], looked: Sequence[_Looked]) -> int:
@@ -225,7 +238,9 @@ def _embedded(job: Job, listed: Sequence[Unit], looked: Sequence[_Looked]) -> in
     return sum(
         there[key].rows
         for unit, found in zip(listed, looked, strict=True)
-        for rows in ranges(unit, job.versions[unit.url], "", found.rows, job.backend, job.options.sidecars.image)
+        for rows in ranges(
+            unit, job.versions[unit.url], "", found.rows, job.backend, job.options.sidecars.image, found.places
+        )
         if (key := make.key(rows)) in there
     )
 

@@ -80,7 +80,7 @@ def names_of(rows: pd.DataFrame, ids: Sequence[str] = ()) -> list[tuple[str, str
         plain = _plain(image_id)
         is_taken = (plain != image_id and taken[plain] > 1) or any(stem in taken for stem in _stems(plain))
         if is_taken or not _fits(base, extension):
-            last = base.rpartition("/")[2].encode()[:80].decode("utf-8", "ignore")
+            last = base.rpartition("/")[2].replace("\0", "").encode()[:80].decode("utf-8", "ignore")
             base = f"{RENAMED}/{last}-{fingerprint.of(image_id)}"
         found.append((base, extension))
     return found
@@ -233,6 +233,7 @@ def _fits(base: str, extension: str) -> bool:
     *folders, last = base.split("/")
     return (
         base.partition("/")[0] != RENAMED
+        and "\0" not in base
         and len((last + short(extension)).encode()) <= _MOST_NAME
         and len(base.encode()) <= _MOST_PATH
         and all(len(folder.encode()) <= _MOST_NAME and not folder.lower().endswith(_OF_FILES) for folder in folders)

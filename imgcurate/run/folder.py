@@ -17,6 +17,7 @@ from imgcurate.printable import printable
 from imgcurate.run import files
 from imgcurate.run.inputs import Unit
 from imgcurate.run.lock import locked
+from imgcurate.sources.references import References
 
 WORK, REPORT = ".run", "report.html"
 #: The folder, in that one, of graphs of duplicates.
@@ -198,7 +199,11 @@ def refuse_inside(out: str | os.PathLike[str], inputs: storage.Paths) -> None:
         place = os.path.abspath(given) if storage.is_local(given) else given.rstrip("/")
         # A path that is there is that path, and no pattern.
         pattern = None if storage.is_there(given) else glob_translate(place)
-        written = (f"{target}/shards/00000.tar", f"{target}/files/0.jpg")
+        written = (
+            f"{target}/shards/00000.tar",
+            f"{target}/files/0.jpg",
+            f"{target}/images.parquet/part.00000.parquet",
+        )
         if target.startswith(f"{_real(place)}/") or (pattern and any(re.match(pattern, name) for name in written)):
             raise FileExistsError(
                 f"the output {os.fspath(out)} lies in {given}, which is read to the bottom: name a folder beside it, or the shards as "
@@ -210,8 +215,13 @@ def _refuse_around(url: str, units: Sequence[Unit]) -> None:
     """Raise where the output holds an input, which would lie among the files that a run writes and replaces."""
     target = _real(url)
     # Links are followed of shards and of folders, not of each image.
-    of_folders = {name.rpartition("/")[0]: name for unit in units for name in unit.etags}
-    for name in (*(unit.url for unit in units), *of_folders.values()):
+    named: dict[str, str] = {}
+    for unit in units:
+        if isinstance(unit.content, References):
+            named |= {name: name for name in unit.readable}
+        else:
+            named |= {unit.url: unit.url, **{name.rpartition("/")[0]: name for name in unit.etags}}
+    for name in named.values():
         if _real(name).startswith(f"{target}/"):
             raise FileExistsError(
                 f"{printable(name)} is a source and lies where the output would be written ({printable(url)}); name another folder"

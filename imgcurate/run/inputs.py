@@ -1,4 +1,4 @@
-"""What a run reads: tar shards or image files, in units that are listed, and known by a version, as a whole."""
+"""What a run reads: tar shards, image files or Parquet that names images, in units that are listed, and known by a version, as a whole."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import xxhash
 
 from imgcurate import fingerprint, storage
 from imgcurate.printable import plural, printable, quoted
-from imgcurate.sources import files, webdataset
+from imgcurate.sources import files, references, webdataset
 from imgcurate.sources.files import File
+from imgcurate.sources.references import References
 from imgcurate.sources.sidecars import AS_USUAL, Sidecars
 from imgcurate.sources.webdataset import Shard
 
@@ -27,29 +28,32 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Unit:
-    """A shard, or image files that follow one another.
+    """A shard, or image files or rows of a Parquet file that follow one another.
 
     Attributes
     ----------
     url : str
-        Of the shard, or of the first file.
+        Of the shard, or of the first file; of rows, that of their file with the number of the first one.
     source : str
-        What the account of a run names: the shard, or the folder that holds the files.
+        What the account of a run names: the shard, the folder that holds the files, or the Parquet file.
     etags : dict of str to str
-        The version of each file that is read (see `imgcurate.storage.etag`), texts beside images included.
-    content : Shard or tuple of File
+        The version of each file that is read (see `imgcurate.storage.etag`), texts beside images included. Of rows that of their file alone, under
+        the unit's URL: the files that they name are asked about when they are listed.
+    content : Shard, tuple of File, or References
     """
 
     url: str
     source: str
     etags: Mapping[str, str]
-    content: Shard | tuple[File, ...]
+    content: Shard | tuple[File, ...] | References
 
     @property
     def readable(self) -> Iterator[str]:
-        """The URLs of the shard, or of the files in which the listing found no problem."""
+        """The URLs of the shard, or of the files in which the listing found no problem, or of files that rows name in different folders."""
         if isinstance(self.content, Shard):
             yield self.url
+        elif isinstance(self.content, References):
+            yield from (self.content.url, *self.content.places)
         else:
             yield from (file.url for file in self.content if file.entry.problem is None)
 
@@ -60,43 +64,68 @@ class Unit:
 
     def key(self, version: str) -> tuple[str, ...]:
         """Return what the unit's rows depend on."""
-        names = [self.content.name] if isinstance(self.content, Shard) else [file.image_id for file in self.content]
+        if isinstance(self.content, Shard):
+            names = [self.content.name]
+        elif isinstance(self.content, References):
+            names = [str(self.content.rows), *(self.content.roots or ())]
+        else:
+            names = [file.image_id for file in self.content]
         return self.url, *names, version
 
     def list(self, storage_options: storage.Options, sidecars: Sidecars = AS_USUAL) -> pd.DataFrame:
         """List the unit as rows."""
         if isinstance(self.content, Shard):
             return webdataset.list_shards([self.content], storage_options, sidecars)
+        if isinstance(self.content, References):
+            return references.list_references(self.content, storage_options, sidecars.most)
         return files.list_files(self.content, storage_options, sidecars.most)
 
 
-def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[Unit]:
+def find(
+    urls: storage.Paths, storage_options: storage.Options = None, roots: tuple[str, ...] | None = None
+) -> list[Unit]:
     """Find what a run is to read, in order.
 
     Parameters
     ----------
     urls : str, path, or list of these
-        Shards, image files, folders of one or the other, globs, braces.
+        Shards, image files, Parquet files, folders of these, globs, braces. Parquet in a folder that holds shards or images is left out.
     storage_options : dict, optional
+    roots : tuple of str, optional
+        Folders in which the images of Parquet's rows must lie.
 
     Raises
     ------
     FileNotFoundError
         Where a pattern finds nothing.
     ValueError
-        Where shards and images are named together, or lie in one folder; or as `read_webdataset` and `read_files`.
+        Where shards, images and Parquet are named together, or shards and images lie in one folder; or as `read_webdataset`, `read_files` and
+        `imgcurate.sources.references.find_references`.
     """
-    extensions, beside = (*webdataset.EXTENSIONS, *files.EXTENSIONS), tuple(files.TEXTS)
+    extensions = (*webdataset.EXTENSIONS, *files.EXTENSIONS, *references.EXTENSIONS)
+    beside = tuple(files.TEXTS)
     expand = partial(
         storage.expand,
         extensions=extensions,
         storage_options=storage_options,
         beside=beside,
         contained=files.CONTAINED,
-        called="tar shard and no image",
+        called="tar shard, no image and no Parquet that names images",
     )
     found = expand(urls)
     images, tars = _images_and_tars(found)
+    tables = {url: entry for url, entry in found.items() if _is_table(url)}
+    if tables and not any(map(_is_other, found)):
+        return [
+            Unit(f"{rows.url}#{rows.first}", rows.url, {f"{rows.url}#{rows.first}": rows.etag}, rows)
+            for rows in references.find_references(tables, storage_options, roots)
+        ]
+    if tables:
+        _refuse_lists(urls, expand, found)
+    if roots is not None:
+        raise ValueError(
+            "roots= says where the images of Parquet's rows may lie, and the inputs are no Parquet; leave it out"
+        )
     if images and tars:
         if not isinstance(urls, str | os.PathLike) and len(urls) > 1:
             raise ValueError(_of_several(urls, expand, images, tars, storage_options))
@@ -108,13 +137,53 @@ def find(urls: storage.Paths, storage_options: storage.Options = None) -> list[U
     if images:
         return list(_units_of(files.files_of(found, urls, storage_options), found, storage_options))
     # What is named is a shard, whatever its name is; when it is listed it is told whether it can be one.
-    shards = {url: entry for url, entry in found.items() if not url.lower().endswith(tuple(files.TEXTS))}
+    shards = {url: entry for url, entry in found.items() if _is_other(url)}
     if not shards:
         raise FileNotFoundError(f"{printable(repr(urls))} names neither a tar shard nor an image")
     return [
         Unit(shard.url, shard.url, {shard.url: str(shard.etag)}, shard)
         for shard in webdataset.shards_of(shards, storage_options)
     ]
+
+
+def _refuse_lists(
+    urls: storage.Paths, expand: Callable[[str], Mapping[str, storage.Entry]], found: Mapping[str, storage.Entry]
+) -> None:
+    """Raise where Parquet is named beside shards or images, and does not just lie among them."""
+    names = storage.patterns(urls)
+    of_each = [found] if len(names) == 1 else map(_quietly(expand), names)
+    lists = [
+        name
+        for name, its in zip(names, of_each, strict=True)
+        if any(_is_table(url) and not (entry.amid and any(map(_is_other, its))) for url, entry in its.items())
+    ]
+    if lists:
+        raise ValueError(
+            f"a run reads Parquet that names images, or shards or images themselves, and of what was named there is Parquet in "
+            f"{quoted(lists, _NAMED)} and others are shards or images: name the one or the other"
+        )
+
+
+def _is_table(url: str) -> bool:
+    return url.lower().endswith(references.EXTENSIONS)
+
+
+def _is_other(url: str) -> bool:
+    """Tell whether a file is a shard or an image, or what is named as one."""
+    return not url.lower().endswith((*references.EXTENSIONS, *files.TEXTS))
+
+
+def _quietly(
+    expand: Callable[[str], Mapping[str, storage.Entry]],
+) -> Callable[[str], Mapping[str, storage.Entry]]:
+    """Return `expand` without its warnings, which were shown already."""
+
+    def quiet(name: str) -> Mapping[str, storage.Entry]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return expand(name)
+
+    return quiet
 
 
 def _images_and_tars(found: Iterable[str]) -> tuple[int, int]:
@@ -124,7 +193,7 @@ def _images_and_tars(found: Iterable[str]) -> tuple[int, int]:
 
 def _of_several(
     urls: Sequence[str | os.PathLike[str]],
-    expand: Callable[[str | os.PathLike[str]], Mapping[str, storage.Entry]],
+    expand: Callable[[str], Mapping[str, storage.Entry]],
     images: int,
     tars: int,
     storage_options: storage.Options,
@@ -132,9 +201,7 @@ def _of_several(
     """Say which of several inputs hold shards and which images."""
     holders: tuple[list[str], list[str]] = [], []
     for url in urls:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they were shown already
-            counts = _images_and_tars(expand(url))
+        counts = _images_and_tars(_quietly(expand)(os.fspath(url)))
         for holding, n in zip(holders, counts, strict=True):
             if n:
                 holding.append(os.fspath(url))
@@ -155,9 +222,10 @@ def check_sidecars(sidecars: Sidecars, units: Sequence[Unit]) -> None:
     """Raise a ValueError where it is asked of image files what only members of shards can be."""
     if not isinstance(units[0].content, Shard) and sidecars._replace(most=AS_USUAL.most) != AS_USUAL:
         name = "image" if sidecars.image is not None else "caption_from"
-        raise ValueError(
-            f"{name}= says how samples of tar shards are read, and the inputs are image files, whose captions are the .txt beside them; leave it out"
-        )
+        what = "image files, whose captions are the .txt beside them"
+        if isinstance(units[0].content, References):
+            what = "Parquet, whose captions are its column 'caption'"
+        raise ValueError(f"{name}= says how samples of tar shards are read, and the inputs are {what}; leave it out")
 
 
 def describe(units: Sequence[Unit]) -> str:
@@ -170,8 +238,22 @@ def describe(units: Sequence[Unit]) -> str:
     """
     if isinstance(units[0].content, Shard):
         return plural(len(units), "tar shard")
-    images = sum(len(unit.content) for unit in units)
-    return plural(images, "image file")
+    if isinstance(units[0].content, References):
+        return plural(len({unit.source for unit in units}), "Parquet file")
+    return plural(sum(len(unit.content) for unit in units), "image file")
+
+
+def noun(units: Sequence[Unit]) -> str:
+    """Return what a source of these units is called.
+
+    Examples
+    --------
+    >>> noun([Unit("a.tar", "a.tar", {"a.tar": "1"}, Shard("a.tar", "a"))])
+    'shard'
+    """
+    if isinstance(units[0].content, Shard):
+        return "shard"
+    return "Parquet file" if isinstance(units[0].content, References) else "folder"
 
 
 def _units_of(

@@ -19,8 +19,9 @@ from imgcurate import measures, pixels, storage
 from imgcurate.cluster import connect
 from imgcurate.printable import NAMES_WITH_DIGITS, printable
 from imgcurate.report.rows import sample
-from imgcurate.run.inputs import Unit, check_sidecars, describe, find
+from imgcurate.run.inputs import Unit, check_sidecars, describe, find, noun
 from imgcurate.run.steps import Steps
+from imgcurate.sources.parquet import absolute_roots
 from imgcurate.sources.sidecars import AS_USUAL, Sidecars
 
 # What of an image is read first; of nearly all formats its header lies in it.
@@ -159,6 +160,7 @@ def inspect(
     *,
     decode: bool = False,
     sidecars: Sidecars = AS_USUAL,
+    roots: storage.Paths | None = None,
     storage_options: storage.Options = None,
     progress: bool = False,
     connect: Callable[[], distributed.Client] = connect,
@@ -174,6 +176,8 @@ def inspect(
         takes.
     sidecars : Sidecars, optional
         How samples are read.
+    roots : path or list of these, optional
+        As for `curate`.
     storage_options : dict, optional
         For the fsspec filesystem.
     progress : bool, default False
@@ -197,7 +201,7 @@ def inspect(
     >>> inspect("shards/*.tar")[1].formats  # doctest: +SKIP
     Counter({'JPEG': 9998, 'PNG': 2})
     """
-    units = find(inputs, storage_options)
+    units = find(inputs, storage_options, None if roots is None else absolute_roots(roots, storage_options))
     check_sidecars(sidecars, units)
     said = describe(units)
     steps = Steps(connect, progress)
@@ -207,7 +211,7 @@ def inspect(
         found = steps.run(
             (task(unit, decode, sidecars, storage_options) for unit in units),
             len(units),
-            unit="shard" if said.endswith(("shard", "shards")) else "group of files",
+            unit={"shard": "shard", "folder": "group of files"}.get(noun(units), "group of rows"),
         )
     return said, reduce(Inspected.__add__, found, Inspected())
 

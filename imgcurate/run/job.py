@@ -7,11 +7,11 @@ from typing import Any
 
 from imgcurate import fingerprint, storage, vectors
 from imgcurate.cluster import backend
+from imgcurate.run import inputs
 from imgcurate.run.folder import Folder
 from imgcurate.run.inputs import Unit
 from imgcurate.run.options import Options
 from imgcurate.run.steps import Steps
-from imgcurate.sources.webdataset import Shard
 
 #: Raise it where a run writes other outputs, so that a run which an earlier version finished writes its own anew.
 FORMAT = 2
@@ -61,7 +61,7 @@ class Job:
     @property
     def noun(self) -> str:
         """What a source is called."""
-        return "shard" if isinstance(self.units[0].content, Shard) else "folder"
+        return inputs.noun(self.units)
 
     @property
     def unit_noun(self) -> str:

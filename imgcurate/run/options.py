@@ -74,6 +74,7 @@ class Options:
     image: str | None = None
     max_sidecar: int = MAX_SIDECAR
     drop: tuple[str, ...] = ()
+    roots: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_samples_per_shard(self.samples_per_shard)

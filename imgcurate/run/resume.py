@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
 from imgcurate import parts, storage
 from imgcurate.parts import Part
 from imgcurate.printable import plural, printable
+from imgcurate.run.columns import listing_key
 from imgcurate.run.files import are_whole
 from imgcurate.run.folder import REPORT, WORK, is_output
+from imgcurate.run.inputs import Unit
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options, as_json
 
@@ -70,13 +72,29 @@ def begin(job: Job, retry_errors: bool) -> None:
 
 
 def distrust(job: Job, url: str) -> None:
-    """Of a file that changed under the same size and time, take note that those are not to be trusted."""
+    """Of a file that changed under the same size and time, or that rows of Parquet name, take note that what is known of it is not to be trusted."""
+    for unit in _that_name(url, job):
+        job.place.distrust(unit.url)
     try:
         now = storage.etag(url, job.storage_options)
     except OSError:
         return
     if any(unit.etags.get(url) == now for unit in job.units):
         job.place.distrust(url)
+
+
+def _that_name(url: str, job: Job) -> Iterator[Unit]:
+    """Yield the units of Parquet that have a row of a file."""
+    if job.noun != "Parquet file":
+        return
+    table = job.place.table("listed")
+    there = parts.there(table, job.storage_options)
+    for unit in job.units:
+        part = there.get(listing_key(unit, job.versions[unit.url], job.options.sidecars))
+        if part is not None:
+            urls = parts.read_part(f"{table}/{part.name}", None, ["url"], job.storage_options)["url"]
+            if (urls == url).any():
+                yield unit
 
 
 def sweep(job: Job, used: Mapping[str, Sequence[Part]]) -> None:

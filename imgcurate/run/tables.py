@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, NamedTuple
 
 import dask
@@ -22,9 +24,12 @@ from imgcurate.run import account, columns, files, write
 from imgcurate.run import decide as deciding
 from imgcurate.run.columns import HEADS, Columns, Hashes, Make, Measures, Rows, Scores, Sources
 from imgcurate.run.folder import GRAPHS, WORK
+from imgcurate.run.inputs import Unit
 from imgcurate.run.job import Job
 from imgcurate.run.options import Limits, Options
+from imgcurate.sources.references import References
 
+_THREADS = 16
 _PAIR_COLUMNS = ["image_id", "duplicate_of", "similarity"]
 
 
@@ -56,11 +61,20 @@ def list_inputs(job: Job) -> list[Part]:
     there = parts.there(table, job.storage_options)
     sidecars = job.options.sidecars
     keys = [columns.listing_key(unit, job.versions[unit.url], sidecars) for unit in job.units]
-    missing = [(unit, key) for unit, key in zip(job.units, keys, strict=True) if key not in there]
+    # Files that rows name and that could not be asked about may be there now; of those in folders no more is known than was before.
+    again = job.retry and job.noun == "Parquet file"
+    missing = [
+        (unit, key)
+        for unit, key in zip(job.units, keys, strict=True)
+        if key not in there or (again and there[key].unread)
+    ]
     _say_there(job, len(keys) - len(missing), len(keys), f"{job.unit_noun}s are listed")
     task = dask.delayed(columns.list_unit, pure=False)
     made = job.steps.run(
-        (task(unit, sidecars, table, key, job.storage_options) for unit, key in missing),
+        (
+            task(unit, sidecars, table, key, there[key].name if key in there else None, job.storage_options)
+            for unit, key in missing
+        ),
         len(missing),
         unit=job.unit_noun,
     )
@@ -71,13 +85,17 @@ def list_inputs(job: Job) -> list[Part]:
 def ranges_of(job: Job, listed: Sequence[Part]) -> list[Rows]:
     """Cut all units into ranges of rows, in order."""
     table = job.place.table("listed")
-    return [
-        rows
-        for unit, part in zip(job.units, listed, strict=True)
-        for rows in columns.ranges(
-            unit, job.versions[unit.url], f"{table}/{part.name}", part.rows, job.backend, job.options.sidecars.image
+
+    def cut(unit: Unit, part: Part) -> list[Rows]:
+        url, places = f"{table}/{part.name}", None
+        if isinstance(unit.content, References):
+            places = parts.read_part(url, None, columns.PLACES, job.storage_options)
+        return columns.ranges(
+            unit, job.versions[unit.url], url, part.rows, job.backend, job.options.sidecars.image, places
         )
-    ]
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(chain.from_iterable(threads.map(cut, job.units, listed)))
 
 
 def embed(job: Job, rows: Sequence[Rows]) -> list[Part]:
@@ -244,13 +262,15 @@ def write_files(
     key = fingerprint.of("files", _found_so_far(job, sources, pairs))
     job.place.make_room("files", key)
     urls = [f"{job.place.url}/images.parquet/{part.name}" for part in decided]
+    # Ids of two shards or folders are never one file's; those of Parquet are what somebody has given.
+    apart = job.noun != "Parquet file"
     siblings: dict[str, list[str]] = {}
     for source, url in zip(sources, urls, strict=True):
-        siblings.setdefault(source.rows.url, []).append(url)
+        siblings.setdefault(source.rows.url if apart else "", []).append(url)
     records = job.place.table("written")
     task = dask.delayed(files.write_files, pure=False)
     tasks = (
-        task(url, siblings[source.rows.url], job.place.url, records, key, job.storage_options)
+        task(url, siblings[source.rows.url if apart else ""], job.place.url, records, key, job.storage_options)
         for source, url in zip(sources, urls, strict=True)
     )
     kept = sum(part.counts["kept"] for part in decided)
@@ -282,13 +302,14 @@ def _make(job: Job, table: str, make: Make, rows: Sequence[Rows], done: str) -> 
     of_wanted = {key for _, key in wanted}
     unread = sum(there[key].unread for key in keys if key not in of_wanted)
     most = job.options.most_unread(total)
+    named = "files that the Parquet names" if job.noun == "Parquet file" else "shards"
 
     def check_unread(part: Part) -> None:
         nonlocal unread
         unread += part.unread
         if unread > most:
             raise OSError(
-                f"{unread:,} of {total:,} images could not be read, and {most:,.0f} may: see whether the shards are in reach and run the same "
+                f"{unread:,} of {total:,} images could not be read, and {most:,.0f} may: see whether the {named} are in reach and run the same "
                 "command again, which reads them again, or allow a larger share (--max-read-errors)"
             )
 

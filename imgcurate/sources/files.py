@@ -119,7 +119,7 @@ def files_of(
             f"{printable(repr(urls))} names no image: nothing ends in .jpg, .png, .webp or another extension of images"
         )
     root = storage.root_of(urls, storage_options)
-    return [File(url, storage.relative(url, root), entry, *_texts_beside(url, found)) for url, entry in images.items()]
+    return [File(url, storage.relative(url, root), entry, *texts_beside(url, found)) for url, entry in images.items()]
 
 
 def list_files(
@@ -156,7 +156,7 @@ def _row(file: File, storage_options: storage.Options, max_sidecar: int) -> dict
     return row
 
 
-def _texts_beside(url: str, found: Mapping[str, storage.Entry]) -> tuple[tuple[str, ...], str | None]:
+def texts_beside(url: str, found: Mapping[str, storage.Entry]) -> tuple[tuple[str, ...], str | None]:
     """Return the extensions of those files beside an image that are there, or of all where that is not known, and what is wrong with one."""
     beside = {extension: storage.replace_extension(url, extension) for extension in TEXTS}
     if found[url].amid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import dask.dataframe as dd
@@ -66,19 +67,37 @@ def read_parquet(
     if roots is None:
         return frame
     schema.require(frame, ["url"], "read_parquet with roots")
-    folders = [roots] if isinstance(roots, str | os.PathLike) else list(roots)
-    below = [storage.absolute(folder, storage_options) for folder in folders]
+    below = absolute_roots(roots, storage_options)
     return frame.map_partitions(_refuse_outside, below, meta=_refuse_outside(frame._meta, below))
 
 
-def _refuse_outside(part: Any, roots: list[str]) -> Any:
+def absolute_roots(roots: storage.Paths, storage_options: storage.Options = None) -> tuple[str, ...]:
+    """Return the folders in which images must lie as they mean the same on every worker."""
+    folders = [roots] if isinstance(roots, str | os.PathLike) else list(roots)
+    return tuple(storage.absolute(folder, storage_options) for folder in folders)
+
+
+def outside(url: str | None, roots: Sequence[str]) -> str | None:
+    """Say that a row's URL does not lie below one of `roots`, or None.
+
+    Examples
+    --------
+    >>> outside("s3://bucket/a.jpg", ["s3://bucket"]), outside("/etc/passwd", ["s3://bucket"])
+    (None, '/etc/passwd is not below s3://bucket')
+    """
+    if url is not None and storage.lies_below(url, roots):
+        return None
+    return f"{printable(str(url), 200)} is not below {', '.join(roots)}"
+
+
+def _refuse_outside(part: Any, roots: Sequence[str]) -> Any:
     """Return a partition with an error at each row whose URL does not lie below one of `roots`."""
     if not len(part):
         return part if "error" in part.columns else part.assign(error=vectors.empty_like(part, ["error"])["error"])
     columns = images.host_columns(part, ["url", "error"])
     errors = columns.get("error", [None] * len(part))
     for row, url in enumerate(columns["url"]):
-        if errors[row] is None and not (url is not None and storage.lies_below(url, roots)):
-            errors[row] = f"read: {printable(str(url), 200)} is not below {', '.join(roots)}"
+        if errors[row] is None and (problem := outside(url, roots)) is not None:
+            errors[row] = f"read: {problem}"
     error = images.columns_like(part, {"error": pa.array(errors, type=schema.TYPES["error"])})
     return part.assign(error=error["error"])

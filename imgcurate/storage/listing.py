@@ -156,6 +156,8 @@ def lies_below(url: str, roots: Sequence[str]) -> bool:
     (True, False)
     """
     url = path_of(url)
+    if "\0" in url:  # which no file's name has
+        return False
     try:
         check_protocol(url)
     except ValueError:

@@ -54,15 +54,15 @@ def refuse_changed(url: str, listed: Collection[str], storage_options: storage.O
     now = storage.etag(url, storage_options)
     for before in listed:
         if before != now:
-            raise ShardChanged(url, _difference(before, now))
+            raise ShardChanged(url, difference(before, now))
 
 
-def _difference(before: str, now: str) -> str:
+def difference(before: str, now: str) -> str:
     """Say how two etags differ.
 
     Examples
     --------
-    >>> _difference("10-5", "900-6"), _difference("10-5", "10-6"), _difference("0a", "0b")
+    >>> difference("10-5", "900-6"), difference("10-5", "10-6"), difference("0a", "0b")
     ('10 bytes then, 900 now', 'written again since, with as many bytes', 'etag 0a then, 0b now')
     """
     sizes = [_SIZE_AND_TIME.fullmatch(etag) for etag in (before, now)]

@@ -16,15 +16,15 @@ def add_to(commands: Any) -> None:
     """Add the command to the parser's."""
     inspect = commands.add_parser(
         "inspect",
-        help="say what shards or folders hold",
-        description="Say what tar shards or folders of images hold: how many images, their formats and sizes, captions, and what is broken. Reads headers and "
-        "captions, no pixels, and writes nothing but the page that --html asks for.",
+        help="say what shards, folders or Parquet hold",
+        description="Say what tar shards, folders of images, or lists of images in Parquet hold: how many images, their formats and sizes, captions, and "
+        "what is broken. Reads headers and captions, no pixels, and writes nothing but the page that --html asks for.",
     )
     inspect.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="tar shards or image files: paths, folders (read to the bottom), globs, {00000..00041}, any fsspec URL",
+        help=inputs.OF_RUN,
     )
     inspect.add_argument(
         "--decode", action="store_true", help="decode each image too, which finds those that are cut off or damaged"
@@ -32,6 +32,7 @@ def add_to(commands: Any) -> None:
     inspect.add_argument("--html", metavar="FILE", help="write what is told, and some of the images, as a page")
     inspect.add_argument("--overwrite", action="store_true", help="replace the page that is there")
     options.add_sidecars(inspect)
+    options.add_roots(inspect)
     options.add_cluster(inspect)
     options.add_storage(inspect)
     options.add_json(inspect)
@@ -44,7 +45,6 @@ def _inspect(given: argparse.Namespace) -> None:
     from imgcurate.run.inspection import inspect
     from imgcurate.sources.sidecars import chosen
 
-    inputs.refuse_parquet(given)
     if given.html is not None:
         refuse_file(given.html, given.storage_options, overwrite=given.overwrite)
     with clusters.connected(given) as connect:
@@ -52,6 +52,7 @@ def _inspect(given: argparse.Namespace) -> None:
             given.inputs,
             decode=given.decode,
             sidecars=chosen(given.caption_from, given.image, given.max_sidecar),
+            roots=given.roots,
             storage_options=given.storage_options,
             progress=not given.quiet,
             connect=connect,

@@ -19,9 +19,9 @@ def add_to(commands: Any) -> None:
     """Add the commands to the parser's."""
     run = commands.add_parser(
         "run",
-        help="curate tar shards, or folders of images",
-        description="Embed the images of tar shards or folders, score and filter them where a limit is given, remove semantic duplicates, and write "
-        "OUT/shards/*.tar or OUT/files (original bytes), OUT/images.parquet (every image, kept or not, and why), OUT/shards.parquet or OUT/files.parquet "
+        help="curate tar shards, folders of images, or images that Parquet names",
+        description="Embed the images of tar shards or folders, or those that rows of Parquet name, score and filter them where a limit is given, "
+        "remove semantic duplicates, and write OUT/shards/*.tar or OUT/files (original bytes), OUT/images.parquet (every image, kept or not, and why), OUT/shards.parquet or OUT/files.parquet "
         "(a digest of each shard or file) and OUT/manifest.json. A run that was stopped goes on when the same command is given again.",
         epilog="Exit status: 0; 1 where something failed; 2 where it was asked for wrongly; 3 where no image is kept; 128 + the signal where it was stopped.",
     )
@@ -29,7 +29,7 @@ def add_to(commands: Any) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="tar shards or image files: paths, folders (read to the bottom), globs, {00000..00041}, any fsspec URL",
+        help=inputs.OF_RUN,
     )
     run.add_argument("out", metavar="OUT", help="a folder that is empty, not there yet, or that of a run to go on with")
     options.add_model(run)
@@ -64,6 +64,7 @@ def add_to(commands: Any) -> None:
     )
     options.add_pixels(run)
     options.add_sidecars(run)
+    options.add_roots(run)
     options.group(run, "which images are read, and how").add_argument(
         "--max-read-errors",
         type=float,
@@ -115,6 +116,7 @@ def add_to(commands: Any) -> None:
 def _run(given: argparse.Namespace) -> int:
     from imgcurate.run.curate import carry_out
     from imgcurate.run.options import Options, dropped, measured, stages_of
+    from imgcurate.sources.parquet import absolute_roots
 
     asked = {field.name: getattr(given, field.name) for field in fields(Options)}
     asked |= {
@@ -122,9 +124,9 @@ def _run(given: argparse.Namespace) -> int:
         "dedup": stages_of(given.dedup),
         "measure": measured(given.measure),
         "formats": options.names(given.formats),
+        "roots": None if given.roots is None else absolute_roots(given.roots, given.storage_options),
     }
     of_run = Options(**asked)
-    inputs.refuse_parquet(given)
     with clusters.connected(given, goes_on=not given.dry_run) as connect:
         if given.dry_run:
             return _dry_run(given, of_run, connect)
