@@ -32,7 +32,7 @@ import pyarrow as pa
 from end_to_end import machine
 
 from imgcurate.dedup import lookup, removal
-from imgcurate.run import decide
+from imgcurate.run.output import decide
 
 _SLOW = ("isin", "merge", "polars")
 

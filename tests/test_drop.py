@@ -20,9 +20,9 @@ from PIL import Image
 import imgcurate as ic
 from imgcurate import cli, flags, parts, schema
 from imgcurate.cli.tables import nothing_kept, table
-from imgcurate.run.columns import Rows, Sources, read_rows
 from imgcurate.run.estimate import estimate
 from imgcurate.run.options import Options, dropped, measured
+from imgcurate.run.output.columns import Rows, Sources, read_rows
 from imgcurate.run.verify import verify
 
 FLAGS = list(flags.MEASURES)

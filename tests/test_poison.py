@@ -15,8 +15,8 @@ import pytest
 from conftest import Member, image_bytes, write_tar
 from PIL import Image
 
-from imgcurate.run import probe
-from imgcurate.run.probe import killers
+from imgcurate.run.tasks import probe
+from imgcurate.run.tasks.probe import killers
 
 # Python imports this in every process that has its folder on the path: workers, and those that are started in their place.
 STUB = """

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgcurate.dedup import lookup, remove, semantic_duplicates
-from imgcurate.run.decide import decide_part, link_twins
+from imgcurate.run.output.decide import decide_part, link_twins
 from imgcurate.schema import table
 
 IDS = [f"s/{i:03}" for i in range(20)]

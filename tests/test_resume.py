@@ -200,7 +200,7 @@ def test_a_torn_part_and_stale_files_are_not_in_the_way(client: Client, shards: 
 def test_a_shard_that_is_replaced_while_duplicates_are_found_stops_the_run_by_name(
     client: Client, shards: Path, tmp_path: Path, same_size: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imgcurate.run import tables
+    from imgcurate.run.output import tables
 
     victim, out = shards / "00001.tar", tmp_path / "out"
     stat, find = victim.stat(), tables.find_duplicates
@@ -266,11 +266,11 @@ def test_verify_names_what_was_changed_after_the_run(client: Client, shards: Pat
 
 
 def test_two_runs_in_one_folder_at_once_are_refused(client: Client, shards: Path, tmp_path: Path) -> None:
-    from imgcurate.run.lock import locked
+    from imgcurate.run.state.lock import locked
 
     run(shards, tmp_path / "out")
     with locked(str(tmp_path / "out" / ".run" / "lock")):
-        script = "import sys\nfrom imgcurate.run.lock import locked\nwith locked(sys.argv[1]): pass"
+        script = "import sys\nfrom imgcurate.run.state.lock import locked\nwith locked(sys.argv[1]): pass"
         other = subprocess.run(
             [sys.executable, "-c", script, str(tmp_path / "out" / ".run" / "lock")],
             capture_output=True,
@@ -282,7 +282,7 @@ def test_two_runs_in_one_folder_at_once_are_refused(client: Client, shards: Path
 
 def test_a_lock_in_a_store_goes_with_its_owner(tmp_path: Path) -> None:
     from imgcurate import storage
-    from imgcurate.run.lock import locked
+    from imgcurate.run.state.lock import locked
 
     url = f"memory://{tmp_path.name}/.run/lock"
     with locked(url), pytest.raises(BlockingIOError, match=f"process {os.getpid()}"), locked(url):

@@ -19,8 +19,8 @@ from s3 import Options, upload
 
 import imgcurate as ic
 from imgcurate import cli
-from imgcurate.run import files
 from imgcurate.run.curate import curate
+from imgcurate.run.output import files
 from imgcurate.run.verify import verify
 
 

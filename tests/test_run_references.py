@@ -21,9 +21,10 @@ from test_resume import outputs
 
 import imgcurate as ic
 from imgcurate import cli
-from imgcurate.run import inputs, tables
+from imgcurate.run import inputs
 from imgcurate.run.curate import curate
 from imgcurate.run.explain import explain
+from imgcurate.run.output import tables
 from imgcurate.run.verify import verify
 from imgcurate.sources.files import read_files
 from imgcurate.sources.references import found as finding

@@ -143,7 +143,7 @@ def test_an_object_that_is_replaced_stops_the_run(
     options: Options,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from imgcurate.run import tables
+    from imgcurate.run.output import tables
 
     source, find = upload(shards, f"{bucket}/in", options), tables.find_duplicates
 

@@ -14,8 +14,8 @@ import pytest
 from distributed import Client
 from sessions import wait_for
 
-from imgcurate.run import progress
-from imgcurate.run.steps import Steps
+from imgcurate.run.tasks import progress
+from imgcurate.run.tasks.steps import Steps
 
 # Of 25 images a second, each third time that four seconds have gone.
 LEFT = [

@@ -16,11 +16,12 @@ import distributed
 from imgcurate import cluster, encoders, storage, tar
 from imgcurate.dedup.graph.rank import Keep
 from imgcurate.printable import printable
-from imgcurate.run import account, folder, resume, tables
 from imgcurate.run.inputs import Unit, check_sidecars, describe, find
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options, dropped, measured, stages_of
-from imgcurate.run.steps import Steps
+from imgcurate.run.output import account, tables
+from imgcurate.run.state import folder, resume
+from imgcurate.run.tasks.steps import Steps
 from imgcurate.sources.parquet import absolute_roots
 from imgcurate.sources.sidecars import MAX_SIDECAR
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import dask
 
 from imgcurate import parts, storage
-from imgcurate.run.steps import Steps
+from imgcurate.run.tasks.steps import Steps
 from imgcurate.sinks.parquet import write_parquet
 
 # What is done already, in the folder that it goes to.

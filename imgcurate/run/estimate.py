@@ -17,14 +17,15 @@ from dask.utils import format_bytes
 
 from imgcurate import cluster, parts, storage, vectors
 from imgcurate.printable import plural
-from imgcurate.run import folder, resume, tables
-from imgcurate.run.columns import PLACES, Columns, ranges
 from imgcurate.run.curate import check
 from imgcurate.run.inputs import Unit, describe
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options
-from imgcurate.run.progress import duration
-from imgcurate.run.steps import Steps
+from imgcurate.run.output import tables
+from imgcurate.run.output.columns import PLACES, Columns, ranges
+from imgcurate.run.state import folder, resume
+from imgcurate.run.tasks.progress import duration
+from imgcurate.run.tasks.steps import Steps
 from imgcurate.sources.references import References
 from imgcurate.sources.sidecars import Sidecars
 from imgcurate.sources.webdataset import Shard

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgcurate import parts, storage, vectors
-from imgcurate.run import files
-from imgcurate.run.folder import Folder
+from imgcurate.run.output import files
+from imgcurate.run.state.folder import Folder
 
 _THREADS = 16
 # Of an image these are no answer to what became of it.

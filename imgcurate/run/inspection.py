@@ -20,7 +20,7 @@ from imgcurate.cluster import connect
 from imgcurate.printable import NAMES_WITH_DIGITS, printable
 from imgcurate.report.rows import sample
 from imgcurate.run.inputs import Unit, check_sidecars, describe, find, noun
-from imgcurate.run.steps import Steps
+from imgcurate.run.tasks.steps import Steps
 from imgcurate.sources.parquet import absolute_roots
 from imgcurate.sources.sidecars import AS_USUAL, Sidecars
 

@@ -8,10 +8,10 @@ from typing import Any
 from imgcurate import fingerprint, storage, vectors
 from imgcurate.cluster import backend
 from imgcurate.run import inputs
-from imgcurate.run.folder import Folder
 from imgcurate.run.inputs import Unit
 from imgcurate.run.options import Options
-from imgcurate.run.steps import Steps
+from imgcurate.run.state.folder import Folder
+from imgcurate.run.tasks.steps import Steps
 
 #: Raise it where a run writes other outputs, so that a run which an earlier version finished writes its own anew.
 FORMAT = 2

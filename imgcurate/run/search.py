@@ -14,7 +14,7 @@ from imgcurate.printable import printable
 from imgcurate.report import rows
 from imgcurate.report.gallery import grid
 from imgcurate.report.page import Page
-from imgcurate.run.folder import Folder
+from imgcurate.run.state.folder import Folder
 from imgcurate.sources.embeddings import made_by, read_embeddings
 
 # What is said of an image that was found, where it is known.

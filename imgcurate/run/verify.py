@@ -18,10 +18,10 @@ import xxhash
 from imgcurate import parts, storage, tar
 from imgcurate.cluster import connect
 from imgcurate.printable import plural, printable
-from imgcurate.run import files, write
-from imgcurate.run.folder import Folder, is_output
-from imgcurate.run.steps import Steps
-from imgcurate.run.write import Cut
+from imgcurate.run.output import files, write
+from imgcurate.run.output.write import Cut
+from imgcurate.run.state.folder import Folder, is_output
+from imgcurate.run.tasks.steps import Steps
 from imgcurate.sinks.webdataset import keys_of
 from imgcurate.sources.sidecars import MAX_SIDECAR, chosen, images_of
 

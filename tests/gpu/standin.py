@@ -36,7 +36,7 @@ from torch.overrides import TorchFunctionMode
 
 import imgcurate
 from imgcurate import cluster, vectors
-from imgcurate.run import steps
+from imgcurate.run.tasks import steps
 
 _CUDA = torch.device("cuda", 0)
 #: Tests of what cuDF and a cluster do themselves.

@@ -71,7 +71,7 @@ def _stored(given: argparse.Namespace) -> Any:
     """Return the pairs that a folder stores."""
     from imgcurate import storage
     from imgcurate.dedup.result import Duplicates
-    from imgcurate.run.folder import Folder
+    from imgcurate.run.state.folder import Folder
 
     out = storage.absolute(given.out, given.storage_options).rstrip("/")
     run = Folder(out, given.storage_options)

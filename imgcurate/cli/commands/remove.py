@@ -48,8 +48,8 @@ def add_to(commands: Any) -> None:
 def _remove(given: argparse.Namespace) -> int:
     from imgcurate import schema, storage
     from imgcurate.dedup import removal
-    from imgcurate.run.folder import refuse_inside
-    from imgcurate.run.steps import Steps
+    from imgcurate.run.state.folder import refuse_inside
+    from imgcurate.run.tasks.steps import Steps
     from imgcurate.sinks.webdataset import check_samples_per_shard, write_webdataset
     from imgcurate.sources.parquet import read_parquet
 

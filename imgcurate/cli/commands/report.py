@@ -28,8 +28,8 @@ def add_to(commands: Any) -> None:
 def _report(given: argparse.Namespace) -> None:
     from imgcurate import storage
     from imgcurate.report.run import write_report
-    from imgcurate.run.folder import Folder
-    from imgcurate.run.steps import Steps
+    from imgcurate.run.state.folder import Folder
+    from imgcurate.run.tasks.steps import Steps
 
     url = storage.absolute(given.out, given.storage_options).rstrip("/")
     run = Folder(url, given.storage_options)

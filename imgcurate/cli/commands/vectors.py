@@ -63,7 +63,7 @@ def _embed(given: argparse.Namespace) -> None:
     from imgcurate import encoders
     from imgcurate.encoders.embed import embed
     from imgcurate.run.embedding import refuse_files, write_embeddings
-    from imgcurate.run.steps import Steps
+    from imgcurate.run.tasks.steps import Steps
 
     refuse_files(given.out, given.overwrite, given.storage_options)
     found = inputs.find(given)
@@ -99,7 +99,7 @@ def _dedup(given: argparse.Namespace) -> None:
     from imgcurate.cluster import backend
     from imgcurate.dedup.graph.rank import in_force
     from imgcurate.dedup.semantic.search import check, semantic_duplicates
-    from imgcurate.run.steps import Steps
+    from imgcurate.run.tasks.steps import Steps
     from imgcurate.sinks.parquet import write_parquet
     from imgcurate.sources.embeddings import read_embeddings
 

@@ -14,7 +14,7 @@ from imgcurate.report.run import facts, map, relatives
 from imgcurate.report.run.facts import Facts
 from imgcurate.report.run.relatives import Relatives
 from imgcurate.report.run.thresholds import Thresholds, try_others
-from imgcurate.run.folder import Folder
+from imgcurate.run.state.folder import Folder
 
 #: How many of the largest groups of duplicates are shown.
 GROUPS = 6

@@ -20,13 +20,13 @@ from imgcurate.dedup.semantic.search import check, semantic_duplicates
 from imgcurate.encoders.embed import columns_of
 from imgcurate.parts import Part
 from imgcurate.printable import printable
-from imgcurate.run import account, columns, files, write
-from imgcurate.run import decide as deciding
-from imgcurate.run.columns import HEADS, Columns, Hashes, Make, Measures, Rows, Scores, Sources
-from imgcurate.run.folder import GRAPHS, WORK
 from imgcurate.run.inputs import Unit
 from imgcurate.run.job import Job
 from imgcurate.run.options import Limits, Options
+from imgcurate.run.output import account, columns, files, write
+from imgcurate.run.output import decide as deciding
+from imgcurate.run.output.columns import HEADS, Columns, Hashes, Make, Measures, Rows, Scores, Sources
+from imgcurate.run.state.folder import GRAPHS, WORK
 from imgcurate.sources.references import References
 
 _THREADS = 16

@@ -14,9 +14,9 @@ from fsspec.utils import glob_translate
 
 from imgcurate import storage
 from imgcurate.printable import printable
-from imgcurate.run import files
 from imgcurate.run.inputs import Unit
-from imgcurate.run.lock import locked
+from imgcurate.run.output import files
+from imgcurate.run.state.lock import locked
 from imgcurate.sources.references import References
 
 WORK, REPORT = ".run", "report.html"

@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 
 from imgcurate import fingerprint, images, parts, storage
-from imgcurate.run import write
-from imgcurate.run.write import Cut
+from imgcurate.run.output import write
+from imgcurate.run.output.write import Cut
 from imgcurate.sinks.copies import Copied, copy_images, name_of, short
 from imgcurate.sinks.copying import SIDECARS, Sources, rows_of
 from imgcurate.sources.files import EXTENSIONS

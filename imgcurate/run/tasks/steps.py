@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from imgcurate import cluster
 from imgcurate.printable import printable
-from imgcurate.run import progress
+from imgcurate.run.tasks import progress
 
 T = TypeVar("T")
 

@@ -14,11 +14,11 @@ from imgcurate.cluster import backend
 from imgcurate.dedup.semantic.thresholds import eps_of
 from imgcurate.identity import Identity
 from imgcurate.printable import printable
-from imgcurate.run import files, write
-from imgcurate.run.columns import HEADS, Rows
-from imgcurate.run.decide import KINDS, Decided
 from imgcurate.run.job import Job
 from imgcurate.run.options import Limits, Options
+from imgcurate.run.output import files, write
+from imgcurate.run.output.columns import HEADS, Rows
+from imgcurate.run.output.decide import KINDS, Decided
 from imgcurate.scores.head import check_dimension, check_encoder
 
 _PACKAGES = ("imgcurate", "dask", "pandas", "pyarrow", "torch", "transformers", "scikit-learn", "pillow")

@@ -20,8 +20,8 @@ from imgcurate.encoders import load_encoder
 from imgcurate.encoders.embed import embed_part
 from imgcurate.parts import Part
 from imgcurate.run.inputs import Unit
-from imgcurate.run.owner import is_here, lives, this_process
-from imgcurate.run.probe import killers
+from imgcurate.run.state.owner import is_here, lives, this_process
+from imgcurate.run.tasks.probe import killers
 from imgcurate.scores import aesthetic, nsfw
 from imgcurate.sources.sidecars import AS_USUAL, Sidecars
 

@@ -10,12 +10,12 @@ from typing import Any
 from imgcurate import parts, storage
 from imgcurate.parts import Part
 from imgcurate.printable import plural, printable
-from imgcurate.run.columns import listing_key
-from imgcurate.run.files import are_whole
-from imgcurate.run.folder import REPORT, WORK, is_output
 from imgcurate.run.inputs import Unit
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options, as_json
+from imgcurate.run.output.columns import listing_key
+from imgcurate.run.output.files import are_whole
+from imgcurate.run.state.folder import REPORT, WORK, is_output
 
 _DEFAULTS = {field.name: as_json(field.default) for field in fields(Options) if field.default is not MISSING}
 

@@ -16,8 +16,8 @@ import xxhash
 
 from imgcurate import flags, parts, storage, vectors
 from imgcurate.dedup import lookup
-from imgcurate.run.columns import Sources, read_rows
 from imgcurate.run.options import Limits
+from imgcurate.run.output.columns import Sources, read_rows
 
 _TEXT = pd.ArrowDtype(pa.string())
 _KEY, _COUNTS = b"imgcurate.key", b"imgcurate.counts"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from imgcurate import storage
-from imgcurate.run.owner import is_here, lives, this_process
+from imgcurate.run.state.owner import is_here, lives, this_process
 
 _BEAT_SECONDS, _DEAD_SECONDS = 15.0, 60.0
 
