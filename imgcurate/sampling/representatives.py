@@ -57,7 +57,7 @@ def representatives(
         of a smallest cluster those of highest weight are taken, not random ones. How many each cluster gives does not depend on it.
     n_clusters : int or sequence of int, optional
         Farthest-first: default 1 up to 2,048 images, else one for each 1,000. Hierarchical: the smallest clusters, or the clusters of each level from
-        these up; default one for each 100 images, and at each level above a tenth, down to 10 to 20.
+        these up; default one for each 100 images, and at each level above a tenth, up to one of at most 100.
     seed : int
         Of k-means, and of what is drawn at random.
     id_field, embedding_field : str
@@ -136,9 +136,7 @@ def _check(n: Any, fraction: Any, method: Any, weight: Any, seed: Any) -> None:
         raise ValueError("give either n, how many images to take, or fraction, which share of them")
     if n is not None and not _is_count(n):
         raise ValueError(f"n={n!r} must be a whole number of at least 1; fraction= takes a share")
-    if fraction is not None and not (
-        isinstance(fraction, Real) and not isinstance(fraction, bool) and 0 < fraction <= 1
-    ):
+    if fraction is not None and not (_is_a(fraction, Real) and 0 < fraction <= 1):
         raise ValueError(f"fraction={fraction!r} must be a share above 0 and at most 1; n= takes a number of images")
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown: give {' or '.join(map(repr, METHODS))}")

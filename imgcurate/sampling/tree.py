@@ -13,9 +13,9 @@ import numpy as np
 
 from imgcurate.dedup.semantic import assign, kmeans
 
-#: Where the user names no number of leaves, so many images for each; each level above has a tenth of the clusters, but not fewer than `_TOP`, and ends
-#: the tree where it has up to twice as many.
-_IMAGES_PER_LEAF, _PER_PARENT, _TOP = 100, 10, 10
+#: Where the user names no number of leaves, so many images for each. Each level above has a tenth of the clusters, but not fewer than ten, and ends the
+#: tree where these are no more than a hundred: of fewer and more concepts than that both are brought out.
+_IMAGES_PER_LEAF, _PER_PARENT, _FEWEST, _HIGHEST = 100, 10, 10, 100
 #: k-means is fitted so many times more, to what lies nearest to each centroid: to half of a cluster of mean size. On mixtures of which one concept had
 #: 90 % of the rows more did not even out much more.
 _RESAMPLED = 3
@@ -49,11 +49,11 @@ def choose_levels(n: int, most: int, leaves: int | None = None) -> list[int]:
     Examples
     --------
     >>> choose_levels(100_000, 10_000), choose_levels(60, 10_000)
-    ([1000, 100, 10], [1])
+    ([1000, 100], [1])
     """
     levels = [leaves or max(1, min(n // _IMAGES_PER_LEAF, most))]
-    while levels[-1] > 2 * _TOP:
-        levels.append(max(levels[-1] // _PER_PARENT, _TOP))
+    while levels[-1] > (_FEWEST if len(levels) == 1 else _HIGHEST):
+        levels.append(max(levels[-1] // _PER_PARENT, _FEWEST))
     return levels
 
 
