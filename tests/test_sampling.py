@@ -252,11 +252,9 @@ def test_images_that_cannot_be_compared_are_counted_and_never_taken(in_process: 
         found = ic.representatives(frame, fraction=1.0, method=method)
         assert set(taken(found)["image_id"]) == set(names(42)[:39])
         assert (found.n, found.n_rows, found.n_excluded) == (39, 42, 3) and ", 3 excluded;" in repr(found)
-    with pytest.raises(
-        ValueError, match="40 images cannot be taken from the 39 that have a usable vector and no error"
-    ):
+    with pytest.raises(ValueError, match="n=40 is more than the 39 images that have a usable vector and no error"):
         ic.representatives(frame, 40)
-    with pytest.raises(ValueError, match="1 images cannot be taken from the 0"):
+    with pytest.raises(ValueError, match="n=1 is more than the 0 images"):
         ic.representatives(frame_of(rows[40:]), fraction=0.5)
 
 

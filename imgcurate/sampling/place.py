@@ -42,7 +42,7 @@ def place(rows: Any, first: int, centroids: np.ndarray | None) -> tuple[pa.Table
     n = len(rows.vectors)
     cluster = np.zeros(n, np.int32) if centroids is None else assign.place(rows.vectors, centroids).labels[:, 0]
     names = rows.table.column_names
-    weight = rows.table["key0"].cast(pa.float64()) if "key0" in names else pa.array(np.zeros(n))
+    weight = rows.table["key0"].cast(pa.float64(), safe=False) if "key0" in names else pa.array(np.zeros(n))
     # What is missing is lighter than everything.
     weight = pc.fill_null(pc.if_else(pc.is_nan(weight), -np.inf, weight), -np.inf)
     columns = {"row": np.arange(first, first + n), "weight": weight, "cluster": cluster}
@@ -60,16 +60,13 @@ def regroup(table: pa.Table, parts: np.ndarray) -> tuple[pa.Table, np.ndarray]:
     return table.set_column(at, "cluster", pa.array(group)), np.bincount(group, minlength=int(parts.sum()))
 
 
-def split(blocks: Sequence[Any], tables: Sequence[pa.Table], bounds: Sequence[int], full: bool) -> list[Piece]:
-    """Split the rows of some blocks by runs of groups, with their vectors where these are needed."""
+def split(tables: Sequence[pa.Table], blocks: Sequence[Any] | None, bounds: Sequence[int]) -> list[Piece]:
+    """Split the rows of some blocks by runs of groups; with their vectors where the blocks are given."""
     table = pa.concat_tables(tables, promote_options="permissive")
     group = table["cluster"].to_numpy()
     order = np.argsort(group, kind="stable")
     cuts = np.searchsorted(group[order], bounds)
-    matrix = None
-    if full:
-        matrices = [rows.vectors for rows in blocks]
-        matrix = matrices[0] if len(matrices) == 1 else vectors.namespace(matrices[0]).concatenate(matrices)
+    matrix = None if blocks is None else _stacked([rows.vectors for rows in blocks])
     pieces = []
     for start, stop in pairwise(cuts):
         here = order[start:stop]
@@ -119,7 +116,7 @@ def choose(pieces: Sequence[Piece], quotas: np.ndarray, low: int, weighted: bool
     chosen, ranks = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     matrix = None
     if kept and not isinstance(kept[0], VectorStore):
-        matrix = kept[0] if len(kept) == 1 else vectors.namespace(kept[0]).concatenate(kept)
+        matrix = _stacked(kept)
     for number in np.flatnonzero(quotas):
         here, quota = order[bounds[number] : bounds[number + 1]], int(quotas[number])
         if kept:
@@ -130,3 +127,7 @@ def choose(pieces: Sequence[Piece], quotas: np.ndarray, low: int, weighted: bool
         ranks.append(np.arange(quota))
     taken = table.take(pa.array(np.concatenate(chosen)))
     return pa.table({"id": taken["id"], "cluster": taken["cluster"], "rank": pa.array(np.concatenate(ranks))})
+
+
+def _stacked(matrices: Sequence[Any]) -> Any:
+    return matrices[0] if len(matrices) == 1 else vectors.namespace(matrices[0]).concatenate(matrices)

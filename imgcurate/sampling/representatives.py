@@ -83,11 +83,11 @@ def representatives(
 
     Notes
     -----
-    Eager: `frame` is computed once, and its representatives are chosen; they stay in the workers' memory or in files for as long as the result is held.
+    Eager: `frame` is computed once, and its representatives are chosen; their ids stay in the workers' memory for as long as the result is held.
     What is chosen depends on the vectors, the ids, the weights and the seed, not on how the frame is partitioned.
 
-    A cluster of more than 2,048 images is cut at random into parts for farthest-first, each of which has a number in ``cluster`` of its own. Where there
-    is one, no set of `n` images covers the frame at less than half the distance (Gonzalez, "Clustering to minimize the maximum intercluster distance",
+    A cluster of more than 2,048 images is cut at random into parts for farthest-first, each of which has a number in ``cluster`` of its own. Where
+    there is one cluster, no set of `n` images covers the frame at less than half the distance (Gonzalez, "Clustering to minimize the maximum intercluster distance",
     1985; Sener and Savarese, "Active learning for convolutional neural networks: a core-set approach", 2018). Shares are rounded by the largest
     remainder. Of equally far images the one of the lowest id is taken.
 
@@ -187,6 +187,6 @@ def _how_many(n: int | None, fraction: float | None, rows: frames.Frame) -> int:
     if n > rows.n_compared:
         excluded = rows.n_rows - rows.n_compared
         raise ValueError(
-            f"{n:,} images cannot be taken from the {rows.n_compared:,} that have a usable vector and no error ({excluded:,} have not); ask for fewer"
+            f"n={n:,} is more than the {rows.n_compared:,} images that have a usable vector and no error ({excluded:,} have not); ask for fewer"
         )
     return int(n)

@@ -111,9 +111,10 @@ class _Choice:
         # Groups of partitions, because every split has a task for every bucket.
         together = -(-len(tables) // max(4 * frames.threads(), n_buckets))
         split = dask.delayed(place.split, nout=n_buckets)
+        starts = range(0, len(tables), together)
         pieces = [
-            list(split(rows.blocks[at : at + together], tables[at : at + together], bounds, self.farthest))
-            for at in range(0, len(tables), together)
+            list(split(tables[at : at + together], rows.blocks[at : at + together] if self.farthest else None, bounds))
+            for at in starts
         ]
         choose = dask.delayed(place.choose)
         chosen = [
