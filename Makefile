@@ -52,6 +52,8 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/removal.py
 	$(BIN)/python benchmarks/content.py
 	$(BIN)/python benchmarks/neighbours.py
+	$(BIN)/python benchmarks/outliers.py
+	$(BIN)/python benchmarks/representatives.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/requests.py
 	$(BIN)/python benchmarks/listing.py

@@ -24,6 +24,7 @@ from .report.page import Page as Page
 from .report.scores import plot_scores as plot_scores
 from .report.thumbnails import thumbnail as thumbnail
 from .run.curate import curate as curate
+from .sampling.representatives import representatives as representatives
 from .scores.aesthetic import score_aesthetic as score_aesthetic
 from .scores.fraction import top_fraction as top_fraction
 from .scores.nsfw import score_nsfw as score_nsfw

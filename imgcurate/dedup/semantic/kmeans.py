@@ -32,6 +32,8 @@ _ROWS_PER_CLUSTER, _LEAST_SAMPLE = 1000, 16
 _ONE_LEVEL = 1000
 _ROUNDS, _MAX_ITERATIONS = 5, 10
 _BLOCK = 1024
+#: k-means++ draws from so many rows, or so many a cluster where those are more.
+_DRAWN_FROM, _DRAWN_FROM_PER_CLUSTER = 8192, 8
 #: The longest vector on the grid: 1.5 times its square, a product with its half square, is below 2**24.
 _LONGEST = 3300
 _FIXED_POINT = 2.0**32
@@ -65,8 +67,13 @@ def choose_n_clusters(n: int, dimension: int = 768, probes: int = 2, gpu: bool =
         move = _TAKEN * probes * n * dimension * (_MOVE_GPU if gpu else _MOVE)
         return fit + place + move + _UNEVEN * (probes * n) ** 2 / (2 * k**0.5) * compare
 
-    most = _SAMPLE_BYTES // max(4 * dimension, 1) // _LEAST_SAMPLE
+    most = most_clusters(dimension)
     return min(1, max(2, round((n / 2) ** 0.5), min(n // _ROWS_PER_CLUSTER, most)), key=cost)
+
+
+def most_clusters(dimension: int) -> int:
+    """Return of how many clusters a sample that one task holds has rows enough."""
+    return _SAMPLE_BYTES // max(4 * dimension, 1) // _LEAST_SAMPLE
 
 
 def all_cost_less(sizes: np.ndarray, n: int, dimension: int) -> bool:
@@ -95,8 +102,8 @@ def sample_size(n: int, n_clusters: int, dimension: int = 768) -> int:
 
 
 @screen.exact_products()
-def fit(sample: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """Fit k-means to host vectors by Lloyd's algorithm, from rows drawn at random.
+def fit(sample: np.ndarray, n_clusters: int, seed: int, init: str = "random") -> np.ndarray:
+    """Fit k-means to host vectors by Lloyd's algorithm, from rows of the sample.
 
     Parameters
     ----------
@@ -104,6 +111,8 @@ def fit(sample: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
         Unit vectors in an order that does not depend on partitioning; m >= `n_clusters`.
     n_clusters : int
     seed : int
+    init : {"random", "k-means++"}
+        How these rows are drawn. By k-means++ few rows far from all others get a centroid of their own, which takes longer.
 
     Returns
     -------
@@ -122,28 +131,29 @@ def fit(sample: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     Memory beside the sample: its rows in that format, and blocks.
     """
     if n_clusters <= _ONE_LEVEL:
-        return _lloyd(sample, n_clusters, seed)[0]
-    groups, label = _lloyd(sample, round(n_clusters**0.5), seed)
+        return _lloyd(sample, n_clusters, seed, init)[0]
+    groups, label = _lloyd(sample, round(n_clusters**0.5), seed, init)
     ends = np.rint(np.cumsum(np.bincount(label, minlength=len(groups))) * (n_clusters / len(sample))).astype(np.int64)
     shares = np.diff(ends, prepend=0).tolist()
     order, first = np.argsort(label, kind="stable"), np.searchsorted(np.sort(label), range(len(groups) + 1))
     return np.concatenate(
         [
-            _lloyd(sample[order[first[group] : first[group + 1]]], share, seed)[0]
+            _lloyd(sample[order[first[group] : first[group + 1]]], share, seed, init)[0]
             for group, share in enumerate(shares)
             if share
         ]
     )
 
 
-def _lloyd(sample: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _lloyd(sample: np.ndarray, n_clusters: int, seed: int, init: str) -> tuple[np.ndarray, np.ndarray]:
     """Return centroids, and for each row of the sample the one that was nearest in the last round."""
     import torch
 
     kind = torch.bfloat16 if screen.made_for_bfloat16() else torch.float32
     mean = vector_sum(sample) / _FIXED_POINT / len(sample)
     grid, scale = _on_grid(sample, mean, kind)
-    drawn = np.random.default_rng(seed % 2**64).choice(len(sample), n_clusters, replace=False)
+    rng = np.random.default_rng(seed % 2**64)
+    drawn = rng.choice(len(sample), n_clusters, replace=False) if init == "random" else _spread(grid, n_clusters, rng)
     means = grid[torch.from_numpy(drawn)].double()
     labels = np.zeros(len(sample), dtype=np.int64)
     for _ in range(_ROUNDS):
@@ -160,6 +170,25 @@ def _lloyd(sample: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, 
             counts += torch.bincount(torch.from_numpy(label), minlength=n_clusters)[:, None]
         means = torch.where(counts > 0, sums / counts.clamp(min=1), means)
     return unit_centroids(mean + means.numpy() / scale), labels
+
+
+def _spread(grid: Any, n_clusters: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw rows by k-means++: each with a chance in proportion to the squared distance from those drawn before it."""
+    import torch
+
+    most = max(_DRAWN_FROM, _DRAWN_FROM_PER_CLUSTER * n_clusters)
+    among = rng.choice(len(grid), min(len(grid), most), replace=False)
+    rows = grid[torch.from_numpy(among)].float()
+    squares = rows.square().sum(dim=1).double().numpy()
+    far, drawn = np.full(len(rows), np.inf), [int(rng.integers(len(rows)))]
+    while len(drawn) < n_clusters:
+        at = drawn[-1]
+        # Whole numbers, as their sums are.
+        far = np.minimum(far, squares + squares[at] - 2 * (rows @ rows[at]).double().numpy())
+        sums = np.cumsum(far)
+        # Where all are equal to one that is drawn, any is as good.
+        drawn.append(min(int(np.searchsorted(sums, rng.random() * sums[-1], "right")), len(rows) - 1))
+    return among[drawn]
 
 
 def _on_grid(sample: np.ndarray, mean: np.ndarray, kind: Any) -> tuple[Any, float]:

@@ -1,0 +1,1 @@
+"""A smaller set that stands for the whole."""

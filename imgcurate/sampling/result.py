@@ -1,0 +1,75 @@
+"""Representatives: the smaller set that stands for a frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+from dask.delayed import Delayed
+
+from imgcurate import schema, vectors
+from imgcurate.dedup.frames import Prefix, as_part
+from imgcurate.dedup.semantic import frame as frames
+
+
+class Representatives:
+    """Images that stand for all, which stay on the cluster.
+
+    Attributes
+    ----------
+    n : int
+        How many they are.
+    n_rows, n_compared, n_excluded : int
+        Images in the frame; those that could be taken; those that could not, because of an error or for lack of a vector.
+    method : str
+    n_clusters : int
+        Groups that they were taken from.
+    id_field : str
+    """
+
+    def __init__(
+        self,
+        found: list[Delayed],
+        rows: frames.Frame,
+        *,
+        like: Any,
+        id_dtype: Any,
+        id_field: str,
+        n: int,
+        method: str,
+        n_clusters: int,
+        at_once: bool,
+    ) -> None:
+        self.n, self.method, self.n_clusters, self.id_field = n, method, n_clusters, id_field
+        self.n_rows, self.n_compared = rows.n_rows, rows.n_compared
+        self.n_excluded = rows.n_rows - rows.n_compared
+        self._found, self._like, self._id_dtype, self._at_once = found, like, id_dtype, at_once
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __repr__(self) -> str:
+        excluded = f", {self.n_excluded:,} excluded" if self.n_excluded else ""
+        of = f"{self.n:,} of {self.n_compared:,} images, from {self.n_clusters:,} cluster{'s' * (self.n_clusters != 1)}"
+        return f"Representatives({of}{excluded}; {self.method}; see .frame ({'at once' if self._at_once else 'lazy'}))"
+
+    @property
+    def frame(self) -> Any:
+        """One row an image that was taken, lazily where the frame was not in memory.
+
+        Its id, ``cluster``, and ``rank``: its place, from 0, in the order in which those of its cluster were taken.
+        ``frame.merge(found.frame, on="image_id")`` is the smaller set.
+        """
+        host = pd.DataFrame({self.id_field: pd.Series([], dtype=self._id_dtype)}).assign(
+            cluster=pd.Series([], dtype=schema.dtype(schema.TYPES["cluster"], "cluster")),
+            rank=pd.Series([], dtype=np.int64),
+        )
+        meta = vectors.from_pandas(host, self._like)
+        parts = [dask.delayed(as_part)(table, ["id", "cluster", "rank"], host, meta) for table in self._found]
+        frame = dd.from_delayed(parts, meta=meta, verify_meta=False, prefix=Prefix(self, "representatives"))
+        if not self._at_once:
+            return frame
+        return frame.compute().sort_values(["cluster", "rank"], ignore_index=True)
