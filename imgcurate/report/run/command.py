@@ -32,6 +32,7 @@ _DEFAULTS: dict[str, Any] = {
     "formats": [],
     "timeout": None,
     "max_read_errors": None,
+    "roots": None,
 }
 # Those that curate() has and the command has not.
 _OF_CURATE: dict[str, Any] = {"dtype": "auto", "draft": True}
@@ -51,6 +52,8 @@ def command(options: Mapping[str, Any], **changed: Any) -> str:
     --------
     >>> command({"inputs": "my shards/*.tar", "out": "curated", "eps": 0.05, "probes": 2, "measure": ["sharpness"]}, eps=0.02)
     "imgcurate run 'my shards/*.tar' curated --eps 0.02 --measure"
+    >>> command({"inputs": "best.parquet", "out": "best", "roots": ["/photos", "s3://more"]})
+    'imgcurate run best.parquet best --roots /photos --roots s3://more'
     """
     inputs = options["inputs"]
     places = [*([inputs] if isinstance(inputs, str) else inputs), options["out"]]
@@ -81,6 +84,8 @@ def only_of_curate(manifest: Mapping[str, Any]) -> list[str]:
 def _words(name: str, value: Any) -> list[str]:
     """Return an option as the words of a command."""
     flag = f"--{name.replace('_', '-')}"
+    if name == "roots":
+        return [word for folder in value for word in (flag, folder)]
     if name == "dedup":
         return [flag, ",".join(value)] if value else ["--no-dedup"]
     if name == "measure" or value is True:
