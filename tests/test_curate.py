@@ -18,6 +18,8 @@ from distributed import Client
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from imgcurate import cli, curate, identity
+from imgcurate.cli.tables import table
+from imgcurate.dedup import semantic_duplicates
 from imgcurate.sources.parquet import read_parquet
 from imgcurate.sources.webdataset import read_webdataset
 
@@ -201,6 +203,23 @@ def test_kinds_of_duplicates_follow_one_another_and_name_what_is_kept(
     with pytest.raises(ValueError, match="0 to 63"):
         run(shards, tmp_path / "no", model_dir, dedup="perceptual", max_distance=64)
     assert not (tmp_path / "no").exists()
+
+
+def test_a_run_estimates_which_share_of_the_pairs_its_clusters_have_found(
+    client: Client, shards: Path, tmp_path: Path, model_dir: Path
+) -> None:
+    asked = {"eps": 0.3, "n_clusters": 6, "probes": 1}
+    out = tmp_path / "out"
+    manifest, _ = run(shards, out, model_dir, **asked)
+    frame = read_parquet(out / "images.parquet")
+    estimate = semantic_duplicates(frame[frame["error"].isnull()], **asked).recall()
+    assert manifest["recall"] == estimate._asdict() and estimate.true_pairs > 0
+    again, _ = run(shards, out, model_dir, **asked, samples_per_shard=5, overwrite=True, report=True)
+    assert again["recall"] == manifest["recall"]
+    assert f"about {estimate.recall:.1%} of the pairs found" in table(manifest)
+    assert f"{100 * estimate.recall:.1f} % were found" in (out / "report.html").read_text()
+    whole, _ = run(shards, tmp_path / "whole", model_dir, **asked | {"exact": True})
+    assert whole["recall"] is None
 
 
 def test_the_manifest_says_what_was_run(client: Client, shards: Path, tmp_path: Path, model_dir: Path) -> None:

@@ -76,7 +76,7 @@ def table(manifest: dict[str, Any]) -> str:
         *flagged,
         ("below aesthetic", "below_aesthetic", _limit("aesthetic_score <", options["min_aesthetic"])),
         ("above NSFW", "above_nsfw", _limit("nsfw_score >=", options["max_nsfw"])),
-        ("duplicates", "duplicates", _kinds(options)),
+        ("duplicates", "duplicates", _kinds(options) + _recall(manifest)),
         *((f"  {kind}", kind, "") for kind in kinds),
         ("kept", "kept", _written(counts)),
     ]
@@ -129,6 +129,20 @@ def _kinds(options: dict[str, Any]) -> str:
         "semantic": f"cosine >= 1 - {options['eps']:g}",
     }
     return ", or ".join(said[kind] for kind in options["dedup"]) or "not asked for"
+
+
+def _recall(manifest: Mapping[str, Any]) -> str:
+    """Say which share of the pairs was found, where that is an estimate.
+
+    Examples
+    --------
+    >>> _recall({"recall": {"recall": 0.97, "low": 0.95, "high": 0.99}}), _recall({"recall": None}), _recall({"recall": {"recall": None}})
+    ('; about 97.0% of the pairs found (95.0% to 99.0%)', '', '')
+    """
+    known = manifest.get("recall") or {"recall": None}
+    if known["recall"] is None:
+        return ""
+    return f"; about {known['recall']:.1%} of the pairs found ({known['low']:.1%} to {known['high']:.1%})"
 
 
 def _limit(text: str, limit: float | None) -> str:

@@ -259,8 +259,11 @@ def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     with steps(f"writing {options.write}"):
         write = tables.write_files if options.write == "files" else tables.write_shards
         written = write(job, sources, pairs, decided)
-    n_clusters = next((found.n_clusters for found in pairs if found.stage == "semantic"), None)
-    manifest = account.manifest_of(job, given, counts, decided, limits, n_clusters, written)
+    semantic = {
+        "n_clusters": next((found.n_clusters for found in pairs if found.stage == "semantic"), None),
+        "recall": next((found.recall for found in pairs if found.stage == "semantic"), None),
+    }
+    manifest = account.manifest_of(job, given, counts, decided, limits, semantic, written)
     known["duplicates"] = [part for found in pairs for part in found.parts]
     resume.sweep(job, known)
     job.place.remove_graphs([found.key for found in pairs])

@@ -56,8 +56,18 @@ def duplicates(gathered: Gathered, album: Album) -> list[dict[str, Any]]:
             for one, other in zip(stay, gone, strict=True)
         ]
         curve, outside = (_curve(gathered, n), _outside(gathered, twins, album)) if kind == "semantic" else ("", [])
-        label = funnel.KINDS[kind]
-        found.append({"kind": kind, "label": label, "n": n, "pairs": pairs, "curve": curve, "outside": outside})
+        recall = gathered.manifest.get("recall") if kind == "semantic" else None
+        found.append(
+            {
+                "kind": kind,
+                "label": funnel.KINDS[kind],
+                "n": n,
+                "pairs": pairs,
+                "curve": curve,
+                "outside": outside,
+                "recall": recall,
+            }
+        )
     return found
 
 

@@ -88,7 +88,7 @@ def manifest_of(
     sources: Mapping[str, Mapping[str, int]],
     decided: Sequence[Decided],
     limits: Limits,
-    n_clusters: int | None,
+    semantic: Mapping[str, Any],
     written: Sequence[write.Written] | Sequence[files.Written],
 ) -> dict[str, Any]:
     """Return the manifest; raises where not as many images were written as are kept.
@@ -104,8 +104,9 @@ def manifest_of(
         The parts of the table of images.
     limits : Limits
         What images had to pass.
-    n_clusters : int or None
-        In how many clusters semantic duplicates were looked for.
+    semantic : dict
+        ``n_clusters``, in how many clusters semantic duplicates were looked for, and ``recall``, which share of the pairs was found; None where
+        that was not asked for or is all.
     written : sequence of write.Written or files.Written
         What kept images have become.
     """
@@ -122,7 +123,7 @@ def manifest_of(
         "versions": versions(),
         "backend": job.backend,
         "models": dict(job.models),
-        "n_clusters": n_clusters,
+        **semantic,
         "flags": dict(limits.drop),
         # JSON has no NaN, which it is where no image has a size.
         "median_side": None if limits.median_side is None or math.isnan(limits.median_side) else limits.median_side,

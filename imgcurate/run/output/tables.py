@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,8 @@ class Pairs(NamedTuple):
         Of the parts.
     n_clusters : int
         In how many clusters they were looked for.
+    recall : dict or None
+        Which share of the pairs was found, as `Duplicates.recall` estimates it; None where every image was compared with every other.
     key : str
         Of the search; the whole graph of semantic duplicates lies in the folder of this name, for other thresholds to be tried.
     """
@@ -52,6 +55,7 @@ class Pairs(NamedTuple):
     parts: list[Part]
     urls: list[str]
     n_clusters: int
+    recall: dict[str, Any] | None
     key: str
 
 
@@ -172,9 +176,10 @@ def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Se
             job.place.remove_graphs(())
             graph = f"{job.place.url}/{WORK}/{GRAPHS}/{key}"
             job.steps.watch(lambda: found.save(graph, overwrite=True, storage_options=job.storage_options))
+        recall = job.steps.watch(lambda: _recall(job, found))
         pairs = found.pairs[_PAIR_COLUMNS].to_delayed()
         task = dask.delayed(parts.write_part, pure=False)
-        known = {"n_clusters": str(found.n_clusters), "n_parts": str(len(pairs))}
+        known = {"n_clusters": str(found.n_clusters), "n_parts": str(len(pairs)), "recall": json.dumps(recall)}
         tasks = [
             task(part, table, _numbered(key, number), job.storage_options, known) for number, part in enumerate(pairs)
         ]
@@ -190,7 +195,17 @@ def find_duplicates(job: Job, stage: str, sources: Sequence[Sources], before: Se
     known = parts.read_metadata(f"{table}/{first.name}", job.storage_options)
     found_parts = [there[_numbered(key, number)] for number in range(int(known["n_parts"]))]
     urls = [f"{table}/{part.name}" for part in found_parts]
-    return Pairs(stage, found_parts, urls, int(known["n_clusters"]), key)
+    # An earlier version did not ask.
+    return Pairs(stage, found_parts, urls, int(known["n_clusters"]), json.loads(known.get("recall", "null")), key)
+
+
+def _recall(job: Job, found: Duplicates) -> dict[str, Any] | None:
+    """Estimate which share of the pairs was found, while their vectors are at hand."""
+    if found.kind != "semantic" or found.n_clusters < 2 or job.options.exact:
+        return None
+    estimate = found.recall()._asdict()
+    # JSON has no NaN, which it is where no image of the sample has a pair.
+    return {name: None if value != value else value for name, value in estimate.items()}
 
 
 def _numbered(key: str, number: int) -> str:
