@@ -50,6 +50,16 @@ def add_storage(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_fields(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the columns of embeddings of others."""
+    parser.add_argument(
+        "--id-field", metavar="COLUMN", help="the column of ids; default: image_id, id, key, path, url and the like"
+    )
+    parser.add_argument(
+        "--embedding-field", metavar="COLUMN", help="the column of vectors; default: embedding, or the only such column"
+    )
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what embeds, and how."""
     options = group(parser, "model")

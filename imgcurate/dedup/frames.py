@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import dask
+import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from dask.delayed import Delayed
 
 from imgcurate import schema, vectors
 
@@ -37,6 +40,31 @@ class Prefix(str):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return str, (str(self),)
+
+
+def lazily(
+    result: Any, tables: Sequence[Delayed], columns: Sequence[str], host: pd.DataFrame, like: Any, name: str
+) -> dd.DataFrame:
+    """Return what a result found as a Dask dataframe that keeps the result.
+
+    Parameters
+    ----------
+    result : object
+        What holds the tables, as of `Prefix`.
+    tables : sequence of Delayed of pyarrow.Table
+        A partition each; without any, the frame has an empty one.
+    columns : sequence of str
+        Those of the tables.
+    host : pandas.DataFrame of no rows
+        Names and types of these columns in the frame.
+    like : pandas or cuDF DataFrame
+        On the backend of the frame.
+    name : str
+        What keys begin with.
+    """
+    meta = vectors.from_pandas(host, like)
+    parts = [dask.delayed(as_part)(table, columns, host, meta) for table in tables] or [dask.delayed(meta)]
+    return dd.from_delayed(parts, meta=meta, verify_meta=False, prefix=Prefix(result, name))
 
 
 def as_part(table: pa.Table, columns: Sequence[str], like: pd.DataFrame, meta: Any) -> Any:

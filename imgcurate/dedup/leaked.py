@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import dask
-import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate import schema, storage, vectors
+from imgcurate import schema, storage
 from imgcurate.cluster import interruptible
-from imgcurate.dedup.frames import Prefix, as_part
+from imgcurate.dedup.frames import lazily
 from imgcurate.dedup.graph import across
 from imgcurate.printable import plural
 
@@ -77,9 +76,9 @@ class Leaks:
         host = pd.DataFrame({name: pd.Series([], dtype=kind) for name, kind in self._dtypes.items()})
         host = host.assign(kind=pd.Series([], dtype=schema.TEXT), similarity=pd.Series([], dtype=np.float32))
         host = host.rename(columns={"id": self.id_field})
-        meta = vectors.from_pandas(host, self._like)
-        parts = [dask.delayed(_as_part)(table, host, meta) for table in self._found]
-        frame = dd.from_delayed(parts, meta=meta, verify_meta=False, prefix=Prefix(self, "leaks"))
+        frame = lazily(
+            self, [dask.delayed(_named)(table) for table in self._found], _COLUMNS, host, self._like, "leaks"
+        )
         return frame.compute().reset_index(drop=True) if self._at_once else frame
 
     @interruptible
@@ -164,7 +163,3 @@ def _named(table: pa.Table) -> pa.Table:
     """Return a table whose kinds are named."""
     at = table.schema.get_field_index("kind")
     return table.set_column(at, "kind", pa.array(KINDS).take(table["kind"].combine_chunks())).select(_COLUMNS)
-
-
-def _as_part(table: pa.Table, like: pd.DataFrame, meta: Any) -> Any:
-    return as_part(_named(table), _COLUMNS, like, meta)

@@ -15,10 +15,10 @@ import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate import schema, storage, vectors
+from imgcurate import schema, storage
 from imgcurate.cluster import interruptible
 from imgcurate.dedup import saved
-from imgcurate.dedup.frames import Prefix, arrow_id_dtype, arrow_type, as_part, on_host
+from imgcurate.dedup.frames import arrow_id_dtype, arrow_type, lazily, on_host
 from imgcurate.dedup.graph import build, nodes, rank, rules, sizes
 from imgcurate.dedup.mapped import Folder
 from imgcurate.dedup.recall import Recall
@@ -419,10 +419,7 @@ class Duplicates(Shown):
         return self._answers[eps]
 
     def _frame(self, tables: list[Delayed], columns: list[str]) -> Any:
-        host = self._empty(columns)
-        meta = vectors.from_pandas(host, self._like)
-        parts = [dask.delayed(as_part)(table, columns, host, meta) for table in tables] or [dask.delayed(meta)]
-        frame = dd.from_delayed(parts, meta=meta, verify_meta=False, prefix=Prefix(self, "duplicates"))
+        frame = lazily(self, tables, columns, self._empty(columns), self._like, "duplicates")
         return frame.compute().reset_index(drop=True) if self._at_once else frame
 
     def _empty(self, columns: Sequence[str]) -> pd.DataFrame:

@@ -6,15 +6,14 @@ from numbers import Integral
 from typing import Any
 
 import dask
-import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate import schema, vectors
+from imgcurate import schema
 from imgcurate.dedup import recall
-from imgcurate.dedup.frames import Prefix, arrow_type, as_part
+from imgcurate.dedup.frames import arrow_type, lazily
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.normalise import Rows
 from imgcurate.nearest import compare
@@ -66,10 +65,7 @@ class Neighbours:
         host = pd.DataFrame({self.id_field: pd.Series([], dtype=ids)}).assign(
             **{name: pd.Series([], dtype=schema.dtype(kind)) for name, kind in lists.items()}
         )
-        meta = vectors.from_pandas(host, self._like)
-        columns = ["id", *lists]
-        parts = [dask.delayed(as_part)(table, columns, host, meta) for table in self._found] or [dask.delayed(meta)]
-        frame = dd.from_delayed(parts, meta=meta, verify_meta=False, prefix=Prefix(self, "neighbours"))
+        frame = lazily(self, self._found, ["id", *lists], host, self._like, "neighbours")
         if not self._at_once:
             return frame
         made = frame.compute()

@@ -259,11 +259,9 @@ def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     with steps(f"writing {options.write}"):
         write = tables.write_files if options.write == "files" else tables.write_shards
         written = write(job, sources, pairs, decided)
-    semantic = {
-        "n_clusters": next((found.n_clusters for found in pairs if found.stage == "semantic"), None),
-        "recall": next((found.recall for found in pairs if found.stage == "semantic"), None),
-    }
-    manifest = account.manifest_of(job, given, counts, decided, limits, semantic, written)
+    semantic = next((found for found in pairs if found.stage == "semantic"), None)
+    search = {name: getattr(semantic, name, None) for name in ("n_clusters", "recall")}
+    manifest = account.manifest_of(job, given, counts, decided, limits, search, written)
     known["duplicates"] = [part for found in pairs for part in found.parts]
     resume.sweep(job, known)
     job.place.remove_graphs([found.key for found in pairs])

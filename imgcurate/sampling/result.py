@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import dask
-import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 from dask.delayed import Delayed
 
-from imgcurate import schema, vectors
-from imgcurate.dedup.frames import Prefix, as_part
+from imgcurate import schema
+from imgcurate.dedup.frames import lazily
 from imgcurate.dedup.semantic import frame as frames
 
 
@@ -67,9 +65,7 @@ class Representatives:
             cluster=pd.Series([], dtype=schema.dtype(schema.TYPES["cluster"], "cluster")),
             rank=pd.Series([], dtype=np.int64),
         )
-        meta = vectors.from_pandas(host, self._like)
-        parts = [dask.delayed(as_part)(table, ["id", "cluster", "rank"], host, meta) for table in self._found]
-        frame = dd.from_delayed(parts, meta=meta, verify_meta=False, prefix=Prefix(self, "representatives"))
+        frame = lazily(self, self._found, ["id", "cluster", "rank"], host, self._like, "representatives")
         if not self._at_once:
             return frame
         return frame.compute().sort_values(["cluster", "rank"], ignore_index=True)

@@ -33,12 +33,7 @@ def add_to(commands: Any) -> None:
     search.add_argument("--kept", action="store_true", help="of a run, only the images that are kept")
     search.add_argument("--html", metavar="FILE", help="write the images as a page")
     search.add_argument("--overwrite", action="store_true", help="replace the page that is there")
-    search.add_argument(
-        "--id-field", metavar="COLUMN", help="the column of ids; default: image_id, id, key, path, url and the like"
-    )
-    search.add_argument(
-        "--embedding-field", metavar="COLUMN", help="the column of vectors; default: embedding, or the only such column"
-    )
+    options.add_fields(search)
     model = options.group(search, "model")
     model.add_argument("--model", help="what made the embeddings; default: as they say themselves")
     model.add_argument("--model-dir", metavar="DIR", help="where weights lie, for use without a network")

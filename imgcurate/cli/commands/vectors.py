@@ -45,12 +45,7 @@ def add_to(commands: Any) -> None:
     )
     dedup.add_argument("embeddings", nargs="+", metavar="EMBEDDINGS", help="files, folders or globs; any fsspec URL")
     dedup.add_argument("out", metavar="OUT", help="a folder that is empty or not there yet")
-    dedup.add_argument(
-        "--id-field", metavar="COLUMN", help="the column of ids; default: image_id, id, key, path, url and the like"
-    )
-    dedup.add_argument(
-        "--embedding-field", metavar="COLUMN", help="the column of vectors; default: embedding, or the only such column"
-    )
+    options.add_fields(dedup)
     options.add_duplicates(dedup)
     options.add_cluster(dedup)
     options.add_storage(dedup)
