@@ -104,7 +104,7 @@ def nothing_kept(counts: dict[str, int], out: str) -> str:
     why = " and ".join(f"{counts[name]:,} {text}" for name, text in said.items() if counts.get(name))
     if not counts["read"]:
         return "no image is kept, for the input holds none"
-    return f"no image is kept: of {counts['read']:,} images {why}; the column reason of {out}/images.parquet says why of each"
+    return f"no image is kept: of {plural(counts['read'], 'image')} {why}; the column reason of {out}/images.parquet says why of each"
 
 
 def _written(counts: dict[str, int]) -> str:

@@ -130,7 +130,8 @@ def curate(
     dict
         The manifest: ``options``, ``versions``, ``models`` with fingerprints, ``counts`` (read, errors, flagged, below_aesthetic,
         above_nsfw, duplicates, kept, and shards or files), ``reasons`` (how many images are not kept for each kind of reason: error, each flag of `drop`,
-        aesthetic, nsfw, exact, perceptual, semantic; an image counts for the first that it has), ``flags`` (their thresholds), ``median_side``, ``sources`` (the counts for each shard or folder that was read), ``seconds`` a step.
+        aesthetic, nsfw, exact, perceptual, semantic; an image counts for the first that it has), ``flags`` (their thresholds), ``median_side``,
+        ``n_clusters`` and ``recall`` (of semantic duplicates, as `Duplicates.recall` has it; None where all images were compared), ``sources`` (the counts for each shard or folder that was read), ``seconds`` a step.
 
     Raises
     ------
