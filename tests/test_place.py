@@ -6,6 +6,7 @@ import base64
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -191,6 +192,6 @@ def test_umap_is_refused_with_the_remedy_where_it_is_missing(in_process: None, m
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ImportError, match=r"method='umap' needs umap-learn: pip install umap-learn; method='pca'"):
         ic.place_on_map(frame, method="umap")
-    monkeypatch.setitem(sys.modules, "umap", sys)
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=None))
     with pytest.raises(ValueError, match="UMAP needs at least 10 images with a vector, and there are 4; method='pca'"):
         ic.place_on_map(frame, method="umap")
