@@ -157,20 +157,20 @@ def make_image(photos: list[Path], folder: Path, number: int) -> tuple[float, fl
     return image.width * image.height / 1e6, path.stat().st_size / 1e6
 
 
-def repeat(folder: Path, model: str, count: int) -> Path:
-    """Write shards of `count` images, and link those that would be the same."""
+def repeat(folder: Path, model: str, count: int, size: int = SHARD) -> Path:
+    """Write shards of `size` images, `count` in all, and link those that would be the same."""
     files = sorted((folder / "distinct").iterdir())
     target = folder / model.replace("/", "-")
     target.mkdir()
     written: dict[int, Path] = {}
-    for number, start in enumerate(range(0, count, SHARD)):
+    for number, start in enumerate(range(0, count, size)):
         shard = target / f"{number:05d}.tar"
         first = start % len(files)
-        if first in written and count - start >= SHARD:
+        if first in written and count - start >= size:
             shard.hardlink_to(written[first])
             continue
         with tarfile.open(shard, "w") as tar:
-            for place in range(start, min(start + SHARD, count)):
+            for place in range(start, min(start + size, count)):
                 tar.add(files[place % len(files)], f"{place - start:06d}.jpg")
         written[first] = shard
     return target

@@ -33,6 +33,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -40,11 +41,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import distributed
 import embed as images_bench
 import embeddings
 import end_to_end
 import numpy as np
 import torch
+from dask.utils import key_split
 from turns import use_threads
 
 PARTS = ("peak", "embed", "join", "dedup", "neighbours", "run")
@@ -61,6 +64,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     arguments.add_argument("--images", type=int, default=4000)
+    arguments.add_argument("--shard", type=int, default=500, help="images of a shard, which is a partition")
     arguments.add_argument("--distinct", type=int, default=200, help="of which so many differ")
     arguments.add_argument("--dry", action="store_true")
     arguments.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
@@ -110,7 +114,7 @@ class Bench:
         self.folder = folder
         self.dry, self.rounds = options.dry, 1 if options.dry else options.rounds
         self.images = 16 if options.dry else options.images
-        self.distinct = min(options.distinct, self.images)
+        self.distinct, self.shard = min(options.distinct, self.images), options.shard
         self.began = time.perf_counter()
         self.device = torch.device("cpu" if options.dry else "cuda")
         self.peaks: dict[str, float] = {}
@@ -136,7 +140,8 @@ class Bench:
         made, shards = self._images
         decoding = self._decode(shards)
         self._say(f"decoding: {decoding:.0f} images a second")
-        with ic.connect(devices=self.devices):
+        with ic.connect(devices=self.devices) as client:
+            cores = min(client.run(_cores).values())
             frame = ic.read_webdataset(str(shards)).persist()
             len(frame)
             for model in ("ViT-B/32", "ViT-L/14"):
@@ -162,7 +167,12 @@ class Bench:
                     "limit": "decoding" if decoding < statistics.median(memory) else "model",
                     "of_limit": round(statistics.median(jpeg) / limit, 3),
                 }
-        return {"images": {"count": self.images, **made}, "decoding": round(decoding, 1), "models": found}
+        return {
+            "images": {"count": self.images, "shard": self.shard, **made},
+            "decoding": round(decoding, 1),
+            "cores_of_a_worker": cores,
+            "models": found,
+        }
 
     def join(self) -> Result:
         from imgcurate.dedup.semantic import join
@@ -227,12 +237,14 @@ class Bench:
                 removed.append(len(found.removals().compute()))
 
             seconds, rows = self._times(work), len(frame)
+            tasks = _seconds_of_tasks(work)
         return {
             "rows": rows,
             "clusters": clusters,
             "removed": removed[-1],
             "seconds": spread(seconds, 2),
             "rows_per_second": spread([rows / value for value in seconds], 0),
+            "tasks": tasks,
         }
 
     def neighbours(self) -> Result:
@@ -252,6 +264,7 @@ class Bench:
                 found["probes"][str(probes)] = {"seconds": spread(seconds, 2), "recall": round(recall.recall, 4)}
             some = frame.partitions[: max(1, frame.npartitions // 10)].persist()
             found |= {"rows": len(frame), "clusters": clusters, "some": len(some)}
+            found["tasks"] = _seconds_of_tasks(lambda: work(frame, n_clusters=clusters, probes=2))
             found["exact"]["imgcurate"] = spread(self._times(lambda: work(some, exact=True)), 2)
         if not self.dry:
             found["exact"]["cuML, brute force"] = spread(self._times(self._nearest_by_cuml), 2)
@@ -341,7 +354,7 @@ class Bench:
     def _images(self) -> tuple[Result, Path]:
         """What images are like, and the folder of their shards."""
         made = images_bench.make_images(self.folder / "distinct", self.distinct)
-        shards = images_bench.repeat(self.folder, "shards", self.images)
+        shards = images_bench.repeat(self.folder, "shards", self.images, self.shard)
         self._say("images made")
         return made, shards
 
@@ -370,6 +383,24 @@ class Bench:
         decoding = images_bench.decoding({"shards": str(shards), "cores": os.cpu_count()})
         next(decoding)
         return self.images / min(next(decoding)["seconds"] for _ in range(1 if self.dry else 3))
+
+
+def _seconds_of_tasks(work: Callable[[], Any]) -> dict[str, float]:
+    """Work once more, and return what the workers' tasks and their waiting for one another's results took, by the tasks' names, the most first."""
+    client = distributed.get_client()
+    taken: Counter[str] = Counter()
+    with distributed.get_task_stream(client) as stream:
+        work()
+    for task in stream.data:
+        name = key_split(task["key"])
+        for part in task["startstops"]:
+            taken[name if part["action"] == "compute" else f"{name}: {part['action']}"] += part["stop"] - part["start"]
+    return {name: round(seconds, 2) for name, seconds in taken.most_common(12)}
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _store(path: str, number: int, size: int) -> None:
@@ -465,7 +496,8 @@ TABLES: dict[str, Callable[[Result], list[tuple[str, str]]]] = {
     "embed": _of_embed,
     "join": _of_join,
     "dedup": lambda found: [
-        (f"{found['rows']:,} x 768, k={found['clusters']}", _range(found["rows_per_second"], " rows/s"))
+        (f"{found['rows']:,} x 768, k={found['clusters']}", _range(found["rows_per_second"], " rows/s")),
+        *((f"  {name}", f"{seconds:.2f} s") for name, seconds in found.get("tasks", {}).items()),
     ],
     "neighbours": _of_neighbours,
     "run": lambda found: list(
