@@ -17,9 +17,9 @@ from scipy.sparse.csgraph import connected_components
 
 from imgcurate.dedup.graph import build, components
 from imgcurate.dedup.graph.found import Found, concatenate, counts, read_found, write_found
-from imgcurate.dedup.mapped import Folder, map_matrix, map_table, write_table
 from imgcurate.dedup.semantic.files import Bucket, lay_out
 from imgcurate.dedup.semantic.store import RowVectors, Stored, VectorStore
+from imgcurate.dedup.work.mapped import Folder, map_matrix, map_table, write_table
 
 N_ROWS = 60
 Pair = tuple[int, int]

@@ -29,7 +29,7 @@ from test_semantic import cosines_of, found_pairs, frame_of, pairs_of, planted
 
 from imgcurate import connect
 from imgcurate.dedup import Duplicates, remove, save_embeddings, semantic_duplicates
-from imgcurate.dedup import ids as repeated
+from imgcurate.dedup.dataframes import repeated
 from imgcurate.dedup.graph import build
 from imgcurate.dedup.semantic import files, screen, steps
 from imgcurate.dedup.semantic import frame as frames

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from imgcurate import identity, schema, storage
 from imgcurate import vectors as matrices
 from imgcurate.cluster import interruptible
-from imgcurate.dedup import corpus, inputs
-from imgcurate.dedup.frames import id_dtype
-from imgcurate.dedup.semantic import normalise
+from imgcurate.dedup.dataframes import inputs
+from imgcurate.dedup.dataframes.outputs import id_dtype
+from imgcurate.dedup.semantic import corpus, normalise
 from imgcurate.encoders import load_text_encoder
 from imgcurate.encoders.embed import embed
 from imgcurate.encoders.text import check_texts

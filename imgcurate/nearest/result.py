@@ -12,8 +12,8 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema
-from imgcurate.dedup import recall
-from imgcurate.dedup.frames import arrow_type, lazily
+from imgcurate.dedup.dataframes.outputs import arrow_type, lazily
+from imgcurate.dedup.result import recall
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.normalise import Rows
 from imgcurate.nearest import compare

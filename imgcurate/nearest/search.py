@@ -22,14 +22,14 @@ from dask.delayed import Delayed
 
 from imgcurate import fingerprint, identity, vectors
 from imgcurate.cluster import interruptible
-from imgcurate.dedup import inputs
-from imgcurate.dedup.frames import id_dtype
-from imgcurate.dedup.mapped import map_table, write_table
+from imgcurate.dedup.dataframes import inputs
+from imgcurate.dedup.dataframes.outputs import id_dtype
 from imgcurate.dedup.semantic import assign, exchange, files
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.exchange import Members
 from imgcurate.dedup.semantic.store import StoredRows, VectorStore
-from imgcurate.dedup.waves import wait, written
+from imgcurate.dedup.work.mapped import map_table, write_table
+from imgcurate.dedup.work.waves import wait, written
 from imgcurate.nearest import lists
 from imgcurate.nearest.result import Neighbours, numbered
 

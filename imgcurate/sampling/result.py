@@ -9,7 +9,7 @@ import pandas as pd
 from dask.delayed import Delayed
 
 from imgcurate import schema
-from imgcurate.dedup.frames import lazily
+from imgcurate.dedup.dataframes.outputs import lazily
 from imgcurate.dedup.semantic import frame as frames
 
 

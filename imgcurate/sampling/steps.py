@@ -20,7 +20,7 @@ from imgcurate import fingerprint
 from imgcurate.dedup.semantic import files, kmeans, normalise
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.store import VectorStore
-from imgcurate.dedup.waves import wait, written
+from imgcurate.dedup.work.waves import wait, written
 from imgcurate.sampling import place, quotas, tree
 
 #: For farthest-first: of a cluster about so many images. Of more than so many parts are made, because the products of all rows of a group are held.

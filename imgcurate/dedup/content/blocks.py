@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from imgcurate import storage, vectors
 from imgcurate.dedup.graph import rank
 from imgcurate.dedup.graph.found import Found, copies_found
-from imgcurate.dedup.mapped import map_table, write_table
 from imgcurate.dedup.semantic import normalise, store
+from imgcurate.dedup.work.mapped import map_table, write_table
 
 _KNOWN = b"imgcurate"
 

@@ -19,11 +19,11 @@ from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
 from imgcurate import fingerprint, identity, parts, storage, vectors
-from imgcurate.dedup import ids
-from imgcurate.dedup.mapped import Folder, temporary
+from imgcurate.dedup.dataframes import repeated
 from imgcurate.dedup.semantic import kmeans, normalise, store
 from imgcurate.dedup.semantic.store import Stored, StoredRows
-from imgcurate.dedup.waves import written
+from imgcurate.dedup.work.mapped import Folder, temporary
+from imgcurate.dedup.work.waves import written
 
 #: Vectors stay in memory where they take at most this share of the workers': they are held once, sent to their clusters `probes` times, and
 #: beside them stands the frame itself.
@@ -106,7 +106,7 @@ def prepare(
         first = dict(zip(first, persisted, strict=True))
         whole = len(first) == len(delayed)
         # Of a frame of few partitions all that the client has to know is asked for at once.
-        suspects = dask.delayed(ids.repeated)([outputs[2] for outputs in persisted], 0, 1) if whole else None
+        suspects = dask.delayed(repeated.repeated)([outputs[2] for outputs in persisted], 0, 1) if whole else None
         *summaries, suspects = dask.compute(*[outputs[1] for outputs in persisted], suspects)
         asked = (summaries, suspects) if whole else asked
         rows = sum(summary.n_compared for summary in summaries) / len(summaries)
@@ -204,9 +204,9 @@ def _held(
         outputs = _in_fours(dask.persist(*[output for four in outputs for output in four]))
         summaries = dask.compute(*[summary for _, summary, _, _ in outputs])
     n_rows = sum(summary.n_rows for summary in summaries)
-    pair = dask.delayed(ids.named)
+    pair = dask.delayed(repeated.named)
     names = [pair(names, hashes) for _, _, hashes, names in outputs]
-    ids.refuse_repeated([hashes for _, _, hashes, _ in outputs], names, n_rows, id_field, suspects)
+    repeated.refuse_repeated([hashes for _, _, hashes, _ in outputs], names, n_rows, id_field, suspects)
     used = [number for number, summary in enumerate(summaries) if summary.n_compared]
     counts = [summaries[number].n_compared for number in used]
     return Frame(
@@ -222,7 +222,7 @@ def _held(
 def _in_files(records: list[Stored], folder: Folder, id_field: str, embedding_field: str) -> Frame:
     n_rows = sum(record.n_rows for record in records)
     names = [dask.delayed(store.names)(record.path) for record in records]
-    ids.refuse_repeated([f"{record.path}.hashes" for record in records], names, n_rows, id_field)
+    repeated.refuse_repeated([f"{record.path}.hashes" for record in records], names, n_rows, id_field)
     used = [record for record in records if record.n_compared]
     dimension = normalise.one_dimension(used, embedding_field)
     rows = max(1, _GROUP_BYTES // max(dimension * 4, 1))

@@ -15,12 +15,12 @@ import pyarrow as pa
 
 from imgcurate import identity, schema, vectors
 from imgcurate.cluster import interruptible
-from imgcurate.dedup import corpus, inputs, recall
-from imgcurate.dedup.frames import id_dtype
+from imgcurate.dedup.dataframes import inputs
+from imgcurate.dedup.dataframes.outputs import id_dtype
 from imgcurate.dedup.graph import rank, rules
-from imgcurate.dedup.result import Duplicates, check_eps
+from imgcurate.dedup.result import Duplicates, check_eps, recall, thresholds
+from imgcurate.dedup.semantic import corpus, kmeans, normalise, steps
 from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic import kmeans, normalise, steps, thresholds
 
 #: Pairs are stored for other thresholds as long as there are not more than so many in all, or an image.
 _MOST_PAIRS, _MOST_PAIRS_PER_IMAGE = 20_000_000, 50

@@ -17,8 +17,8 @@ import pyarrow as pa
 import xxhash
 
 from imgcurate import identity, storage, vectors
-from imgcurate.dedup.mapped import map_matrix, map_table, write_table
 from imgcurate.dedup.semantic.normalise import Names, Rows, Summary, one_dimension
+from imgcurate.dedup.work.mapped import map_matrix, map_table, write_table
 
 _KNOWN = b"imgcurate"
 _ROWS_AT_ONCE = 4096

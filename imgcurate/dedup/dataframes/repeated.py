@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate.dedup.mapped import map_matrix
 from imgcurate.dedup.semantic import normalise
-from imgcurate.dedup.waves import in_waves
+from imgcurate.dedup.work.mapped import map_matrix
+from imgcurate.dedup.work.waves import in_waves
 from imgcurate.printable import quoted
 
 _HASHES_AT_ONCE = 1 << 23

@@ -9,7 +9,7 @@ import dask
 import distributed
 from dask.delayed import Delayed
 
-from imgcurate.dedup.mapped import Folder
+from imgcurate.dedup.work.mapped import Folder
 
 _WAVE = 4000
 

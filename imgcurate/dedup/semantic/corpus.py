@@ -18,7 +18,7 @@ from dask.delayed import Delayed
 
 from imgcurate import identity, storage, vectors
 from imgcurate.cluster import interruptible
-from imgcurate.dedup import inputs
+from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.graph import build
 from imgcurate.dedup.graph.found import Found
 from imgcurate.dedup.semantic import compare, normalise
@@ -26,7 +26,7 @@ from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.exchange import Members
 from imgcurate.dedup.semantic.files import StoredBucket
 from imgcurate.dedup.semantic.steps import Cluster, by_cluster
-from imgcurate.dedup.waves import in_waves
+from imgcurate.dedup.work.waves import in_waves
 from imgcurate.printable import printable
 
 _ROWS_OF_A_TASK = 32_768

@@ -17,12 +17,12 @@ from dask.delayed import Delayed
 
 from imgcurate import schema, storage
 from imgcurate.cluster import interruptible
-from imgcurate.dedup import saved
-from imgcurate.dedup.frames import arrow_id_dtype, arrow_type, lazily, on_host
+from imgcurate.dedup.dataframes.outputs import arrow_id_dtype, arrow_type, lazily, on_host
 from imgcurate.dedup.graph import build, nodes, rank, rules, sizes
-from imgcurate.dedup.mapped import Folder
-from imgcurate.dedup.recall import Recall
-from imgcurate.dedup.shown import Shown, with_places
+from imgcurate.dedup.result import saved
+from imgcurate.dedup.result.recall import Recall
+from imgcurate.dedup.result.shown import Shown, with_places
+from imgcurate.dedup.work.mapped import Folder
 from imgcurate.printable import plural
 
 _SAVED = (
