@@ -20,7 +20,7 @@ from dask.delayed import Delayed
 from imgcurate import identity, schema, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
-from imgcurate.dedup.dataframes.outputs import id_dtype
+from imgcurate.dedup.dataframes.ids import id_dtype
 from imgcurate.dedup.result import check_eps
 from imgcurate.dedup.semantic import join, normalise
 

@@ -16,7 +16,7 @@ from imgcurate.cluster import interruptible
 from imgcurate.dedup.content.exact import PLACE
 from imgcurate.dedup.content.verbs import check_stored, exact_duplicates, perceptual_duplicates
 from imgcurate.dedup.dataframes import inputs
-from imgcurate.dedup.dataframes.outputs import id_dtype
+from imgcurate.dedup.dataframes.ids import id_dtype
 from imgcurate.dedup.graph import across
 from imgcurate.dedup.leaked import KINDS, Leaks
 from imgcurate.dedup.result import Duplicates, check_eps

@@ -17,7 +17,7 @@ from imgcurate import identity, schema, storage
 from imgcurate import vectors as matrices
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
-from imgcurate.dedup.dataframes.outputs import id_dtype
+from imgcurate.dedup.dataframes.ids import id_dtype, plain_ids
 from imgcurate.dedup.semantic import corpus, normalise
 from imgcurate.encoders import load_text_encoder
 from imgcurate.encoders.embed import embed
@@ -183,7 +183,7 @@ def _of_file(
 ) -> pa.Table:
     ids, matrix = corpus.read_part(part, id_field, storage_options)
     _refuse_other_dimension(wanted, matrix.shape[1])
-    return _nearest(queries, wanted, normalise.plain_ids(ids, id_field), matrix, k)
+    return _nearest(queries, wanted, plain_ids(ids, id_field), matrix, k)
 
 
 def _nearest(queries: np.ndarray, wanted: np.ndarray, ids: pa.Array, matrix: Any, k: int) -> pa.Table:

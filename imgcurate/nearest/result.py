@@ -12,7 +12,8 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema
-from imgcurate.dedup.dataframes.outputs import arrow_type, lazily
+from imgcurate.dedup.dataframes.ids import arrow_type
+from imgcurate.dedup.dataframes.outputs import lazily
 from imgcurate.dedup.result import recall
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.normalise import Rows

@@ -23,7 +23,7 @@ from dask.delayed import Delayed
 from imgcurate import fingerprint, identity, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
-from imgcurate.dedup.dataframes.outputs import id_dtype
+from imgcurate.dedup.dataframes.ids import id_dtype
 from imgcurate.dedup.semantic import assign, exchange, files
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.exchange import Members

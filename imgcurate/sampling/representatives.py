@@ -13,7 +13,7 @@ import pandas as pd
 from imgcurate import identity, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
-from imgcurate.dedup.dataframes.outputs import id_dtype
+from imgcurate.dedup.dataframes.ids import id_dtype
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.sampling import steps
 from imgcurate.sampling.result import Representatives

@@ -18,7 +18,7 @@ from imgcurate.cluster import interruptible
 from imgcurate.dedup.content import exact, perceptual
 from imgcurate.dedup.content.blocks import Fingerprint
 from imgcurate.dedup.content.prints import Prints, prepare
-from imgcurate.dedup.dataframes.outputs import id_dtype
+from imgcurate.dedup.dataframes.ids import id_dtype
 from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result.duplicates import Duplicates, Kind
 from imgcurate.dedup.semantic.frame import work_folder

@@ -7,22 +7,11 @@ from typing import Any
 
 import dask
 import dask.dataframe as dd
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema, vectors
-
-
-def id_dtype(column: Any) -> Any:
-    """Return the type that ids have in the results: that of the frame's column on the host, plain where it is categorical."""
-    dtype = vectors.to_pandas(column).dtype
-    if isinstance(dtype, pd.ArrowDtype) and pa.types.is_dictionary(dtype.pyarrow_dtype):
-        return schema.dtype(dtype.pyarrow_dtype.value_type)
-    if not isinstance(dtype, pd.CategoricalDtype):
-        return dtype
-    return dtype.categories.dtype if pd.api.types.is_integer_dtype(dtype.categories.dtype) else schema.TEXT
 
 
 class Prefix(str):
@@ -76,15 +65,3 @@ def on_host(table: pa.Table, columns: Sequence[str], like: pd.DataFrame) -> pd.D
     """Return columns of a table as pandas, with the names and types of `like`."""
     part = schema.to_pandas(table.select(list(columns)).rename_columns(list(like.columns)))
     return part.astype(dict(like.dtypes))
-
-
-def arrow_type(dtype: Any) -> pa.DataType:
-    """Return what ids of a pandas type are in Arrow."""
-    if isinstance(dtype, pd.ArrowDtype):
-        return dtype.pyarrow_dtype
-    return pa.int64() if pd.api.types.is_integer_dtype(dtype) else pa.string()
-
-
-def arrow_id_dtype(kind: pa.DataType) -> Any:
-    """Return the type that ids of an Arrow type have in pandas."""
-    return np.dtype(kind.to_pandas_dtype()) if pa.types.is_integer(kind) else schema.dtype(kind)

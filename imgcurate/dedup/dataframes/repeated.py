@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 import numpy as np
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate.dedup.semantic import normalise
 from imgcurate.dedup.work.mapped import map_matrix
 from imgcurate.dedup.work.waves import in_waves
 from imgcurate.printable import quoted
@@ -23,6 +22,13 @@ from imgcurate.printable import quoted
 _HASHES_AT_ONCE = 1 << 23
 #: Partitions in memory are put together to so many before each is cut into a piece for every range.
 _MOST_CUT = 128
+
+
+class Names(NamedTuple):
+    """The ids of all rows of a partition, and which rows are compared."""
+
+    ids: pa.Array
+    compared: np.ndarray
 
 
 def refuse_repeated(
@@ -68,7 +74,7 @@ def repeated(hashes: Sequence[Any], number: int, n_ranges: int) -> np.ndarray:
     return np.unique(every[1:][every[1:] == every[:-1]])
 
 
-def named(names: normalise.Names, hashes: np.ndarray) -> tuple[pa.Array, np.ndarray]:
+def named(names: Names, hashes: np.ndarray) -> tuple[pa.Array, np.ndarray]:
     """Return what `refuse_repeated` asks for."""
     return names.ids, hashes
 

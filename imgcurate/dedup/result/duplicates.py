@@ -17,7 +17,8 @@ from dask.delayed import Delayed
 
 from imgcurate import schema, storage
 from imgcurate.cluster import interruptible
-from imgcurate.dedup.dataframes.outputs import arrow_id_dtype, arrow_type, lazily, on_host
+from imgcurate.dedup.dataframes.ids import arrow_id_dtype, arrow_type
+from imgcurate.dedup.dataframes.outputs import lazily, on_host
 from imgcurate.dedup.graph import build, nodes, rank, rules, sizes
 from imgcurate.dedup.result import saved
 from imgcurate.dedup.result.recall import Recall

@@ -19,6 +19,7 @@ from dask.delayed import Delayed
 from imgcurate import identity, storage, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
+from imgcurate.dedup.dataframes.ids import plain_ids
 from imgcurate.dedup.graph import build
 from imgcurate.dedup.graph.found import Found
 from imgcurate.dedup.semantic import compare, normalise
@@ -341,7 +342,7 @@ def _name_part(part: Part, start: int, wanted: np.ndarray, id_field: str, storag
     if not len(here):
         return _named(pa.nulls(0), here, part.cluster)
     ids = _read_table(part.url, [id_field], storage_options)[id_field]
-    return _named(normalise.plain_ids(ids, id_field).take(pa.array(here - start)), here, part.cluster)
+    return _named(plain_ids(ids, id_field).take(pa.array(here - start)), here, part.cluster)
 
 
 def _name_block(block: normalise.Rows, offset: int, wanted: np.ndarray) -> pa.Table:

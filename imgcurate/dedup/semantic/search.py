@@ -16,7 +16,7 @@ import pyarrow as pa
 from imgcurate import identity, schema, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
-from imgcurate.dedup.dataframes.outputs import id_dtype
+from imgcurate.dedup.dataframes.ids import check_id_type, id_dtype
 from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result import Duplicates, check_eps, recall, thresholds
 from imgcurate.dedup.semantic import corpus, kmeans, normalise, steps
@@ -237,7 +237,7 @@ def _check_frame(frame: Any, id_field: str, embedding_field: str, key_fields: li
     # Asked of Arrow, because pandas cannot be asked about cuDF's types.
     known = vectors.to_arrow(frame._meta[columns]).schema
     if not pa.types.is_null(known.field(id_field).type):  # of an object column nothing is known before it is read
-        normalise.check_id_type(known.field(id_field).type, id_field)
+        check_id_type(known.field(id_field).type, id_field)
     kind = known.field(embedding_field).type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         raise TypeError(

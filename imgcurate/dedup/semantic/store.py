@@ -17,7 +17,8 @@ import pyarrow as pa
 import xxhash
 
 from imgcurate import identity, storage, vectors
-from imgcurate.dedup.semantic.normalise import Names, Rows, Summary, one_dimension
+from imgcurate.dedup.dataframes.repeated import Names
+from imgcurate.dedup.semantic.normalise import Rows, Summary, one_dimension
 from imgcurate.dedup.work.mapped import map_matrix, map_table, write_table
 
 _KNOWN = b"imgcurate"
