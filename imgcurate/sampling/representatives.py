@@ -15,6 +15,7 @@ from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import id_dtype
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.work.mapped import work_folder
 from imgcurate.sampling import steps
 from imgcurate.sampling.result import Representatives
 
@@ -112,7 +113,7 @@ def representatives(
     key_fields = [weight] if weight is not None else []
     frame, at_once = inputs.as_frame(frame, "representatives", id_field, embedding_field, key_fields)
     _check_numbers(frame._meta, key_fields)
-    work = None if work is None else frames.work_folder(work)
+    work = None if work is None else work_folder(work)
     rows = frames.prepare(frame, id_field, embedding_field, key_fields, seed, work)
     identity.one(rows.encoders, "the frame")
     n = _how_many(n, fraction, rows)

@@ -16,10 +16,9 @@ import pyarrow.compute as pc
 
 from imgcurate import storage, vectors
 from imgcurate.dedup.dataframes.ids import plain_ids
-from imgcurate.dedup.dataframes.repeated import Names
+from imgcurate.dedup.dataframes.repeated import Names, write_names
 from imgcurate.dedup.graph import rank
 from imgcurate.dedup.graph.found import Found, copies_found
-from imgcurate.dedup.semantic import store
 from imgcurate.dedup.work.mapped import map_table, write_table
 
 _KNOWN = b"imgcurate"
@@ -141,7 +140,7 @@ def print_block(
 def write_block(block: tuple[pa.Table, Entries, Summary, np.ndarray, Names], path: str, durable: bool) -> Summary:
     """Write what `print_block` gives; where ``<path>.arrow`` is, the block is whole."""
     table, entries, summary, hashes, names = block
-    store.write_names([names], [hashes], path, durable)
+    write_names([names], [hashes], path, durable)
     write_table(entries.table, f"{path}.entries", durable)
     write_table(entries.copies, f"{path}.copies", durable)
     write_table(table.replace_schema_metadata({_KNOWN: json.dumps(summary)}), f"{path}.arrow", durable)

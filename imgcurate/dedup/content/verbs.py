@@ -21,7 +21,7 @@ from imgcurate.dedup.content.prints import Prints, prepare
 from imgcurate.dedup.dataframes.ids import id_dtype
 from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result.duplicates import Duplicates, Kind
-from imgcurate.dedup.semantic.frame import work_folder
+from imgcurate.dedup.work.mapped import work_folder
 from imgcurate.measures import measure
 
 # What else than their place reading images takes, where a frame has it.

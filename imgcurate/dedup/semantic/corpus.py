@@ -27,6 +27,7 @@ from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.exchange import Members
 from imgcurate.dedup.semantic.files import StoredBucket
 from imgcurate.dedup.semantic.steps import Cluster, by_cluster
+from imgcurate.dedup.work.mapped import work_folder
 from imgcurate.dedup.work.waves import in_waves
 from imgcurate.printable import printable
 
@@ -102,9 +103,7 @@ def save_embeddings(
     if there and not (append or overwrite):
         raise FileExistsError(f"{path} holds embeddings already; pass append=True to add to them, or overwrite=True")
     old = saved_corpus(path, id_field, storage_options) if append else None
-    rows = frames.prepare(
-        frame, id_field, embedding_field, [], seed, None if work is None else frames.work_folder(work)
-    )
+    rows = frames.prepare(frame, id_field, embedding_field, [], seed, None if work is None else work_folder(work))
     if old is not None:
         rows.refuse_other_dimension(old.centroids.shape[1], "the saved embeddings", embedding_field)
     encoder = identity.one(

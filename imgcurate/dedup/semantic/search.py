@@ -21,6 +21,7 @@ from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result import Duplicates, check_eps, recall, thresholds
 from imgcurate.dedup.semantic import corpus, kmeans, normalise, steps
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.work.mapped import work_folder
 
 #: Pairs are stored for other thresholds as long as there are not more than so many in all, or an image.
 _MOST_PAIRS, _MOST_PAIRS_PER_IMAGE = 20_000_000, 50
@@ -136,7 +137,7 @@ def semantic_duplicates(
             )
         centroids = old.centroids
     given = _given_centroids(centroids, n_clusters)
-    work = None if work is None else frames.work_folder(work)
+    work = None if work is None else work_folder(work)
 
     rows = frames.prepare(frame, id_field, embedding_field, key_fields, seed, work)
     if given is not None:
