@@ -16,6 +16,7 @@ from imgcurate.dedup.dataframes.ids import arrow_type
 from imgcurate.dedup.dataframes.outputs import lazily
 from imgcurate.dedup.result import recall
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic import ground_truth
 from imgcurate.dedup.semantic.normalise import Rows
 from imgcurate.nearest import compare
 
@@ -94,7 +95,7 @@ class Neighbours:
             return recall.estimate(np.zeros(0, np.int64), np.zeros(0, np.int64))
         blocks = list(zip(self._rows.blocks, self._rows.offsets, strict=True))
         take, highest, count = (dask.delayed(task) for task in (_sample, _highest, _count))
-        drawn = dask.delayed(recall.draw)([take(*block, seed, sample) for block in blocks], sample).persist()
+        drawn = dask.delayed(ground_truth.draw)([take(*block, seed, sample) for block in blocks], sample).persist()
         tops = dask.compute(*[highest(drawn, *block, self.k) for block in blocks])
         wanted = min(self.k, self.n_compared - 1)
         true = np.full(tops[0].shape[0], wanted)
@@ -113,7 +114,7 @@ def numbered(rows: Any, first: int) -> Rows:
 
 def _sample(rows: Any, first: int, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, Any]:
     block = numbered(rows, first)
-    return recall.sample(block.table, block, seed, size)
+    return ground_truth.sample(block.table, block, seed, size)
 
 
 def _highest(drawn: tuple[np.ndarray, Any], rows: Any, first: int, k: int) -> np.ndarray:

@@ -18,8 +18,8 @@ from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import check_id_type, id_dtype
 from imgcurate.dedup.graph import rank, rules
-from imgcurate.dedup.result import Duplicates, check_eps, recall, thresholds
-from imgcurate.dedup.semantic import corpus, kmeans, normalise, steps
+from imgcurate.dedup.result import Duplicates, check_eps, thresholds
+from imgcurate.dedup.semantic import corpus, ground_truth, kmeans, normalise, steps
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.work.mapped import work_folder
 
@@ -175,7 +175,7 @@ def semantic_duplicates(
         keep=keep,
         chosen={"eps": why_eps, "keep": why_keep},
         at_once=at_once,
-        recall=None if old is not None else _Recall(rows, pairs.tables),
+        recall=None if old is not None else ground_truth.ExactSearch(rows, pairs.tables),
         folder=rows.folder,
         images=given_frame,
     )
@@ -274,25 +274,3 @@ def _affordable(rows: frames.Frame, eps: float) -> float:
     size = int(np.clip((2 * _SURVEYED_PAIRS / budget) ** 0.5, _FEWEST_SURVEYED, _MOST_SURVEYED))
     samples, size = frames.sample(rows, size)
     return float(dask.delayed(normalise.affordable)(samples, size, wanted, 1 - eps, budget).compute())
-
-
-class _Recall:
-    """The exact search of `Duplicates.recall`, which holds the vectors on the cluster."""
-
-    def __init__(self, rows: frames.Frame, tables: list[Any]) -> None:
-        self._rows, self._tables = rows, tables
-
-    def __call__(self, found: Duplicates, size: int, seed: int) -> recall.Recall:
-        if not isinstance(size, Integral) or size < 1:
-            raise ValueError(f"sample={size!r} must be a whole number of at least 1")
-        if not self._rows.blocks:
-            return recall.estimate(np.zeros(0, np.int64), np.zeros(0, np.int64))
-        least, take = 1 - found.eps, dask.delayed(recall.sample)
-        pairs = list(zip(self._tables, self._rows.blocks, strict=True))
-        drawn = dask.delayed(recall.draw)([take(table, block, seed, size) for table, block in pairs], size)
-        true = [dask.delayed(recall.true_pairs)(drawn, table, block, least) for table, block in pairs]
-        counted = dask.delayed(recall.found_pairs)
-        known = [counted(drawn, part.nodes, part.edges, least) for part in found._graph.parts]
-        true, known = dask.compute(true, known)
-        every = np.sum(true, axis=0)
-        return recall.estimate(every, np.sum([np.zeros_like(every), *known], axis=0))
