@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import dask
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 
 from imgcurate import identity, schema, storage
 from imgcurate import vectors as matrices
+from imgcurate.arguments import check_whole_number
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import id_dtype, plain_ids
@@ -99,8 +99,7 @@ def search(
     >>> search(frame, text="a red bicycle")  # doctest: +SKIP
     """
     for name, value in (("k", k), ("probes", probes)):
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        check_whole_number(name, value)
     if sum(given is not None for given in (text, image, vectors)) != 1:
         raise ValueError("search looks for one of text=, image= and vectors=: give one of them")
     saved = corpus.saved_corpus(frame, id_field, storage_options) if isinstance(frame, str | os.PathLike) else None

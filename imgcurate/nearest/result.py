@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import dask
@@ -12,6 +11,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema
+from imgcurate.arguments import check_whole_number
 from imgcurate.dedup.dataframes.ids import arrow_type
 from imgcurate.dedup.dataframes.outputs import lazily
 from imgcurate.dedup.result import recall
@@ -89,8 +89,7 @@ class Neighbours:
             As of `Duplicates.recall`; ``true_pairs`` are `k` for each image, or all others where there are not so many, and those found are in its
             list, or as near as the last that should be.
         """
-        if not isinstance(sample, Integral) or isinstance(sample, bool) or sample < 1:
-            raise ValueError(f"sample={sample!r} must be a whole number of at least 1")
+        check_whole_number("sample", sample)
         if not self.n_compared:
             return recall.estimate(np.zeros(0, np.int64), np.zeros(0, np.int64))
         blocks = list(zip(self._rows.blocks, self._rows.offsets, strict=True))

@@ -21,6 +21,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import fingerprint, identity, vectors
+from imgcurate.arguments import check_whole_number
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import id_dtype
@@ -136,14 +137,10 @@ def neighbours(
 
 
 def _check(k: Any, n_clusters: Any, probes: Any, exact: Any, seed: Any) -> None:
-    for name, value in (("k", k), ("n_clusters", n_clusters), ("probes", probes)):
-        if value is None and name == "n_clusters":
-            continue
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            instead = {"n_clusters": ", or None to choose by size", "probes": "; exact=True compares everything"}.get(
-                name, ""
-            )
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1{instead}")
+    check_whole_number("k", k)
+    if n_clusters is not None:
+        check_whole_number("n_clusters", n_clusters, instead=", or None to choose by size")
+    check_whole_number("probes", probes, instead="; exact=True compares everything")
     if not isinstance(exact, bool):
         raise ValueError(f"exact={exact!r} must be True or False")
     if not isinstance(seed, Integral):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import dask
 import numpy as np
 
 from imgcurate import vectors
+from imgcurate.arguments import check_whole_number
 from imgcurate.dedup.graph import nodes, rank, rules
 from imgcurate.dedup.result import Duplicates
 from imgcurate.dedup.result.recall import Recall, estimate
@@ -25,8 +25,7 @@ class ExactSearch:
         self._rows, self._tables = rows, tables
 
     def __call__(self, found: Duplicates, size: int, seed: int) -> Recall:
-        if not isinstance(size, Integral) or size < 1:
-            raise ValueError(f"sample={size!r} must be a whole number of at least 1")
+        check_whole_number("sample", size)
         if not self._rows.blocks:
             return estimate(np.zeros(0, np.int64), np.zeros(0, np.int64))
         least, take = 1 - found.eps, dask.delayed(sample)

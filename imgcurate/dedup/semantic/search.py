@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from imgcurate import identity, schema, vectors
+from imgcurate.arguments import check_whole_number
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import check_id_type, id_dtype
@@ -206,12 +207,9 @@ def _check_options(
 ) -> None:
     if eps is not None:
         check_eps(eps)
-    for name, value in (("n_clusters", n_clusters), ("probes", probes)):
-        if value is None and name == "n_clusters":
-            continue
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            instead = ", or None to choose by size" if name == "n_clusters" else "; exact=True loses no pair at all"
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1{instead}")
+    if n_clusters is not None:
+        check_whole_number("n_clusters", n_clusters, instead=", or None to choose by size")
+    check_whole_number("probes", probes, instead="; exact=True loses no pair at all")
     if not isinstance(exact, bool):
         raise ValueError(f"exact={exact!r} must be True or False")
     if min_similarity is not None:
