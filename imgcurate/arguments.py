@@ -37,4 +37,4 @@ def check_whole_number(name: str, value: Any, least: int = 1, *, instead: str = 
 
 def is_whole_number(value: Any, least: int = 1) -> bool:
     """Tell whether a value is a whole number of at least `least`."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and bool(value >= least)
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least

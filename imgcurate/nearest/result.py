@@ -13,7 +13,7 @@ from dask.delayed import Delayed
 from imgcurate import schema
 from imgcurate.arguments import check_whole_number
 from imgcurate.dedup.dataframes.ids import arrow_type
-from imgcurate.dedup.dataframes.outputs import lazily
+from imgcurate.dedup.dataframes.outputs import Result
 from imgcurate.dedup.result import recall
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic import ground_truth
@@ -21,7 +21,7 @@ from imgcurate.dedup.semantic.normalise import Rows
 from imgcurate.nearest import compare
 
 
-class Neighbours:
+class Neighbours(Result):
     """The nearest images of each image, which stay on the cluster.
 
     Attributes
@@ -48,16 +48,14 @@ class Neighbours:
         probes: int,
         at_once: bool,
     ) -> None:
-        self.k, self.n_clusters, self.probes, self.id_field = k, n_clusters, probes, id_field
-        self.n_rows, self.n_compared = rows.n_rows, rows.n_compared
-        self.n_excluded = rows.n_rows - rows.n_compared
-        self._found, self._rows, self._like, self._id_dtype, self._at_once = found, rows, like, id_dtype, at_once
+        super().__init__(rows.n_rows, rows.n_compared, like=like, id_dtype=id_dtype, id_field=id_field, at_once=at_once)
+        self.k, self.n_clusters, self.probes = k, n_clusters, probes
+        self._found, self._rows = found, rows
 
     def __repr__(self) -> str:
-        excluded = f", {self.n_excluded:,} excluded" if self.n_excluded else ""
         how = "all compared" if self.n_clusters <= 1 else f"in {self.n_clusters:,} clusters, probes={self.probes}"
         lazy = "at once" if self._at_once else "lazy"
-        return f"Neighbours({self.n_compared:,} images {how}{excluded}; k={self.k}; see .frame ({lazy}), .recall() (at once))"
+        return f"Neighbours({self.n_compared:,} images {how}{self._excluded()}; k={self.k}; see .frame ({lazy}), .recall() (at once))"
 
     @property
     def frame(self) -> Any:
@@ -67,11 +65,7 @@ class Neighbours:
         host = pd.DataFrame({self.id_field: pd.Series([], dtype=ids)}).assign(
             **{name: pd.Series([], dtype=schema.dtype(kind)) for name, kind in lists.items()}
         )
-        frame = lazily(self, self._found, ["id", *lists], host, self._like, "neighbours")
-        if not self._at_once:
-            return frame
-        made = frame.compute()
-        return made.sort_values(self.id_field, ignore_index=True)
+        return self._as_frame(self._found, ["id", *lists], host, "neighbours", by=[self.id_field])
 
     def recall(self, sample: int = 1000, *, seed: int = 0) -> recall.Recall:
         """Estimate which share of the nearest images was found, by an exact search for those of some images. Eager.

@@ -138,7 +138,9 @@ def _check(n: Any, fraction: Any, method: Any, weight: Any, seed: Any) -> None:
         raise ValueError("give either n, how many images to take, or fraction, which share of them")
     if n is not None:
         check_whole_number("n", n, instead="; fraction= takes a share")
-    if fraction is not None and (isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < fraction <= 1):
+    if fraction is not None and (
+        isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < float(fraction) <= 1
+    ):
         raise ValueError(f"fraction={fraction!r} must be a share above 0 and at most 1; n= takes a number of images")
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown: give {' or '.join(map(repr, METHODS))}")

@@ -31,6 +31,35 @@ class Prefix(str):
         return str, (str(self),)
 
 
+class Result:
+    """What a verb found among the images of a frame, and how it goes back to who gave the frame.
+
+    Attributes
+    ----------
+    n_rows, n_compared, n_excluded : int
+        Images in the frame; those that took part; those that did not, because of an error or for lack of what is compared.
+    id_field : str
+    """
+
+    def __init__(self, n_rows: int, n_compared: int, *, like: Any, id_dtype: Any, id_field: str, at_once: bool) -> None:
+        self.n_rows, self.n_compared, self.n_excluded = n_rows, n_compared, n_rows - n_compared
+        self.id_field = id_field
+        self._like, self._id_dtype, self._at_once = like, id_dtype, at_once
+
+    def _excluded(self) -> str:
+        return f", {self.n_excluded:,} excluded" if self.n_excluded else ""
+
+    def _as_frame(
+        self, tables: Sequence[Delayed], columns: Sequence[str], host: pd.DataFrame, name: str, by: Sequence[str] = ()
+    ) -> Any:
+        """Return tables as `lazily` does, or where the frame was in memory computed, and in order of some columns."""
+        frame = lazily(self, tables, columns, host, self._like, name)
+        if not self._at_once:
+            return frame
+        made = frame.compute()
+        return made.sort_values(list(by), ignore_index=True) if by else made.reset_index(drop=True)
+
+
 def lazily(
     result: Any, tables: Sequence[Delayed], columns: Sequence[str], host: pd.DataFrame, like: Any, name: str
 ) -> dd.DataFrame:

@@ -16,7 +16,7 @@ from dask.delayed import Delayed
 from imgcurate import schema, storage
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes.ids import arrow_id_dtype, arrow_type
-from imgcurate.dedup.dataframes.outputs import lazily, on_host
+from imgcurate.dedup.dataframes.outputs import on_host
 from imgcurate.dedup.graph import build, nodes, rank, rules
 from imgcurate.dedup.result import saved
 from imgcurate.dedup.result.recall import Recall
@@ -75,17 +75,15 @@ class Duplicates(Swept, Shown):
         folder: Folder | None = None,
         images: Any = None,
     ) -> None:
-        self.n_rows, self.n_compared, self.n_excluded = n_rows, n_compared, n_rows - n_compared
+        super().__init__(n_rows, n_compared, like=like, id_dtype=id_dtype, id_field=id_field, at_once=at_once)
         self.n_clusters, self.n_pairs = n_clusters, found.n_pairs + found.n_copies
         self.eps, self.min_similarity, self.rule, self.keep = eps, min_similarity, rule, keep
         self.kind, self.chosen = kind, {name: why for name, why in (chosen or {}).items() if why}
-        self.id_field, self._folder = id_field, folder
-        self._graph, self._like, self._id_dtype, self._recall = found, like, id_dtype, recall
-        self._at_once, self._images = at_once, with_places(images)
+        self._graph, self._folder, self._recall = found, folder, recall
+        self._images = with_places(images)
         self._answers: dict[float, list[Delayed]] = {}
 
     def __repr__(self) -> str:
-        excluded = f", {self.n_excluded:,} excluded" if self.n_excluded else ""
         through = f" through files in {self._folder.path}" if self._folder else ""
         clusters = "1 cluster" if self.n_clusters == 1 else f"{self.n_clusters:,} clusters"
         clusters = f" in {clusters}" if self.kind == "semantic" else ""
@@ -101,7 +99,7 @@ class Duplicates(Swept, Shown):
         options = [f"{name}={value}{self._why(name)}" for name, value in said.items()]
         lazy = "at once" if self._at_once else "lazy"
         return (
-            f"Duplicates({self.n_compared:,} images compared{clusters}{through}{excluded}; {plural(self.n_pairs, 'pair')} {what}; {', '.join(options)}; "
+            f"Duplicates({self.n_compared:,} images compared{clusters}{through}{self._excluded()}; {plural(self.n_pairs, 'pair')} {what}; {', '.join(options)}; "
             f"see .pairs, .groups, .removals() ({lazy}), .sweep([eps, ...]), .least_similar(), .show(){', .recall()' * (self._recall is not None)} (at once))"
         )
 
@@ -283,8 +281,7 @@ class Duplicates(Swept, Shown):
         return self.__dict__ | {"_images": None}
 
     def _frame(self, tables: list[Delayed], columns: list[str]) -> Any:
-        frame = lazily(self, tables, columns, self._empty(columns), self._like, "duplicates")
-        return frame.compute().reset_index(drop=True) if self._at_once else frame
+        return self._as_frame(tables, columns, self._empty(columns), "duplicates")
 
     def _empty(self, columns: Sequence[str]) -> pd.DataFrame:
         """Return a frame of no rows, on the host, of what a user sees of some columns of a table."""

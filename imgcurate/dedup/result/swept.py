@@ -13,15 +13,14 @@ import pandas as pd
 from dask.delayed import Delayed
 
 from imgcurate.cluster import interruptible
+from imgcurate.dedup.dataframes.outputs import Result
 from imgcurate.dedup.graph import build, rules, sizes
 from imgcurate.dedup.result.thresholds import BITS, Kind, check_eps, thresholds_of
 
 
-class Swept:
+class Swept(Result):
     """The thresholds of `Duplicates`, each decided once."""
 
-    n_rows: int
-    n_compared: int
     eps: float
     min_similarity: float
     rule: rules.Rule
