@@ -31,8 +31,9 @@ from imgcurate import connect
 from imgcurate.dedup import Duplicates, remove, save_embeddings, semantic_duplicates
 from imgcurate.dedup.dataframes import repeated
 from imgcurate.dedup.graph import build
-from imgcurate.dedup.semantic import files, screen, steps
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic import screen, steps
+from imgcurate.dedup.semantic.clusters import files
 from imgcurate.dedup.work import memory
 from imgcurate.run.curate import curate
 from imgcurate.schema import table

@@ -25,9 +25,9 @@ from imgcurate.arguments import check_whole_number
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import id_dtype
-from imgcurate.dedup.semantic import assign, exchange, files
 from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic.exchange import Members
+from imgcurate.dedup.semantic.clusters import assign, exchange, files
+from imgcurate.dedup.semantic.clusters.exchange import Members
 from imgcurate.dedup.semantic.store import StoredRows, VectorStore
 from imgcurate.dedup.work.mapped import map_table, work_folder, write_table
 from imgcurate.dedup.work.waves import threads, wait, written

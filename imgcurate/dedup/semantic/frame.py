@@ -16,7 +16,8 @@ from dask.delayed import Delayed
 
 from imgcurate import fingerprint, identity, parts, vectors
 from imgcurate.dedup.dataframes import repeated
-from imgcurate.dedup.semantic import kmeans, normalise, store
+from imgcurate.dedup.semantic import normalise, store
+from imgcurate.dedup.semantic.clusters import kmeans
 from imgcurate.dedup.semantic.store import Stored, StoredRows
 from imgcurate.dedup.work import memory
 from imgcurate.dedup.work.mapped import Folder

@@ -17,7 +17,7 @@ from imgcurate import identity, images, vectors
 from imgcurate.dedup.dataframes.ids import plain_ids
 from imgcurate.dedup.dataframes.repeated import Names
 from imgcurate.dedup.graph import rank
-from imgcurate.dedup.semantic import assign, kmeans
+from imgcurate.dedup.semantic.clusters import assign, kmeans
 
 
 class Rows(NamedTuple):

@@ -15,12 +15,13 @@ from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import plain_ids
 from imgcurate.dedup.graph import build
 from imgcurate.dedup.graph.found import Found
-from imgcurate.dedup.semantic import compare, normalise
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic import normalise
+from imgcurate.dedup.semantic.clusters import compare
+from imgcurate.dedup.semantic.clusters.exchange import Members
+from imgcurate.dedup.semantic.clusters.files import StoredBucket
 from imgcurate.dedup.semantic.corpus import files
 from imgcurate.dedup.semantic.corpus.files import Part
-from imgcurate.dedup.semantic.exchange import Members
-from imgcurate.dedup.semantic.files import StoredBucket
 from imgcurate.dedup.semantic.steps import by_cluster
 
 _ROWS_OF_A_TASK = 32_768

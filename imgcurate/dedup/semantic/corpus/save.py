@@ -14,9 +14,9 @@ from imgcurate import identity, storage, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic.clusters.exchange import Members
+from imgcurate.dedup.semantic.clusters.files import StoredBucket
 from imgcurate.dedup.semantic.corpus import files
-from imgcurate.dedup.semantic.exchange import Members
-from imgcurate.dedup.semantic.files import StoredBucket
 from imgcurate.dedup.semantic.steps import Cluster, by_cluster
 from imgcurate.dedup.work.mapped import work_folder
 from imgcurate.dedup.work.waves import in_waves
