@@ -1,6 +1,6 @@
 """semantic_duplicates(): images whose embeddings point the same way.
 
-This file plans and runs the steps on Dask; what happens inside a task stands in normalise.py, exchange.py and nodes.py.
+This file plans and runs the steps on Dask; what happens inside a task stands in normalise.py, clusters and the nodes of the graph.
 """
 
 from __future__ import annotations
