@@ -145,7 +145,7 @@ def test_what_cannot_be_placed_is_refused_by_name(in_process: None) -> None:
     with pytest.raises(ValueError, match=r"already has a column 'x'; drop or rename it first"):
         ic.place_on_map(ic.place_on_map(frame))
     for wrong in (1, 2.5, True):
-        with pytest.raises(ValueError, match=r"sample=.*: it must be a whole number, at least 2"):
+        with pytest.raises(ValueError, match=r"sample=.* must be a whole number of at least 2"):
             ic.place_on_map(frame, sample=wrong)
     with pytest.raises(KeyError, match="place_on_map needs column 'embedding'"):
         ic.place_on_map(frame[["image_id"]])

@@ -8,9 +8,10 @@ import dask
 import numpy as np
 
 from imgcurate import vectors
-from imgcurate.dedup import inputs, remove, semantic_duplicates
-from imgcurate.dedup.semantic import assign
+from imgcurate.dedup import remove, semantic_duplicates
+from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic.clusters import assign
 from imgcurate.recipes.steps import Step, check_share, column
 from imgcurate.rowwise import map_rows
 from imgcurate.scores.fraction import top_fraction
