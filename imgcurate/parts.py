@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from dask._task_spec import Alias, DataNode, Task, TaskRef, convert_legacy_graph
+from dask._task_spec import Alias, DataNode, Task, TaskRef, _execute_subgraph, convert_legacy_graph
 from dask.dataframe.dask_expr.io.parquet import ReadParquet
 
 from imgcurate import fingerprint, identity, schema, storage, vectors
@@ -127,7 +127,7 @@ def keys_of(frame: Any) -> list[str]:
     True
     """
     unfused = frame.optimize(fuse=False)
-    graph = convert_legacy_graph(dict(unfused.__dask_graph__()))
+    graph = _unfused(convert_legacy_graph(dict(unfused.__dask_graph__())))
     known: dict[Any, str] = {}
     # Dask's own reader of Parquet has in its tasks where a file lies, and beside them what all its files are.
     content = {node._name: node.checksum for node in unfused.expr.walk() if isinstance(node, ReadParquet)}
@@ -163,6 +163,21 @@ def keys_of(frame: Any) -> list[str]:
                 known[key] = fingerprint.of(substitute(graph[key]), *([of] if of is not None else []))
             waiting.pop()
     return [known[key] for key in unfused.__dask_keys__()]
+
+
+def _unfused(graph: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a graph with the tasks of which Dask has made one, as ``to_delayed()`` does, by themselves."""
+    tasks, waiting = {}, list(graph.items())
+    while waiting:
+        key, node = waiting.pop()
+        if not isinstance(node, Task) or node.func is not _execute_subgraph:
+            tasks[key] = node
+            continue
+        parts, last = node.args[:2]
+        waiting += parts.items()
+        if key != last:
+            tasks[key] = Alias(key, last)
+    return tasks
 
 
 def there(folder: str, storage_options: storage.Options = None) -> dict[str, Part]:

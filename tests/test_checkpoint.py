@@ -120,6 +120,24 @@ def test_partitions_that_mix_are_keyed_by_all_that_they_hold(client: Client, sha
     assert before[0] != after[0] and before[1] == after[1]
 
 
+def test_what_delayed_tasks_were_made_of_is_known(client: Client, tmp_path: Path) -> None:
+    tests = dd.from_dict({"image_id": ["test"], "embedding": [[1.0, 0, 0, 0]]}, npartitions=1)
+
+    def found() -> Any:
+        return ic.decontaminate(ic.read_parquet(tmp_path / "images"), tests)
+
+    def write(second: int) -> None:
+        rows = {"image_id": ["a", "b"], "embedding": [[1.0, 0, 0, 0.01], [0, 1.0, second, 0]]}
+        ic.write_parquet(dd.from_dict(rows, npartitions=1), tmp_path / "images")
+
+    write(0)
+    keys = parts.keys_of(found())
+    assert keys == parts.keys_of(found())
+    assert ic.checkpoint(found(), tmp_path / "work").compute()["image_id"].tolist() == ["a"]
+    write(1)
+    assert not set(keys) & set(parts.keys_of(found()))
+
+
 def test_numbers_texts_and_dates_of_the_users_own_come_back(client: Client, tmp_path: Path) -> None:
     rows = pd.DataFrame(
         {
