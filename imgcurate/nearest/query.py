@@ -17,7 +17,7 @@ from imgcurate import identity, schema, storage
 from imgcurate import vectors as matrices
 from imgcurate.cluster import interruptible
 from imgcurate.dedup import corpus, inputs
-from imgcurate.dedup.frames import id_dtype
+from imgcurate.dedup.frames import arrow_id_dtype, id_dtype
 from imgcurate.dedup.semantic import normalise
 from imgcurate.encoders import load_text_encoder
 from imgcurate.encoders.embed import embed
@@ -126,7 +126,8 @@ def search(
     part = schema.to_pandas(table.rename_columns(["query", id_field, "similarity"]))
     part["query"] = pd.Series(names)[part["query"].to_numpy()].to_numpy()
     # Of a folder the type of the ids is known from the rows that were read.
-    return part if saved is not None else part.astype({id_field: id_dtype(rows._meta[id_field])})
+    ids = arrow_id_dtype(table["id"].type) if saved is not None else id_dtype(rows._meta[id_field])
+    return part.astype({id_field: ids})
 
 
 def _of_texts(texts: Any, model: Any, model_dir: Any) -> tuple[list[Any], np.ndarray, identity.Identity | None]:
