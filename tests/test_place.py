@@ -133,8 +133,9 @@ def test_a_map_with_pictures_is_plain_parquet(in_process: None, tmp_path: Path) 
     assert kind == "data:image/webp" and Image.open(io.BytesIO(base64.b64decode(text))).size == (64, 48)
     with pytest.raises(ValueError, match="already has a column 'thumbnail'; drop or rename it first"):
         ic.thumbnail(made.assign(url="", offset=0, bytes=0))
-    with pytest.raises(ValueError, match="size=0: it must be at least 1 pixel"):
-        ic.thumbnail(frame, 0)
+    for wrong in (0, 1.5, "64", True, None):
+        with pytest.raises(ValueError, match=r"size=.* must be a whole number of pixels, at least 1"):
+            ic.thumbnail(frame, wrong)
     with pytest.raises(KeyError, match="thumbnail needs columns 'url', 'offset', 'bytes'"):
         ic.thumbnail(frame[["image_id"]])
 

@@ -246,7 +246,9 @@ def saved_corpus(path: str | os.PathLike[str], id_field: str, storage_options: s
     fs, root = storage.open_filesystem(os.fspath(path), storage_options)
     folders = [folder for folder in _parts_in(fs, root) if fs.exists(f"{folder}/centroids.parquet")]
     if not folders:
-        raise FileNotFoundError(f"{os.fspath(path)!r} holds no embeddings that save_embeddings wrote")
+        raise FileNotFoundError(
+            f"{os.fspath(path)!r} holds no embeddings that save_embeddings wrote; imgcurate.read_embeddings reads other files of embeddings as a frame"
+        )
     base = storage.absolute(path, storage_options).rstrip("/")
     parts, centroids, encoders = [], None, set()
     for folder in folders:

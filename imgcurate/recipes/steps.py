@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import dask
@@ -151,3 +151,17 @@ def check_share(name: str, share: float) -> None:
     """Raise a ValueError where `share` is none that a step could leave."""
     if not isinstance(share, Real) or not 0 < float(share) < 1:
         raise ValueError(f"{name}={share!r} must be above 0 and below 1: which share stays")
+
+
+def check_cosine(name: str, cosine: float) -> None:
+    """Raise a ValueError where `cosine` is none."""
+    if not isinstance(cosine, Real) or isinstance(cosine, bool) or not -1 <= float(cosine) <= 1:
+        raise ValueError(f"{name}={cosine!r} must be a cosine, -1 to 1")
+
+
+def check_n_clusters(n_clusters: int | None) -> None:
+    """Raise a ValueError where `n_clusters` is neither a number of clusters nor None."""
+    if n_clusters is None:
+        return
+    if not isinstance(n_clusters, Integral) or isinstance(n_clusters, bool) or n_clusters < 1:
+        raise ValueError(f"n_clusters={n_clusters!r} must be a whole number of at least 1, or None to choose by size")

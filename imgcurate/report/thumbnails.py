@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterator, Mapping
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask
@@ -128,8 +129,8 @@ def _column_of(part: Any, size: int, storage_options: dict[str, Any]) -> Any:
 
 
 def _check_size(size: int) -> None:
-    if size < 1:
-        raise ValueError(f"size={size}: it must be at least 1 pixel")
+    if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"size={size!r} must be a whole number of pixels, at least 1")
 
 
 def _thumbnails_of(rows: pd.DataFrame, size: int, storage_options: dict[str, Any]) -> list[Thumbnail]:

@@ -126,7 +126,7 @@ def place_on_map(
         Where the method is "umap" and umap-learn is not installed.
     ValueError
         Where the frame has columns ``x`` or ``y`` or embeddings of several encoders, the method is unknown, `sample` is below 2, or UMAP is asked
-        for of fewer than ten images.
+        for of a sample of fewer than ten images, or there are not so many.
 
     Notes
     -----
@@ -152,10 +152,11 @@ def place_on_map(
     there = [name for name in ("x", "y") if name in frame.columns]
     if there:
         raise ValueError(f"the frame already has a column {there[0]!r}; drop or rename it first")
-    if not isinstance(sample, Integral) or isinstance(sample, bool) or sample < 2:
-        raise ValueError(f"sample={sample!r}: it must be a whole number, at least 2")
     if method not in METHODS:
         raise ValueError(f"method={method!r}: give one of {', '.join(METHODS)}")
+    fewest = _FEWEST if method == "umap" else 2
+    if not isinstance(sample, Integral) or isinstance(sample, bool) or sample < fewest:
+        raise ValueError(f"sample={sample!r}: it must be a whole number, at least {fewest}")
     if method == "umap":
         _import_umap()
     chart = _chart_of(frame, method, int(sample), id_field, embedding_field)
