@@ -368,8 +368,6 @@ def test_what_is_wrong_is_said_with_the_step_that_it_is_wrong_in() -> None:
         ):
             with pytest.raises(ValueError, match="must be above 0 and below 1"):
                 recipe(wrong)
-    with pytest.raises(ValueError, match="n_clusters=0 must be at least 1"):
-        recipes.prototypes(0.5, n_clusters=0)
     with pytest.raises(ValueError, match="no row that is left has a usable vector"):
         recipes.apply(frame_of({"embedding": np.zeros((3, 8), np.float32)}), recipes.prototypes(0.5))
     with pytest.raises(ValueError, match=r"share=0.5 is not reached"):

@@ -128,6 +128,8 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
     for wrong in (["a"], [], [[1, 0], [1]], 1.0):
         with pytest.raises(TypeError, match=r"vectors holds .* not numbers of shape"):
             ic.search(pair, vectors=wrong)
+    with pytest.raises(TypeError, match="5 is no path: give one as text, or a list of them"):
+        ic.search(pair, image=5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="k=0 must be"):
         ic.search(pair, 0, vectors=[1, 0])
     with pytest.raises(FileNotFoundError, match=r"holds no embeddings .*; imgcurate.read_embeddings reads other"):

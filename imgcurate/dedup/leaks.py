@@ -25,6 +25,8 @@ from imgcurate.dedup.shown import with_places
 from imgcurate.dedup.waves import wait
 from imgcurate.printable import quoted
 
+# The columns of the answer beside the ids.
+_FOUND = ("split", "duplicate_of", "other_split", "kind", "similarity")
 #: More different values are of a column that names no splits.
 _MOST_SPLITS = 100
 #: What is found by each kind comes together by the ids' hashes, in at most so many ranges.
@@ -105,6 +107,7 @@ def leaks(
     asked = _kinds(kinds)
     if eps is not None:
         check_eps(eps)
+    inputs.refuse_name(id_field, "leaks", _FOUND)
     found_in = with_places(frame)
     rows, at_once = _rows(frame, split, asked, id_field, embedding_field)
     keep = [(split, "min")]

@@ -104,6 +104,7 @@ def search(
             raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
     if sum(given is not None for given in (text, image, vectors)) != 1:
         raise ValueError("search looks for one of text=, image= and vectors=: give one of them")
+    inputs.refuse_name(id_field, "search", ("query", "similarity"))
     saved = corpus.saved_corpus(frame, id_field, storage_options) if isinstance(frame, str | os.PathLike) else None
     rows: Any = None if saved else inputs.as_frame(frame, "search", id_field, embedding_field).frame
     if model is None:
@@ -171,9 +172,8 @@ def _of_vectors(given: Any) -> tuple[list[Any], np.ndarray, identity.Identity | 
 
 def _is_embeddings(given: Any) -> bool:
     """Tell whether something is a pandas or cuDF column of lists, and not one of numbers, which is a single vector."""
-    return (isinstance(given, pd.Series) or (matrices.on_gpu(given) and hasattr(given, "index"))) and (
-        not pd.api.types.is_numeric_dtype(given.dtype)
-    )
+    is_column = isinstance(given, pd.Series) or (matrices.on_gpu(given) and hasattr(given, "index"))
+    return is_column and getattr(given.dtype, "kind", "O") not in "fiu"
 
 
 def _in_folder(

@@ -148,7 +148,6 @@ def d4(
     check_share("r_dedup", r_dedup)
     check_share("r_proto", r_proto)
     check_cosine("min_similarity", min_similarity)
-    check_n_clusters(n_clusters)
 
     def deduplicated(frame: Any) -> Any:
         stored = {"eps": 1 - min_similarity, "min_similarity": min_similarity, "n_clusters": n_clusters}

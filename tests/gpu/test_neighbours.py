@@ -32,3 +32,14 @@ def test_probed_clusters_find_most_and_strangers_score_highest(on: Backend) -> N
     assert scores.to_dict() == {
         name: np.float32(1 - np.mean(np.asarray(lists[name], dtype=float))) for name in scores.index
     }
+
+
+def test_a_column_of_embeddings_is_looked_for_as_brute_force_does(on: Backend) -> None:
+    unit = planted()
+    frame = on.frame(embedded(unit), CUTS)
+    rows = frame.compute().head(3)
+    found = ic.search(frame, 5, vectors=rows["embedding"])
+    every = cosines(unit)
+    for number, name in enumerate(host(rows)["image_id"]):
+        expected = np.sort(every[int(name[3:])])[::-1][:5]
+        np.testing.assert_allclose(found["similarity"][found["query"] == number], expected, atol=1e-6)
