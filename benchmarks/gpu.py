@@ -1,6 +1,6 @@
 """imgcurate on one GPU: the models, the similarity join, deduplication, and the whole job.
 
-    python benchmarks/gpu.py [--rounds 5] [--only peak embed join dedup run] [--output PATH]
+    python benchmarks/gpu.py [--rounds 5] [--only peak embed join dedup neighbours run] [--output PATH]
     python benchmarks/gpu.py --dry          a few rows on the CPU, to see that it runs; nothing is written
 
 peak    what a product of 8192 x 8192 matrices reaches in bfloat16, TF32 and float32: what the figures below are shares of.
@@ -11,6 +11,8 @@ join    100,000 x 768 in one cluster (embeddings.py): all pairs of cosine >= 0.9
         float32 matrix, upper triangle, highest of each column; in torch on the same GPU) in float32 and with TF32 allowed. The same images
         must go.
 dedup   1,000,000 x 768 in 1,000 clusters: semantic_duplicates on a LocalCUDACluster, rows a second.
+neighbours  the 10 nearest of each of the same rows, in its clusters, with the recall that it measures; and of 100,000 of them all, beside cuML's
+        NearestNeighbors by brute force.
 run     the whole job from tar shards to tar shards, ViT-L/14, both heads: images a second.
 
 A part that fails says so in the table and in the results, and the others go on. Results go to benchmarks/results/gpu.json with the machine,
@@ -24,24 +26,32 @@ import datetime
 import importlib.metadata
 import itertools
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import distributed
 import embed as images_bench
 import embeddings
 import end_to_end
 import numpy as np
 import torch
+from dask.utils import key_split
+from turns import use_threads
 
-PARTS = ("peak", "embed", "join", "dedup", "run")
-EPS = 0.05
+PARTS = ("peak", "embed", "join", "dedup", "neighbours", "run")
+EPS, K = 0.05, 10
 # Multiplications and additions of one image: 2 * (parameters of each layer's products * tokens + attention) of the vision towers.
 FLOP = {"ViT-B/32": 8.8e9, "ViT-L/14": 162e9}
 PACKAGES = ("imgcurate", "torch", "transformers", "cudf", "cuml", "dask-cuda", "cupy", "dask")
@@ -54,27 +64,27 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     arguments.add_argument("--images", type=int, default=4000)
-    arguments.add_argument(
-        "--distinct", type=int, default=200, help="of which so many differ; one takes half a second of a core to make"
-    )
+    arguments.add_argument("--shard", type=int, default=500, help="images of a shard, which is a partition")
+    arguments.add_argument("--distinct", type=int, default=200, help="of which so many differ")
     arguments.add_argument("--dry", action="store_true")
     arguments.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
     options = arguments.parse_args()
     if not options.dry and not torch.cuda.is_available():
         raise SystemExit("there is no GPU that torch can use; --dry runs a few rows on the CPU")
-    bench = Bench(options)
     # What is not measured this time stays as it was.
     report: Result = json.loads(options.output.read_text()) if options.output.exists() and not options.dry else {}
     report["settings"] = settings(options)
-    for part in options.only:
-        print(f"{part} ...", file=sys.stderr, flush=True)
-        try:
-            report[part] = getattr(bench, part)()
-        except Exception as problem:
-            traceback.print_exc()
-            report[part] = {"failed": f"{type(problem).__name__}: {problem}"}
-        if not options.dry:
-            options.output.write_text(json.dumps(report, indent=2) + "\n")
+    with tempfile.TemporaryDirectory(prefix="imgcurate-bench-") as folder:
+        bench = Bench(options, Path(folder))
+        for part in options.only:
+            print(f"{part} ...", file=sys.stderr, flush=True)
+            try:
+                report[part] = getattr(bench, part)()
+            except Exception as problem:
+                traceback.print_exc()
+                report[part] = {"failed": f"{type(problem).__name__}: {problem}"}
+            if not options.dry:
+                options.output.write_text(json.dumps(report, indent=2) + "\n")
     show(report)
 
 
@@ -100,10 +110,11 @@ def settings(options: argparse.Namespace) -> Result:
 class Bench:
     """The parts, on a GPU or, dry, on the CPU."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.folder = folder
         self.dry, self.rounds = options.dry, 1 if options.dry else options.rounds
         self.images = 16 if options.dry else options.images
-        self.distinct = min(options.distinct, self.images)
+        self.distinct, self.shard = min(options.distinct, self.images), options.shard
         self.began = time.perf_counter()
         self.device = torch.device("cpu" if options.dry else "cuda")
         self.peaks: dict[str, float] = {}
@@ -126,30 +137,27 @@ class Bench:
             self.peak()
         found: Result = {}
         batch, times = (2, 1) if self.dry else (256, 20)
-        with tempfile.TemporaryDirectory(prefix="imgcurate-bench-") as folder:
-            made = images_bench.make_images(Path(folder) / "distinct", self.distinct)
-            shards = images_bench.repeat(Path(folder), "shards", self.images)
-            self._say("images made")
-            decoding = self._decode(shards)
-            self._say(f"decoding: {decoding:.0f} images a second")
+        made, shards = self._images
+        decoding = self._decode(shards)
+        self._say(f"decoding: {decoding:.0f} images a second")
+        with ic.connect(devices=self.devices) as client:
+            cores = min(client.run(_cores).values())
+            frame = ic.read_webdataset(str(shards)).persist()
+            len(frame)
             for model in ("ViT-B/32", "ViT-L/14"):
-                checkpoint = Path(folder) / "models" / model.replace("/", "-")
+                checkpoint = self.folder / "models" / model.replace("/", "-")
                 images_bench.make_model(checkpoint, model)
                 encoder = load_encoder(str(checkpoint), device=self.device)
                 self._say(f"{model} loaded")
                 pixels = list(np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8))
                 ready = self._times(lambda e=encoder, p=pixels: [e.encode(p) for _ in range(times)])
                 memory = [times * batch / seconds for seconds in ready]
-                with ic.connect(devices=[] if self.dry else None):
-                    frame = ic.read_webdataset(str(shards)).persist()
-                    len(frame)
 
-                    def work(frame: Any = frame, checkpoint: Path = checkpoint) -> None:
-                        made = int(ic.embed(frame, str(checkpoint))["embedding"].count().compute())
-                        assert made == self.images, f"{self.images - made} images failed"
+                def work(checkpoint: Path = checkpoint) -> None:
+                    done = int(ic.embed(frame, str(checkpoint))["embedding"].count().compute())
+                    assert done == self.images, f"{self.images - done} images failed"
 
-                    work()
-                    jpeg = [self.images / seconds for seconds in self._times(work)]
+                jpeg = [self.images / seconds for seconds in self._times(work)]
                 share = FLOP[model] * statistics.median(memory) / 1e12 / self.peaks["bfloat16"]
                 limit = min(statistics.median(memory), decoding)
                 found[model] = {
@@ -159,7 +167,12 @@ class Bench:
                     "limit": "decoding" if decoding < statistics.median(memory) else "model",
                     "of_limit": round(statistics.median(jpeg) / limit, 3),
                 }
-        return {"images": {"count": self.images, **made}, "decoding": round(decoding, 1), "models": found}
+        return {
+            "images": {"count": self.images, "shard": self.shard, **made},
+            "decoding": round(decoding, 1),
+            "cores_of_a_worker": cores,
+            "models": found,
+        }
 
     def join(self) -> Result:
         from imgcurate.dedup.semantic import join
@@ -214,73 +227,113 @@ class Bench:
         }
 
     def dedup(self) -> Result:
+        import imgcurate as ic
+
+        removed = []
+        with self._rows() as (frame, clusters):
+
+            def work() -> None:
+                found = ic.semantic_duplicates(frame, eps=EPS, n_clusters=clusters)
+                removed.append(len(found.removals().compute()))
+
+            seconds, rows = self._times(work), len(frame)
+            tasks = _seconds_of_tasks(work)
+        return {
+            "rows": rows,
+            "clusters": clusters,
+            "removed": removed[-1],
+            "seconds": spread(seconds, 2),
+            "rows_per_second": spread([rows / value for value in seconds], 0),
+            "tasks": tasks,
+        }
+
+    def neighbours(self) -> Result:
+        import imgcurate as ic
+
+        found: Result = {"k": K, "probes": {}, "exact": {}}
+        lists = []
+
+        def work(frame: Any, **options: Any) -> None:
+            lists.append(ic.neighbours(frame, K, **options))
+            len(lists[-1].frame)
+
+        with self._rows() as (frame, clusters):
+            for probes in (2, 8):
+                seconds = self._times(lambda n=probes: work(frame, n_clusters=clusters, probes=n))
+                recall = lists[-1].recall(1000)
+                found["probes"][str(probes)] = {"seconds": spread(seconds, 2), "recall": round(recall.recall, 4)}
+            some = frame.partitions[: max(1, frame.npartitions // 10)].persist()
+            found |= {"rows": len(frame), "clusters": clusters, "some": len(some)}
+            found["tasks"] = _seconds_of_tasks(lambda: work(frame, n_clusters=clusters, probes=2))
+            found["exact"]["imgcurate"] = spread(self._times(lambda: work(some, exact=True)), 2)
+        if not self.dry:
+            found["exact"]["cuML, brute force"] = spread(self._times(self._nearest_by_cuml), 2)
+        return found
+
+    def _nearest_by_cuml(self) -> None:
+        import cupy
+        from cuml.neighbors import NearestNeighbors
+
+        rows = cupy.asarray(self._matrix[: len(self._matrix) // 10])
+        NearestNeighbors(n_neighbors=K + 1, algorithm="brute", metric="cosine").fit(rows).kneighbors(rows)
+        self._wait()
+
+    @contextmanager
+    def _rows(self) -> Iterator[tuple[Any, int]]:
+        """Give a frame that lies on the workers, and the number of clusters it is cut into."""
         import dask
         import dask.dataframe as dd
         from dedup_contestants import part
 
         import imgcurate as ic
-
-        count, size, clusters = (2000, 500, 4) if self.dry else (1_000_000, 10_000, 1000)
-        numbers = range(count // size)
-        with tempfile.TemporaryDirectory(prefix="imgcurate-bench-") as folder:
-            path = f"{folder}/rows.npy"
-            np.lib.format.open_memmap(path, "w+", np.float32, (count, 768))
-            with ic.connect(devices=[]):  # all cores make them
-                dask.compute(*[dask.delayed(_store)(path, number, size) for number in numbers])
-            self._say("rows made")
-            with ic.connect(devices=[] if self.dry else None):
-                made = [dask.delayed(part)(number, size, 768, path) for number in numbers]
-                return self._dedup(dd.from_delayed(made, meta=part(0, 0, 768), verify_meta=False), count, clusters)
-
-    def _dedup(self, frame: Any, count: int, clusters: int) -> Result:
-        import imgcurate as ic
         from imgcurate import vectors
 
-        frame = vectors.to_backend(frame, "pandas" if self.dry else "cudf").persist()
-        len(frame)
-        self._say("rows on the device")
-        removed = []
+        path, size, clusters = f"{self.folder}/rows.npy", *((500, 4) if self.dry else (10_000, 1000))
+        numbers = range(len(self._matrix) // size)
+        with ic.connect(devices=self.devices):
+            made = [dask.delayed(part)(number, size, 768, path) for number in numbers]
+            frame = dd.from_delayed(made, meta=part(0, 0, 768), verify_meta=False)
+            frame = vectors.to_backend(frame, "pandas" if self.dry else "cudf").persist()
+            len(frame)
+            self._say("rows on the device")
+            yield frame, clusters
 
-        def work() -> None:
-            found = ic.semantic_duplicates(frame, eps=EPS, n_clusters=clusters)
-            removed.append(len(found.removals().compute()))
-
-        work()
-        seconds = self._times(work)
-        return {
-            "rows": count,
-            "clusters": clusters,
-            "removed": removed[-1],
-            "seconds": spread(seconds, 2),
-            "rows_per_second": spread([count / value for value in seconds], 0),
-        }
+    @cached_property
+    def _matrix(self) -> np.ndarray:
+        """Rows of a file, which are made by all cores."""
+        count, size = (2000, 500) if self.dry else (1_000_000, 10_000)
+        path = f"{self.folder}/rows.npy"
+        np.lib.format.open_memmap(path, "w+", np.float32, (count, 768))
+        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(_store, itertools.repeat(path), range(count // size), itertools.repeat(size)))
+        self._say("rows made")
+        return np.load(path, mmap_mode="r")
 
     def run(self) -> Result:
         import imgcurate as ic
         from imgcurate import curate
 
-        with tempfile.TemporaryDirectory(prefix="imgcurate-bench-") as folder:
-            images_bench.make_images(Path(folder) / "distinct", self.distinct)
-            shards = images_bench.repeat(Path(folder), "shards", self.images)
-            models = Path(folder) / "models"
-            end_to_end.make_models(models)
-            images_bench.make_model(models / "clip", "ViT-L/14")
-            seconds, kept = [], 0
-            with ic.connect(devices=[] if self.dry else None):
-                for number in range(self.rounds + 1):
-                    started = time.perf_counter()
-                    manifest = curate(
-                        str(shards),
-                        Path(folder) / f"out-{number}",
-                        model="clip",
-                        model_dir=models,
-                        min_aesthetic=0.0,
-                        max_nsfw=1.0,
-                        eps=EPS,
-                    )
-                    seconds.append(time.perf_counter() - started)
-                    self._say(f"a run of {seconds[-1]:.1f} s")
-                    kept = manifest["counts"]["kept"]
+        _, shards = self._images
+        models = self.folder / "heads"
+        end_to_end.make_models(models)
+        images_bench.make_model(models / "clip", "ViT-L/14")
+        self._say("models made")
+        seconds, kept = [], 0
+        with ic.connect(devices=self.devices):
+            for number in range(self.rounds + 1):
+                started = time.perf_counter()
+                manifest = curate(
+                    str(shards),
+                    self.folder / f"out-{number}",
+                    model="clip",
+                    model_dir=models,
+                    min_aesthetic=0.0,
+                    max_nsfw=1.0,
+                    eps=EPS,
+                )
+                seconds.append(time.perf_counter() - started)
+                self._say(f"a run of {seconds[-1]:.1f} s")
+                kept = manifest["counts"]["kept"]
         # The first loads the models and compiles kernels.
         warm = seconds[1:]
         return {
@@ -291,6 +344,19 @@ class Bench:
             "steps": manifest["seconds"],
             "images_per_second": spread([self.images / value for value in warm]),
         }
+
+    @property
+    def devices(self) -> list[int] | None:
+        """Which GPUs a cluster is started on: all, or none."""
+        return [] if self.dry else None
+
+    @cached_property
+    def _images(self) -> tuple[Result, Path]:
+        """What images are like, and the folder of their shards."""
+        made = images_bench.make_images(self.folder / "distinct", self.distinct)
+        shards = images_bench.repeat(self.folder, "shards", self.images, self.shard)
+        self._say("images made")
+        return made, shards
 
     def _times(self, work: Callable[[], Any], rounds: int | None = None) -> list[float]:
         work()
@@ -319,7 +385,26 @@ class Bench:
         return self.images / min(next(decoding)["seconds"] for _ in range(1 if self.dry else 3))
 
 
+def _seconds_of_tasks(work: Callable[[], Any]) -> dict[str, float]:
+    """Work once more, and return what the workers' tasks and their waiting for one another's results took, by the tasks' names, the most first."""
+    client = distributed.get_client()
+    taken: Counter[str] = Counter()
+    with distributed.get_task_stream(client) as stream:
+        work()
+    for task in stream.data:
+        name = key_split(task["key"])
+        for part in task["startstops"]:
+            taken[name if part["action"] == "compute" else f"{name}: {part['action']}"] += part["stop"] - part["start"]
+    return {name: round(seconds, 2) for name, seconds in taken.most_common(12)}
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def _store(path: str, number: int, size: int) -> None:
+    use_threads(1)
     rows = np.lib.format.open_memmap(path, "r+")
     rows[number * size : (number + 1) * size] = embeddings.chunk(number, 768, size).vectors
     rows.flush()
@@ -396,13 +481,25 @@ def _of_join(found: Result) -> list[tuple[str, str]]:
     ]
 
 
+def _of_neighbours(found: Result) -> list[tuple[str, str]]:
+    rows = [
+        (f"{found['rows']:,} x 768, {probes} of {found['clusters']} clusters", f"{_range(of['seconds'], ' s')}, recall {of['recall']}")
+        for probes, of in found["probes"].items()
+    ]  # fmt: skip
+    return rows + [
+        (f"{found['some']:,} x 768, all: {name}", _range(values, " s")) for name, values in found["exact"].items()
+    ]
+
+
 TABLES: dict[str, Callable[[Result], list[tuple[str, str]]]] = {
     "peak": lambda found: [(name, f"{value:,} TFLOP/s") for name, value in found["tflops"].items()],
     "embed": _of_embed,
     "join": _of_join,
     "dedup": lambda found: [
-        (f"{found['rows']:,} x 768, k={found['clusters']}", _range(found["rows_per_second"], " rows/s"))
+        (f"{found['rows']:,} x 768, k={found['clusters']}", _range(found["rows_per_second"], " rows/s")),
+        *((f"  {name}", f"{seconds:.2f} s") for name, seconds in found.get("tasks", {}).items()),
     ],
+    "neighbours": _of_neighbours,
     "run": lambda found: list(
         itertools.chain(
             [("tar to tar, ViT-L/14", _range(found["images_per_second"], " images/s"))],

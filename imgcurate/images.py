@@ -8,7 +8,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -59,6 +59,7 @@ def work(
     window: int | None = None,
     threads: int | None = None,
     max_bytes: int = pixels.MAX_BYTES,
+    idle: Callable[[], Any] | None = None,
 ) -> Worked:
     """Read the images of a partition and work on them in threads, each holding one image at a time.
 
@@ -77,6 +78,8 @@ def work(
         Default: the worker's share of the cores. With one, an image is worked on when its result is asked for, and none ahead.
     max_bytes : int
         A larger image is an error, and is not read.
+    idle : callable, optional
+        Called once while results are drawn: when a thread is the first for which there is no image left.
 
     Raises
     ------
@@ -124,7 +127,7 @@ def work(
     def results() -> Iterator[tuple[int, Any]]:
         at_once = threads or pixels.worker_threads(vectors.on_gpu(part))
         most = 1 if threads == 1 else window or 4 * at_once
-        for row, (digest, made) in zip(rows, ahead(data, on_one, at_once, most), strict=True):
+        for row, (digest, made) in zip(rows, ahead(data, on_one, at_once, most, idle), strict=True):
             if digest is not None:
                 if digests[row] not in (None, digest):
                     raise tar.ShardChanged(
@@ -254,10 +257,17 @@ def host_columns(part: Any, names: list[str]) -> dict[str, list[Any]]:
     return {name: pa.array(column, from_pandas=True).to_pylist() for name, column in host.items()}
 
 
-def ahead(items: Iterable[T], function: Callable[[T], R], threads: int, window: int) -> Iterator[R]:
+def ahead(
+    items: Iterable[T],
+    function: Callable[[T], R],
+    threads: int,
+    window: int,
+    idle: Callable[[], Any] | None = None,
+) -> Iterator[R]:
     """Map `function` over `items` in threads, in order, never more than `window` results ahead of who asks for them.
 
-    The threads draw the items themselves, one at a time, so that no more items (bytes of images) exist than threads.
+    The threads draw the items themselves, one at a time, so that no more items (bytes of images) exist than threads. When the first of them finds
+    none left, `idle` is called once, in the thread that asks for results.
 
     Examples
     --------
@@ -267,6 +277,7 @@ def ahead(items: Iterable[T], function: Callable[[T], R], threads: int, window: 
     source, drawing = iter(items), threading.Lock()
     results: deque[Future[R]] = deque()
     empty: deque[Future[R]] = deque()
+    over: Future[None] = Future()
 
     def fill_one() -> None:
         with drawing:
@@ -276,6 +287,8 @@ def ahead(items: Iterable[T], function: Callable[[T], R], threads: int, window: 
             except BaseException as problem:
                 # A future does not carry a StopIteration.
                 slot.set_exception(EOFError() if isinstance(problem, StopIteration) else problem)
+                if not over.done():
+                    over.set_result(None)
                 return
         try:
             slot.set_result(function(item))
@@ -290,6 +303,12 @@ def ahead(items: Iterable[T], function: Callable[[T], R], threads: int, window: 
                 results.append(slot)
                 empty.append(slot)
                 pool.submit(fill_one)
+            if idle is not None:
+                either: list[Future[Any]] = [results[0], over]
+                wait(either, return_when=FIRST_COMPLETED)
+                if over.done():
+                    idle()
+                    idle = None
             try:
                 yield results.popleft().result()
             except EOFError:

@@ -375,6 +375,22 @@ def test_threads_draw_items_only_when_they_can_work_on_them() -> None:
     assert most <= 4
 
 
+def test_who_asks_for_results_is_told_once_when_a_thread_has_nothing_left_to_do() -> None:
+    told, caller = [], threading.get_ident()
+    gate = threading.Event()
+
+    def idle() -> None:
+        told.append(threading.get_ident())
+        gate.set()
+
+    def work(item: int) -> bool:
+        # The first result is the last to be there.
+        return gate.wait(30) if item == 0 else True
+
+    assert list(ahead(range(40), work, threads=2, window=100, idle=idle)) == [True] * 40
+    assert told == [caller]
+
+
 def test_an_exception_in_a_thread_or_in_the_source_reaches_the_caller() -> None:
     def failing_source() -> Iterable[int]:
         yield 1

@@ -6,6 +6,7 @@ import base64
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -147,6 +148,8 @@ def test_what_cannot_be_placed_is_refused_by_name(in_process: None) -> None:
     for wrong in (1, 2.5, True):
         with pytest.raises(ValueError, match=r"sample=.*: it must be a whole number, at least 2"):
             ic.place_on_map(frame, sample=wrong)
+    with pytest.raises(ValueError, match=r"sample=9: it must be a whole number, at least 10"):
+        ic.place_on_map(frame, method="umap", sample=9)
     with pytest.raises(KeyError, match="place_on_map needs column 'embedding'"):
         ic.place_on_map(frame[["image_id"]])
     with pytest.raises(TypeError, match="place_on_map takes a Dask dataframe, not DataFrame"):
@@ -192,6 +195,6 @@ def test_umap_is_refused_with_the_remedy_where_it_is_missing(in_process: None, m
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ImportError, match=r"method='umap' needs umap-learn: pip install umap-learn; method='pca'"):
         ic.place_on_map(frame, method="umap")
-    monkeypatch.setitem(sys.modules, "umap", sys)
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=None))
     with pytest.raises(ValueError, match="UMAP needs at least 10 images with a vector, and there are 4; method='pca'"):
         ic.place_on_map(frame, method="umap")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import distributed
@@ -228,7 +228,10 @@ def embed_part(
         found = {"width": picture.width, "height": picture.height, **measures.of_picture(picture, len(image), measured)}
         return _Prepared(found, encoder.preprocess(picture))
 
-    errors, digests, results = images.work(part, prepare, storage_options, 2 * batch_size, threads, max_bytes)
+    beside = ExitStack()
+    # From when a core has nothing left to decode here, it may decode the next partition, also while the GPU computes the last batches.
+    idle = (lambda: beside.enter_context(beside_the_next_task())) if gpu else None
+    errors, digests, results = images.work(part, prepare, storage_options, 2 * batch_size, threads, max_bytes, idle)
     values: dict[str, list[Any]] = {name: [None] * len(part) for name in names[1:]}
     values |= {"error": errors, "digest": digests}
     # One tensor for the whole partition: vectors of the batches are written into it where they are computed.
@@ -241,11 +244,10 @@ def embed_part(
                 values[name][row] = value
             yield row, image.pixels
 
-    for numbers, batch in _batches(usable(), batch_size):
-        matrix[to_device(np.array(numbers), encoder.device)] = encoder.encode(batch)
-        valid[numbers] = True
-    # A GPU still computes the last batches here, and this worker's cores could decode the next partition's first.
-    with beside_the_next_task() if gpu else nullcontext():
+    with beside:
+        for numbers, batch in _batches(usable(), batch_size):
+            matrix[to_device(np.array(numbers), encoder.device)] = encoder.encode(batch)
+            valid[numbers] = True
         finite = torch.isfinite(matrix).all(dim=1).cpu().numpy()
     for row in np.flatnonzero(valid & ~finite):
         errors[row] = "embed: the model's vector is not finite"
@@ -258,9 +260,9 @@ def embed_part(
 
 @contextmanager
 def beside_the_next_task() -> Iterator[None]:
-    """Let this Dask worker begin its next task while this one only waits.
+    """Let this Dask worker begin its next task while this one does not use all that the worker has.
 
-    One task of a process waits so at a time; another that comes here keeps its place in the worker until it may, or tasks that decode
+    One task of a process does so at a time; another that comes here keeps its place in the worker until it may, or tasks that decode
     faster than the GPU computes would pile up before it.
     """
     with _waiting:

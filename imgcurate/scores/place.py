@@ -104,8 +104,8 @@ def place_on_map(
     frame : Dask DataFrame
         With ids and embeddings of one encoder.
     method : {"pca", "umap"}, default "pca"
-        The two principal components: fast, and distances are what they seem. Or UMAP, which needs the package umap-learn and shows finer groups,
-        while distances between these mean little.
+        The two principal components: fast, and distances are what they seem. Or UMAP, which shows finer groups, while distances between these mean
+        little; it needs the package umap-learn, and for cuDF frames cuML.
     sample : int, default 10_000
         The map is made of so many images, which are drawn by hashes of their ids, or of all where there are fewer; then every image is placed on it.
     id_field, embedding_field : str
@@ -123,7 +123,7 @@ def place_on_map(
     KeyError
         Where a column is missing.
     ImportError
-        Where the method is "umap" and umap-learn is not installed.
+        Where the method is "umap" and umap-learn, or for cuDF frames cuML, is not installed.
     ValueError
         Where the frame has columns ``x`` or ``y`` or embeddings of several encoders, the method is unknown, `sample` is below 2, or UMAP is asked
         for of a sample of fewer than ten images, or there are not so many.
@@ -135,7 +135,8 @@ def place_on_map(
     hashes, and places along them are the same bits; UMAP, of a fixed seed, gets the images in that order, and places differ by rounding. An axis of PCA
     points to where the largest of its coefficients is positive, so that maps of the same images are not mirrored.
 
-    UMAP: McInnes et al., "UMAP: Uniform manifold approximation and projection for dimension reduction", 2018. It runs on the CPU, also of GPU frames.
+    UMAP: McInnes et al., "UMAP: Uniform manifold approximation and projection for dimension reduction", 2018. The maps of umap-learn and of cuML show
+    the same groups in other places.
 
     Examples
     --------
@@ -158,7 +159,7 @@ def place_on_map(
     if not isinstance(sample, Integral) or isinstance(sample, bool) or sample < fewest:
         raise ValueError(f"sample={sample!r}: it must be a whole number, at least {fewest}")
     if method == "umap":
-        _import_umap()
+        _import_umap(vectors.on_gpu(frame._meta))
     chart = _chart_of(frame, method, int(sample), id_field, embedding_field)
     meta = vectors.empty_like(frame._meta, ["x", "y"])
     placed = map_rows(frame[[embedding_field]], _place_part, chart, embedding_field, meta=meta)
@@ -177,7 +178,7 @@ def _chart_of(frame: Any, method: str, sample: int, id_field: str, embedding_fie
         dask.delayed(_draw)(part, lowest[0], id_field, embedding_field)
         for part in frame[[id_field, embedding_field]].to_delayed()
     ]
-    chart = dask.delayed(_chart)(drawn, method)
+    chart = dask.delayed(_chart)(drawn, method, vectors.on_gpu(frame._meta))
     if method == "pca":
         return chart.compute()
     # Too large for the graph.
@@ -211,7 +212,7 @@ def _draw(part: Any, lowest: np.ndarray, id_field: str, embedding_field: str) ->
     return _Drawn(hashes[at], ids[at].tolist(), vectors.to_numpy(unit)[valid], frozenset(identity.of_column(column)))
 
 
-def _chart(drawn: Sequence[_Drawn], method: str) -> Plane | Landmarks:
+def _chart(drawn: Sequence[_Drawn], method: str, on_gpu: bool) -> Plane | Landmarks:
     """Return what places vectors, by the images drawn, whatever order they come in."""
     identity.one({encoder for some in drawn for encoder in some.encoders}, "the images")
     order = pd.DataFrame(
@@ -228,7 +229,7 @@ def _chart(drawn: Sequence[_Drawn], method: str) -> Plane | Landmarks:
         )
     unit = np.concatenate(filled) if filled else np.zeros((0, 0), np.float32)
     unit = unit[order.sort_values(["hash", "id"], kind="stable").index]
-    return Landmarks(unit, _by_umap(unit)) if method == "umap" else _by_pca(unit)
+    return Landmarks(unit, _by_umap(unit, on_gpu)) if method == "umap" else _by_pca(unit)
 
 
 def _by_pca(unit: np.ndarray) -> Plane:
@@ -248,27 +249,31 @@ def _by_pca(unit: np.ndarray) -> Plane:
     return Plane(mean, axes)
 
 
-def _by_umap(unit: np.ndarray) -> np.ndarray:
+def _by_umap(unit: np.ndarray, on_gpu: bool) -> np.ndarray:
     """Return the places that UMAP gives to vectors."""
     if len(unit) < _FEWEST:
         raise ValueError(
             f"UMAP needs at least {_FEWEST} images with a vector, and there are {len(unit)}; method='pca' places them"
         )
     neighbours = min(_NEIGHBOURS, len(unit) - 1)
-    # One job, for with a seed UMAP takes no more, and says so where it was not told.
-    model = _import_umap().UMAP(n_neighbors=neighbours, metric="cosine", random_state=_SEED, n_jobs=1)
+    # With a seed umap-learn takes no more than one job, and says so where it was not told.
+    options = {} if on_gpu else {"n_jobs": 1}
+    model = _import_umap(on_gpu)(n_neighbors=neighbours, metric="cosine", random_state=_SEED, **options)
     with threadpool_limits(1):
         return np.asarray(model.fit_transform(unit), dtype=np.float64)
 
 
-def _import_umap() -> Any:
+def _import_umap(on_gpu: bool) -> Any:
+    """Return the class UMAP, of cuML or of umap-learn."""
     try:
-        import umap
+        if on_gpu:
+            from cuml.manifold import UMAP
+        else:
+            from umap import UMAP
     except ImportError:
-        raise ImportError(
-            "method='umap' needs umap-learn: pip install umap-learn; method='pca' needs nothing"
-        ) from None
-    return umap
+        package = "cuml-cu13" if on_gpu else "umap-learn"
+        raise ImportError(f"method='umap' needs {package}: pip install {package}; method='pca' needs nothing") from None
+    return UMAP
 
 
 def _place_part(part: Any, chart: Plane | Landmarks, embedding_field: str) -> Any:

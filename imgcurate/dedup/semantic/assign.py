@@ -14,7 +14,8 @@ from imgcurate.dedup.semantic import kmeans, screen
 # A row goes to a cluster beside its nearest one within this share, a probe, of the distance that proves that no partner of it is there. A
 # quarter, for two probes, finds as much of rows like CLIP's as all of it, for half the comparisons.
 _NEARLY = 0.125
-_BLOCK = 1024
+#: Rows that are compared with centroids at a time: on a GPU so many that it works longer than it takes to be told what to do.
+_BLOCK = {"cpu": 1024, "cuda": 8192}
 #: Of more centroids than this a row is compared with those of its neighbourhood only: of so many neighbourhoods, times sqrt(k), the nearest,
 #: with so many centroids, times sqrt(k). Of rows like CLIP's, 999 of 1,000 find their nearest there.
 _ALL = 1000
@@ -79,7 +80,7 @@ def place(unit: Any, centroids: np.ndarray, probes: int = 1, least: float = -1.0
 
     Products in low precision, whose error is bounded (screen.py), tell which few centroids may be among the nearest; these are compared
     in full. Equal vectors are placed equally wherever they lie, because that is done row by row: a matrix product may round a row
-    differently in another place. Memory beside the input: blocks of 1024 rows by k numbers.
+    differently in another place. Memory beside the input: blocks of 1024 rows (on a GPU 8192) by k numbers.
 
     Of many centroids only those around a row are looked at (on CPUs, and unless every partner must be met): k-means of the centroids gives
     neighbourhoods, and a row is compared with the centroids nearest to that of its own. So a row costs ``10 sqrt(k)`` products instead of k.
@@ -99,7 +100,7 @@ def place(unit: Any, centroids: np.ndarray, probes: int = 1, least: float = -1.0
     distance = xp.zeros(len(unit), dtype=xp.float32)
     also: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0, np.int64), np.zeros(0, np.int32))]
     around = vectors.device(unit) == "cpu" and not complete and len(distinct) > _ALL
-    for at, among in _neighbourhoods(unit, distinct) if around else _blocks(len(unit)):
+    for at, among in _neighbourhoods(unit, distinct) if around else _blocks(unit):
         block = unit[at]
         here, those = (coarse, distinct) if among is None else (coarse.only(among), distinct[among])
         scores = _scores(block, here)
@@ -127,17 +128,19 @@ def distances(unit: Any, centroid: np.ndarray) -> np.ndarray:
     """Return 1 - cosine of each row to the one centroid that there is, a matrix of one row, as `place` does."""
     xp = vectors.namespace(unit)
     distance = xp.empty(len(unit), dtype=xp.float32)
-    for start in range(0, len(unit), _BLOCK):
-        block = unit[start : start + _BLOCK]
+    size = _BLOCK[vectors.device(unit)]
+    for start in range(0, len(unit), size):
+        block = unit[start : start + size]
         center = xp.broadcast_to(xp.asarray(centroid), block.shape)
-        distance[start : start + _BLOCK] = xp.maximum(1 - _dots(block, center), 0)
+        distance[start : start + size] = xp.maximum(1 - _dots(block, center), 0)
     return vectors.to_numpy(distance)
 
 
-def _blocks(n: int) -> Iterator[tuple[Any, None]]:
+def _blocks(unit: Any) -> Iterator[tuple[Any, None]]:
     """Yield rows to compare with all centroids, block by block."""
-    for start in range(0, n, _BLOCK):
-        yield slice(start, start + _BLOCK), None
+    size = _BLOCK[vectors.device(unit)]
+    for start in range(0, len(unit), size):
+        yield slice(start, start + size), None
 
 
 def _neighbourhoods(unit: np.ndarray, centroids: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
@@ -146,8 +149,8 @@ def _neighbourhoods(unit: np.ndarray, centroids: np.ndarray) -> Iterator[tuple[A
     own = place(unit, middles).labels[:, 0]
     order, first = np.argsort(own, kind="stable"), np.searchsorted(np.sort(own), range(len(middles) + 1))
     for number in range(len(middles)):
-        for low in range(first[number], first[number + 1], _BLOCK):
-            yield order[low : min(low + _BLOCK, first[number + 1])], around[number]
+        for low in range(first[number], first[number + 1], _BLOCK["cpu"]):
+            yield order[low : min(low + _BLOCK["cpu"], first[number + 1])], around[number]
 
 
 # All blocks of rows have the same centroids.
@@ -270,8 +273,9 @@ def _reach_of(centroids: Any, near: np.ndarray, least: float) -> np.ndarray:
     pairs, where = np.unique(near[:, :1].astype(np.int64) * len(centroids) + near, return_inverse=True)
     a, b = np.divmod(pairs, len(centroids))
     reach = np.empty(len(pairs))
-    for start in range(0, len(pairs), _BLOCK):
-        at = slice(start, start + _BLOCK)
+    size = _BLOCK[vectors.device(centroids)]
+    for start in range(0, len(pairs), size):
+        at = slice(start, start + size)
         between = vectors.take(centroids, a[at]) - vectors.take(centroids, b[at])
         reach[at] = vectors.to_numpy(_dots(between, between)) ** 0.5
     reach = reach * max(2 - 2 * least, 0) ** 0.5 + _slack(centroids)

@@ -7,7 +7,8 @@ vectors and the seed alone, never on partitioning or the number of threads. With
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
+import importlib.util
+import os
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ _DRAWN_FROM, _DRAWN_FROM_PER_CLUSTER = 8192, 8
 #: The longest vector on the grid: 1.5 times its square, a product with its half square, is below 2**24.
 _LONGEST = 3300
 _FIXED_POINT = 2.0**32
+#: In the order in which they are loaded.
+_CUML_LIBRARIES = ("libkvikio", "librmm", "libraft", "libcuvs", "libnvforest", "libcuml")
 
 
 def choose_n_clusters(n: int, dimension: int = 768, probes: int = 2, gpu: bool = False) -> int:
@@ -268,13 +271,19 @@ def _load_cuml() -> None:
     try:
         import cuml.dask.cluster  # noqa: F401
     except ImportError as problem:
-        try:
-            import libcuml
+        raise ImportError(f"a worker cannot load cuML: {_refused() or problem}") from problem
 
-            ctypes.CDLL(str(Path(libcuml.__file__).parent / "lib64" / "libcuml.so"))
-        except OSError as cause:
-            raise ImportError(f"a worker cannot load cuML: {cause}") from problem
-        raise
+
+def _refused() -> OSError | None:
+    """Return what the loader says of the first of cuML's libraries that it refuses."""
+    for name in _CUML_LIBRARIES:
+        found = importlib.util.find_spec(name)
+        for folder in (found and found.submodule_search_locations) or ():
+            try:
+                ctypes.CDLL(os.path.join(folder, "lib64", f"{name}.so"))
+            except OSError as problem:
+                return problem
+    return None
 
 
 def vector_sum(unit: Any) -> np.ndarray:
