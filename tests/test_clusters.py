@@ -11,7 +11,8 @@ import torch
 from sklearn.cluster import KMeans
 
 from imgcurate.dedup.graph import rank
-from imgcurate.dedup.semantic import assign, exchange, kmeans, screen
+from imgcurate.dedup.semantic import screen
+from imgcurate.dedup.semantic.clusters import assign, exchange, kmeans
 from imgcurate.vectors import unit_rows
 
 

@@ -17,9 +17,9 @@ from scipy.sparse.csgraph import connected_components
 
 from imgcurate.dedup.graph import build, components
 from imgcurate.dedup.graph.found import Found, concatenate, counts, read_found, write_found
-from imgcurate.dedup.mapped import Folder, map_matrix, map_table, write_table
-from imgcurate.dedup.semantic.files import Bucket, lay_out
+from imgcurate.dedup.semantic.clusters.files import Bucket, lay_out
 from imgcurate.dedup.semantic.store import RowVectors, Stored, VectorStore
+from imgcurate.dedup.work.mapped import Folder, map_matrix, map_table, write_table
 
 N_ROWS = 60
 Pair = tuple[int, int]
@@ -136,8 +136,8 @@ def test_buckets_hold_every_cluster_once_and_none_is_larger_than_its_memory(
     sizes: list[int], threads: int, dimension: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("imgcurate.dedup.semantic.files._BUCKET_BYTES", 2 * dimension * 1000)
-        patch.setattr("imgcurate.dedup.semantic.files._TILE_BYTES", 2 * dimension * 300)
+        patch.setattr("imgcurate.dedup.semantic.clusters.files._BUCKET_BYTES", 2 * dimension * 1000)
+        patch.setattr("imgcurate.dedup.semantic.clusters.files._TILE_BYTES", 2 * dimension * 300)
         buckets = lay_out(np.array(sizes), threads, dimension)
     inside = [cluster for bucket in buckets for cluster in range(bucket.low, bucket.high)]
     assert inside == sorted(set(inside)) and {at for at, size in enumerate(sizes) if size} <= set(inside)

@@ -183,7 +183,7 @@ def test_a_run_of_an_earlier_version_which_knew_no_flags_is_finished(
     manifest, _ = run(shards, out, progress=True, report=True)
     assert "is finished: there is nothing to do" in capsys.readouterr().err
     assert "flagged" not in manifest["counts"] and "flagged" not in table(manifest)
-    assert nothing_kept({**manifest["counts"], "kept": 0}, "out").startswith("no image is kept: of 18 images 1 have")
+    assert nothing_kept({**manifest["counts"], "kept": 0}, "out").startswith("no image is kept: of 18 images 1 has")
     assert (out / "report.html").exists()
 
 

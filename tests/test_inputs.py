@@ -19,7 +19,7 @@ from test_identity import ONE, OTHER, rows
 from test_semantic import frame_of, planted, removed
 
 import imgcurate as ic
-from imgcurate.dedup import inputs
+from imgcurate.dedup.dataframes import inputs
 
 MATRIX = planted(120, 16)
 IDS = [f"img{i:05}" for i in range(120)]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import imgcurate as ic
 from imgcurate import vectors
 from imgcurate.dedup.graph import build
-from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.work import memory
 
 KINDS = ["exact", "perceptual", "semantic"]
 EPS, BITS = 0.05, 3
@@ -153,7 +153,7 @@ def test_a_graph_in_parts_and_through_files_says_the_same(
 ) -> None:
     rows, images = planted(contents)
     frame = dd.from_pandas(rows, npartitions=3)
-    monkeypatch.setattr(frames, "_SHARE_IN_MEMORY", 1e-12)
+    monkeypatch.setattr(memory, "_SHARE_IN_MEMORY", 1e-12)
     monkeypatch.setattr(build, "_PAIRS_OF_A_PART", 3)
     monkeypatch.setattr(build, "_TABLES_OF_A_TASK", 1)
     found = ic.leaks(frame, eps=EPS, max_distance=BITS, exact=True, work=tmp_path / "work")

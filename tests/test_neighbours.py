@@ -20,7 +20,8 @@ from test_semantic import frame_of
 from test_work import SMALL, TILES, setting
 
 import imgcurate as ic
-from imgcurate.dedup.semantic import exchange, screen
+from imgcurate.dedup.semantic import screen
+from imgcurate.dedup.semantic.clusters import exchange
 from imgcurate.nearest import compare
 from imgcurate.vectors import unit_rows
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import imgcurate as ic
 from imgcurate.dedup.content import exact, perceptual, prints
 from imgcurate.dedup.graph import build
-from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.work import memory
 
 #: So small that a frame of some dozen rows is several of everything.
 RANGES = {
@@ -32,7 +32,7 @@ RANGES = {
     (perceptual, "_MOST_TASKS"): 10,
     (prints, "_MOST_CUT"): 2,
 }
-FILES = {(frames, "_SHARE_IN_MEMORY"): -1, (prints, "_MEASURED"): 2}
+FILES = {(memory, "_SHARE_IN_MEMORY"): -1, (prints, "_MEASURED"): 2}
 PARTS = {(build, "_PAIRS_OF_A_PART"): 3}
 WAYS = {
     "memory": [],

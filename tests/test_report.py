@@ -266,7 +266,7 @@ def test_errors_keep_the_digits_of_names_and_that_of_a_single_image_its_text(cur
     shown = sections.errors(gathered)
     assert shown is not None
     assert {kind["kind"]: kind["count"] for kind in shown["kinds"]} == {
-        "decode: JPEG 2000 of … pixels": 2,
+        "decode: JPEG 2000 of N pixels": 2,
         "member 'a.jpg' has 3 parts": 1,
         "its name is not UTF-8; rename it": 1,
     }

@@ -24,7 +24,7 @@ from imgcurate import cli
 from imgcurate.run import inputs
 from imgcurate.run.curate import curate
 from imgcurate.run.explain import explain
-from imgcurate.run.output import tables
+from imgcurate.run.output import compute, tables
 from imgcurate.run.verify import verify
 from imgcurate.sources.files import read_files
 from imgcurate.sources.references import found as finding
@@ -280,13 +280,13 @@ def test_a_run_that_is_stopped_goes_on_to_the_result_of_one_that_is_not(
     frame, out = ic.read_webdataset(shards).compute(), tmp_path / "out"
     for number in range(2):
         write(frame.iloc[number::2], tmp_path / "refs" / f"{number}.parquet")
-    for step in ("embed", "find_duplicates", "write_shards"):
+    for steps, step in ((compute, "embed"), (tables, "find_duplicates"), (tables, "write_shards")):
 
         def stop(*arguments: Any) -> Any:
             raise InterruptedError
 
         with monkeypatch.context() as stopped:
-            stopped.setattr(tables, step, stop)
+            stopped.setattr(steps, step, stop)
             with pytest.raises(InterruptedError):
                 run(tmp_path / "refs", out)
     made = {path: path.stat().st_mtime_ns for path in (out / ".run").rglob("*.parquet")}

@@ -16,8 +16,8 @@ from distributed import Client
 from s3 import Fault, Options, Proxy, upload
 
 from imgcurate import schema, storage, tar, vectors
-from imgcurate.dedup.corpus import save_embeddings
 from imgcurate.dedup.result import Duplicates
+from imgcurate.dedup.semantic.corpus import save_embeddings
 from imgcurate.dedup.semantic.search import semantic_duplicates
 from imgcurate.sinks.parquet import write_parquet
 from imgcurate.sinks.webdataset import write_webdataset

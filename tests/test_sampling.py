@@ -23,7 +23,7 @@ from test_semantic import frame_of
 from test_work import SMALL, setting
 
 import imgcurate as ic
-from imgcurate.dedup.semantic import kmeans
+from imgcurate.dedup.semantic.clusters import kmeans
 from imgcurate.sampling import quotas, steps
 from imgcurate.sampling.farthest import farthest_first
 from imgcurate.vectors import unit_rows

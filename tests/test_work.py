@@ -29,17 +29,19 @@ from test_semantic import cosines_of, found_pairs, frame_of, pairs_of, planted
 
 from imgcurate import connect
 from imgcurate.dedup import Duplicates, remove, save_embeddings, semantic_duplicates
-from imgcurate.dedup import ids as repeated
+from imgcurate.dedup.dataframes import repeated
 from imgcurate.dedup.graph import build
-from imgcurate.dedup.semantic import files, screen, steps
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic import screen, steps
+from imgcurate.dedup.semantic.clusters import files
+from imgcurate.dedup.work import memory
 from imgcurate.run.curate import curate
 from imgcurate.schema import table
 from imgcurate.vectors import to_column, unit_rows
 
 #: So small that a frame of some hundred rows is several of everything.
 SMALL = {
-    (frames, "_SHARE_IN_MEMORY"): 0,
+    (memory, "_SHARE_IN_MEMORY"): 0,
     (frames, "_GROUP_BYTES"): 4000,
     (frames, "_MEASURED"): 2,
 }
@@ -281,7 +283,7 @@ def test_other_options_on_the_same_work_take_the_rows_that_are_there(
         ):
             before = there(tmp_path / "work", "assigned", "pairs", "centroids")
             found = semantic_duplicates(frame, work=tmp_path / "work", **options)
-            with setting({(frames, "_SHARE_IN_MEMORY"): 1}):
+            with setting({(memory, "_SHARE_IN_MEMORY"): 1}):
                 expected = semantic_duplicates(frame, **options)
             assert answers(found, recall=False) == answers(expected, recall=False)
             assert there(tmp_path / "work", "rows") == rows
@@ -320,7 +322,7 @@ def test_of_a_changed_frame_only_the_part_that_changed_is_written_again(
     after = there(work, "rows")
     same = {name for name in before if after.get(name) == before[name]}
     assert len(after) == len(before) == 6 * 3 and len(same) == 5 * 3
-    with setting({(frames, "_SHARE_IN_MEMORY"): 1}):
+    with setting({(memory, "_SHARE_IN_MEMORY"): 1}):
         assert answers(found) == answers(semantic_duplicates(frame, eps=0.05, n_clusters=4))
 
 
@@ -332,7 +334,7 @@ def test_two_frames_that_share_a_work_folder_one_after_the_other_are_not_mixed(
             frame = frame_of(planted(200, seed=seed), npartitions=4)
             with setting(constants):
                 found = answers(semantic_duplicates(frame, eps=0.05, work=tmp_path), recall=False)
-            with setting({(frames, "_SHARE_IN_MEMORY"): 1}):
+            with setting({(memory, "_SHARE_IN_MEMORY"): 1}):
                 assert found == answers(semantic_duplicates(frame, eps=0.05), recall=False)
 
 
@@ -380,14 +382,14 @@ def test_tiles_that_another_machine_shortened_otherwise_are_made_again(
         monkeypatch.setattr(files, "compare_tiles", compare)
         monkeypatch.setattr(screen, "choose_dtype", lambda *given: "float32")
         found = semantic_duplicates(frame, eps=0.05, n_clusters=1, work=tmp_path)
-    with setting({(frames, "_SHARE_IN_MEMORY"): 1}):
+    with setting({(memory, "_SHARE_IN_MEMORY"): 1}):
         assert answers(found) == answers(semantic_duplicates(frame, eps=0.05, n_clusters=1))
 
 
 # A call in a process of its own.
 
 LARGER = {
-    (frames, "_SHARE_IN_MEMORY"): 0,
+    (memory, "_SHARE_IN_MEMORY"): 0,
     (frames, "_GROUP_BYTES"): 32_000,
     (files, "_BUCKET_BYTES"): 30_000,
     (files, "_TILE_BYTES"): 20_000,
@@ -487,8 +489,8 @@ def test_workers_elsewhere_need_a_folder_that_they_see(
     client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As of a scheduler that somebody else started, which this client knows by its address."""
-    monkeypatch.setattr(frames, "_SHARE_IN_MEMORY", 0)
-    monkeypatch.setattr(frames, "_SHARE_AT_MOST", 0)
+    monkeypatch.setattr(memory, "_SHARE_IN_MEMORY", 0)
+    monkeypatch.setattr(memory, "_SHARE_AT_MOST", 0)
     monkeypatch.setattr(client, "cluster", None)
     frame = frame_of(planted())
     with pytest.raises(ValueError, match=r"name a folder for them that every worker sees \(work=\)"):
@@ -522,7 +524,7 @@ def test_ids_that_repeat_are_named_whichever_range_their_hashes_lie_in_and_wheth
     in_process: None, monkeypatch: pytest.MonkeyPatch, at_once: int, share: int
 ) -> None:
     monkeypatch.setattr(repeated, "_HASHES_AT_ONCE", at_once)
-    monkeypatch.setattr(frames, "_SHARE_IN_MEMORY", share)
+    monkeypatch.setattr(memory, "_SHARE_IN_MEMORY", share)
     ids = [f"{number:03}" for number in range(400)]
     semantic_duplicates(frame_of(planted(), ids, 5))
     twice = [(3, 390), (8, 9), (200, 17), (250, 100)]
@@ -653,7 +655,7 @@ def test_a_full_disk_is_named_and_the_call_goes_on_when_there_is_room(
             subprocess.run(["mount", "-o", f"remount,size={more}", str(work)], check=True)
         found = semantic_duplicates(frame, work=work, **call)
         assert {name: there(work, "rows").get(name) for name in rows} == rows and len(rows) == 8
-        with setting({(frames, "_SHARE_IN_MEMORY"): 1}):
+        with setting({(memory, "_SHARE_IN_MEMORY"): 1}):
             expected = semantic_duplicates(frame, **call)
         for each in ("pairs", "selected"):
             mine, theirs = (sorted(getattr(result, each)["image_id"].compute()) for result in (found, expected))
@@ -675,7 +677,7 @@ def test_a_run_through_files_of_its_folder_writes_what_one_through_memory_writes
     written = []
     for number, share in enumerate((1 / 8, 0)):
         out = tmp_path / f"out{number}"
-        with setting({(frames, "_SHARE_IN_MEMORY"): share}):
+        with setting({(memory, "_SHARE_IN_MEMORY"): share}):
             curate(tmp_path / "in", out, model=mean_colours, dedup=("semantic",), eps=1e-5, keep="id", report=False)
         assert not (out / ".run/semantic").exists()
         files = [path for path in sorted(out.rglob("*")) if path.is_file() and ".run" not in path.parts]

@@ -94,14 +94,17 @@ def nothing_kept(counts: dict[str, int], out: str) -> str:
     --------
     >>> nothing_kept({"read": 3, "errors": 3, "below_aesthetic": 0, "above_nsfw": 0, "duplicates": 0}, "out")
     'no image is kept: of 3 images 3 have an error; the column reason of out/images.parquet says why of each'
+    >>> nothing_kept({"read": 1, "errors": 1}, "out")
+    'no image is kept: of 1 image 1 has an error; the column reason of out/images.parquet says why of each'
     """
     said = {
-        "errors": "have an error",
-        "flagged": "have a flag of --drop",
-        "below_aesthetic": "are below --min-aesthetic",
-        "above_nsfw": "reach --max-nsfw",
+        "errors": ("has an error", "have an error"),
+        "flagged": ("has a flag of --drop", "have a flag of --drop"),
+        "below_aesthetic": ("is below --min-aesthetic", "are below --min-aesthetic"),
+        "above_nsfw": ("reaches --max-nsfw", "reach --max-nsfw"),
     }
-    why = " and ".join(f"{counts[name]:,} {text}" for name, text in said.items() if counts.get(name))
+    numbers = {name: counts.get(name, 0) for name in said}
+    why = " and ".join(f"{n:,} {said[name][n != 1]}" for name, n in numbers.items() if n)
     if not counts["read"]:
         return "no image is kept, for the input holds none"
     return f"no image is kept: of {plural(counts['read'], 'image')} {why}; the column reason of {out}/images.parquet says why of each"

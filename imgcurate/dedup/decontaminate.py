@@ -19,8 +19,8 @@ from dask.delayed import Delayed
 
 from imgcurate import identity, schema, vectors
 from imgcurate.cluster import interruptible
-from imgcurate.dedup import inputs
-from imgcurate.dedup.frames import id_dtype
+from imgcurate.dedup.dataframes import inputs
+from imgcurate.dedup.dataframes.ids import id_dtype
 from imgcurate.dedup.result import check_eps
 from imgcurate.dedup.semantic import join, normalise
 

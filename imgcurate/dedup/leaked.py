@@ -14,7 +14,7 @@ from dask.delayed import Delayed
 
 from imgcurate import schema, storage
 from imgcurate.cluster import interruptible
-from imgcurate.dedup.frames import lazily
+from imgcurate.dedup.dataframes.outputs import lazily
 from imgcurate.dedup.graph import across
 from imgcurate.printable import plural
 

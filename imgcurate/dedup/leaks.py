@@ -13,16 +13,16 @@ from dask.delayed import Delayed
 
 from imgcurate import schema, storage, vectors
 from imgcurate.cluster import interruptible
-from imgcurate.dedup import inputs
 from imgcurate.dedup.content.exact import PLACE
 from imgcurate.dedup.content.verbs import check_stored, exact_duplicates, perceptual_duplicates
-from imgcurate.dedup.frames import id_dtype
+from imgcurate.dedup.dataframes import inputs
+from imgcurate.dedup.dataframes.ids import id_dtype
 from imgcurate.dedup.graph import across
 from imgcurate.dedup.leaked import KINDS, Leaks
 from imgcurate.dedup.result import Duplicates, check_eps
+from imgcurate.dedup.result.shown import with_places
 from imgcurate.dedup.semantic.search import semantic_duplicates
-from imgcurate.dedup.shown import with_places
-from imgcurate.dedup.waves import wait
+from imgcurate.dedup.work.waves import wait
 from imgcurate.printable import quoted
 
 # The columns of the answer beside the ids.

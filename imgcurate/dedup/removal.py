@@ -20,9 +20,10 @@ from dask.delayed import Delayed
 
 from imgcurate import schema, storage, vectors
 from imgcurate.cluster import interruptible
-from imgcurate.dedup import inputs, lookup
+from imgcurate.dedup import lookup
+from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.result import Duplicates
-from imgcurate.dedup.waves import wait
+from imgcurate.dedup.work.waves import wait
 from imgcurate.printable import quoted
 
 _NAMED = 5

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from imgcurate import vectors
 from imgcurate.dedup.semantic import screen, threads
-from imgcurate.dedup.semantic.exchange import Members
+from imgcurate.dedup.semantic.clusters.exchange import Members
 from imgcurate.nearest import compare
 from imgcurate.nearest.compare import Near, Short
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import dask
@@ -15,10 +14,11 @@ import pyarrow.compute as pc
 
 from imgcurate import identity, schema, storage
 from imgcurate import vectors as matrices
+from imgcurate.arguments import check_whole_number
 from imgcurate.cluster import interruptible
-from imgcurate.dedup import corpus, inputs
-from imgcurate.dedup.frames import arrow_id_dtype, id_dtype
-from imgcurate.dedup.semantic import normalise
+from imgcurate.dedup.dataframes import inputs
+from imgcurate.dedup.dataframes.ids import arrow_id_dtype, id_dtype, plain_ids
+from imgcurate.dedup.semantic import corpus, normalise
 from imgcurate.encoders import load_text_encoder
 from imgcurate.encoders.embed import embed
 from imgcurate.encoders.text import check_texts
@@ -100,8 +100,7 @@ def search(
     >>> search(frame, text="a red bicycle")  # doctest: +SKIP
     """
     for name, value in (("k", k), ("probes", probes)):
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        check_whole_number(name, value)
     if sum(given is not None for given in (text, image, vectors)) != 1:
         raise ValueError("search looks for one of text=, image= and vectors=: give one of them")
     inputs.refuse_name(id_field, "search", ("query", "similarity"))
@@ -202,7 +201,7 @@ def _of_file(
 ) -> pa.Table:
     ids, matrix = corpus.read_part(part, id_field, storage_options)
     _refuse_other_dimension(wanted, matrix.shape[1])
-    return _nearest(queries, wanted, normalise.plain_ids(ids, id_field), matrix, k)
+    return _nearest(queries, wanted, plain_ids(ids, id_field), matrix, k)
 
 
 def _nearest(queries: np.ndarray, wanted: np.ndarray, ids: pa.Array, matrix: Any, k: int) -> pa.Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import dask
@@ -12,14 +11,17 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema
-from imgcurate.dedup import recall
-from imgcurate.dedup.frames import arrow_type, lazily
+from imgcurate.arguments import check_whole_number
+from imgcurate.dedup.dataframes.ids import arrow_type
+from imgcurate.dedup.dataframes.outputs import Result
+from imgcurate.dedup.result import recall
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic import ground_truth
 from imgcurate.dedup.semantic.normalise import Rows
 from imgcurate.nearest import compare
 
 
-class Neighbours:
+class Neighbours(Result):
     """The nearest images of each image, which stay on the cluster.
 
     Attributes
@@ -46,16 +48,14 @@ class Neighbours:
         probes: int,
         at_once: bool,
     ) -> None:
-        self.k, self.n_clusters, self.probes, self.id_field = k, n_clusters, probes, id_field
-        self.n_rows, self.n_compared = rows.n_rows, rows.n_compared
-        self.n_excluded = rows.n_rows - rows.n_compared
-        self._found, self._rows, self._like, self._id_dtype, self._at_once = found, rows, like, id_dtype, at_once
+        super().__init__(rows.n_rows, rows.n_compared, like=like, id_dtype=id_dtype, id_field=id_field, at_once=at_once)
+        self.k, self.n_clusters, self.probes = k, n_clusters, probes
+        self._found, self._rows = found, rows
 
     def __repr__(self) -> str:
-        excluded = f", {self.n_excluded:,} excluded" if self.n_excluded else ""
         how = "all compared" if self.n_clusters <= 1 else f"in {self.n_clusters:,} clusters, probes={self.probes}"
         lazy = "at once" if self._at_once else "lazy"
-        return f"Neighbours({self.n_compared:,} images {how}{excluded}; k={self.k}; see .frame ({lazy}), .recall() (at once))"
+        return f"Neighbours({self.n_compared:,} images {how}{self._excluded()}; k={self.k}; see .frame ({lazy}), .recall() (at once))"
 
     @property
     def frame(self) -> Any:
@@ -65,11 +65,7 @@ class Neighbours:
         host = pd.DataFrame({self.id_field: pd.Series([], dtype=ids)}).assign(
             **{name: pd.Series([], dtype=schema.dtype(kind)) for name, kind in lists.items()}
         )
-        frame = lazily(self, self._found, ["id", *lists], host, self._like, "neighbours")
-        if not self._at_once:
-            return frame
-        made = frame.compute()
-        return made.sort_values(self.id_field, ignore_index=True)
+        return self._as_frame(self._found, ["id", *lists], host, "neighbours", by=[self.id_field])
 
     def recall(self, sample: int = 1000, *, seed: int = 0) -> recall.Recall:
         """Estimate which share of the nearest images was found, by an exact search for those of some images. Eager.
@@ -87,13 +83,12 @@ class Neighbours:
             As of `Duplicates.recall`; ``true_pairs`` are `k` for each image, or all others where there are not so many, and those found are in its
             list, or as near as the last that should be.
         """
-        if not isinstance(sample, Integral) or isinstance(sample, bool) or sample < 1:
-            raise ValueError(f"sample={sample!r} must be a whole number of at least 1")
+        check_whole_number("sample", sample)
         if not self.n_compared:
             return recall.estimate(np.zeros(0, np.int64), np.zeros(0, np.int64))
         blocks = list(zip(self._rows.blocks, self._rows.offsets, strict=True))
         take, highest, count = (dask.delayed(task) for task in (_sample, _highest, _count))
-        drawn = dask.delayed(recall.draw)([take(*block, seed, sample) for block in blocks], sample).persist()
+        drawn = dask.delayed(ground_truth.draw)([take(*block, seed, sample) for block in blocks], sample).persist()
         tops = dask.compute(*[highest(drawn, *block, self.k) for block in blocks])
         wanted = min(self.k, self.n_compared - 1)
         true = np.full(tops[0].shape[0], wanted)
@@ -112,7 +107,7 @@ def numbered(rows: Any, first: int) -> Rows:
 
 def _sample(rows: Any, first: int, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, Any]:
     block = numbered(rows, first)
-    return recall.sample(block.table, block, seed, size)
+    return ground_truth.sample(block.table, block, seed, size)
 
 
 def _highest(drawn: tuple[np.ndarray, Any], rows: Any, first: int, k: int) -> np.ndarray:

@@ -21,15 +21,16 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import fingerprint, identity, vectors
+from imgcurate.arguments import check_whole_number
 from imgcurate.cluster import interruptible
-from imgcurate.dedup import inputs
-from imgcurate.dedup.frames import id_dtype
-from imgcurate.dedup.mapped import map_table, write_table
-from imgcurate.dedup.semantic import assign, exchange, files
+from imgcurate.dedup.dataframes import inputs
+from imgcurate.dedup.dataframes.ids import id_dtype
 from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic.exchange import Members
+from imgcurate.dedup.semantic.clusters import assign, exchange, files
+from imgcurate.dedup.semantic.clusters.exchange import Members
 from imgcurate.dedup.semantic.store import StoredRows, VectorStore
-from imgcurate.dedup.waves import wait, written
+from imgcurate.dedup.work.mapped import map_table, work_folder, write_table
+from imgcurate.dedup.work.waves import threads, wait, written
 from imgcurate.nearest import lists
 from imgcurate.nearest.result import Neighbours, numbered
 
@@ -110,7 +111,7 @@ def neighbours(
     _check(k, n_clusters, probes, exact, seed)
     inputs.refuse_name(id_field, "neighbours", ("neighbours", "similarities", "outlier_score"))
     frame, at_once = inputs.as_frame(frame, "neighbours", id_field, embedding_field)
-    work = None if work is None else frames.work_folder(work)
+    work = None if work is None else work_folder(work)
     rows = frames.prepare(frame, id_field, embedding_field, [], seed, work)
     identity.one(rows.encoders, "the frame")
     n = rows.n_compared
@@ -137,14 +138,10 @@ def neighbours(
 
 
 def _check(k: Any, n_clusters: Any, probes: Any, exact: Any, seed: Any) -> None:
-    for name, value in (("k", k), ("n_clusters", n_clusters), ("probes", probes)):
-        if value is None and name == "n_clusters":
-            continue
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            instead = {"n_clusters": ", or None to choose by size", "probes": "; exact=True compares everything"}.get(
-                name, ""
-            )
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1{instead}")
+    check_whole_number("k", k)
+    if n_clusters is not None:
+        check_whole_number("n_clusters", n_clusters, instead=", or None to choose by size")
+    check_whole_number("probes", probes, instead="; exact=True compares everything")
     if not isinstance(exact, bool):
         raise ValueError(f"exact={exact!r} must be True or False")
     if not isinstance(seed, Integral):
@@ -161,14 +158,14 @@ def _in_memory(
     """Return the neighbours of the rows of each bucket, from memory to memory."""
     if centers is None:
         where = [dask.delayed(exchange.everywhere)(block) for block in rows.blocks]
-        layout = exchange.lay_out(np.array([rows.n_compared]), frames.threads(), rows.dimension)
+        layout = exchange.lay_out(np.array([rows.n_compared]), threads(), rows.dimension)
     else:
         place = dask.delayed(_place, nout=2)
         placed = dask.persist(*[output for block in rows.blocks for output in place(block, centers, probes)])
         where = list(placed[0::2])
         layout = _lay_out(np.sum(dask.compute(*placed[1::2]), axis=0), rows.dimension)
     # Groups of partitions, because every split has a task for every bucket.
-    together = -(-len(where) // max(4 * frames.threads(), layout.n_buckets))
+    together = -(-len(where) // max(4 * threads(), layout.n_buckets))
     split = dask.delayed(exchange.split, nout=layout.n_buckets + 1)
     columns = rows.blocks, where, rows.offsets
     pieces = [
@@ -199,7 +196,7 @@ def _place(rows: Any, centers: np.ndarray, probes: int) -> tuple[assign.Placed, 
 def _lay_out(sizes: np.ndarray, dimension: int) -> exchange.Layout:
     """Spread clusters over buckets of about as many rows: some for each thread, and none too large."""
     by_memory = -(-int(sizes.sum()) * dimension * 4 // _BUCKET_BYTES)
-    n_buckets = min(max(2 * frames.threads(), int(by_memory)), int(np.count_nonzero(sizes)))
+    n_buckets = min(max(2 * threads(), int(by_memory)), int(np.count_nonzero(sizes)))
     return exchange.Layout(exchange.pack(sizes, n_buckets), np.ones(len(sizes), dtype=np.int64), n_buckets)
 
 
@@ -230,7 +227,7 @@ def _in_files(
         exchanged = files.Exchanged(tuple(folder.file("homes", name) for name in names), VectorStore(rows.parts))
         buckets = [
             files.StoredBucket(exchanged, tuple(blocks), bucket.low, bucket.high)
-            for bucket in files.lay_out(np.sum(sizes, axis=0), frames.threads(), rows.dimension)
+            for bucket in files.lay_out(np.sum(sizes, axis=0), threads(), rows.dimension)
         ]
     every = dask.delayed(buckets, traverse=False).persist()
     # How clusters are put together depends on the threads, which another run may have more of.

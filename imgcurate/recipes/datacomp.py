@@ -10,7 +10,7 @@ import numpy as np
 
 from imgcurate import identity, images, schema, storage, vectors
 from imgcurate.cluster import interruptible
-from imgcurate.dedup.corpus import saved_corpus
+from imgcurate.dedup.semantic.corpus import saved_corpus
 from imgcurate.recipes.steps import Step, check_share, column, truths
 from imgcurate.rowwise import map_rows
 from imgcurate.scores.fraction import top_fraction

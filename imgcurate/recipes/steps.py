@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import dask
@@ -12,6 +12,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype
 
 from imgcurate import schema, vectors
+from imgcurate.arguments import check_whole_number
 from imgcurate.cluster import interruptible
 
 #: What a step removes, in words; and a function that takes the rows that earlier steps left, and gives a boolean column of them or those that it keeps.
@@ -161,7 +162,5 @@ def check_cosine(name: str, cosine: float) -> None:
 
 def check_n_clusters(n_clusters: int | None) -> None:
     """Raise a ValueError where `n_clusters` is neither a number of clusters nor None."""
-    if n_clusters is None:
-        return
-    if not isinstance(n_clusters, Integral) or isinstance(n_clusters, bool) or n_clusters < 1:
-        raise ValueError(f"n_clusters={n_clusters!r} must be a whole number of at least 1, or None to choose by size")
+    if n_clusters is not None:
+        check_whole_number("n_clusters", n_clusters, instead=", or None to choose by size")

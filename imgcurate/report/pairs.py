@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from imgcurate import storage
-from imgcurate.dedup import inputs
+from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.graph import nodes
-from imgcurate.dedup.result import thresholds_of
+from imgcurate.dedup.result.thresholds import thresholds_of
 from imgcurate.printable import plural
 from imgcurate.report import charts, rows
 from imgcurate.report.gallery import Card, cards, check_options

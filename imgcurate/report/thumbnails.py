@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Iterator, Mapping
 from functools import partial
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask
@@ -14,6 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from imgcurate import images, pixels, schema, storage, tar, vectors
+from imgcurate.arguments import check_whole_number
 from imgcurate.printable import printable
 from imgcurate.rowwise import map_rows
 
@@ -129,8 +129,7 @@ def _column_of(part: Any, size: int, storage_options: dict[str, Any]) -> Any:
 
 
 def _check_size(size: int) -> None:
-    if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"size={size!r} must be a whole number of pixels, at least 1")
+    check_whole_number("size", size, instead=" pixel")
 
 
 def _thumbnails_of(rows: pd.DataFrame, size: int, storage_options: dict[str, Any]) -> list[Thumbnail]:

@@ -19,7 +19,7 @@ from imgcurate.printable import printable
 from imgcurate.run.inputs import Unit, check_sidecars, describe, find
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options, dropped, measured, stages_of
-from imgcurate.run.output import account, tables
+from imgcurate.run.output import account, compute, tables
 from imgcurate.run.state import folder, resume
 from imgcurate.run.tasks.steps import Steps
 from imgcurate.sources.parquet import absolute_roots
@@ -234,21 +234,21 @@ def _go_on(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     """Do what is left to do, step by step; returns the manifest."""
     options, steps = job.options, job.steps
     with steps("reading"):
-        listed = tables.list_inputs(job)
-    rows = tables.ranges_of(job, listed)
+        listed = compute.list_inputs(job)
+    rows = compute.ranges_of(job, listed)
     known: dict[str, list[Any]] = {"listed": listed}
     with steps("embedding"):
-        known["columns"] = tables.embed(job, rows)
+        known["columns"] = compute.embed(job, rows)
     if options.heads:
         with steps("scoring"):
-            known["scores"] = tables.score(job, known["columns"])
+            known["scores"] = compute.score(job, known["columns"])
     if options.hashed:
         with steps("hashing"):
-            known["hashes"] = tables.hash_images(job, rows)
+            known["hashes"] = compute.hash_images(job, rows)
     if options.flagged_by:
         with steps("measuring"):
-            known["measures"] = tables.measure(job, rows)
-    sources = tables.sources_of(job, rows, known)
+            known["measures"] = compute.measure(job, rows)
+    sources = compute.sources_of(job, rows, known)
     limits = tables.limits_of(job, sources)
     pairs: list[tables.Pairs] = []
     for stage in options.dedup:

@@ -21,7 +21,7 @@ from imgcurate.run.curate import check
 from imgcurate.run.inputs import Unit, describe
 from imgcurate.run.job import Job
 from imgcurate.run.options import Options
-from imgcurate.run.output import tables
+from imgcurate.run.output import compute
 from imgcurate.run.output.columns import PLACES, Columns, ranges
 from imgcurate.run.state import folder, resume
 from imgcurate.run.tasks.progress import duration
@@ -234,7 +234,7 @@ def _look(unit: Unit, sidecars: Sidecars, n: int, storage_options: storage.Optio
 
 def _embedded(job: Job, listed: Sequence[Unit], looked: Sequence[_Looked]) -> int:
     """Return how many of the images that were listed an earlier start has embedded."""
-    make = tables.encoder_columns(job)
+    make = compute.encoder_columns(job)
     there = parts.there(f"{job.place.url}/{folder.WORK}/columns", job.storage_options)
     return sum(
         there[key].rows
@@ -248,7 +248,7 @@ def _embedded(job: Job, listed: Sequence[Unit], looked: Sequence[_Looked]) -> in
 
 def _measure(job: Job, some: pd.DataFrame) -> tuple[int, float]:
     """Embed some images on all workers at once; returns how many there are, and the seconds that it took with the model loaded."""
-    client, steps, make = job.steps.client, job.steps, tables.encoder_columns(job)
+    client, steps, make = job.steps.client, job.steps, compute.encoder_columns(job)
     threads = client.nthreads()
     slots = [worker for worker, n in threads.items() for _ in range(n)]
     pieces = [piece for piece in np.array_split(np.arange(len(some)), len(slots)) if len(piece)]

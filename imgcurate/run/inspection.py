@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import pandas as pd
 
 from imgcurate import measures, pixels, storage
 from imgcurate.cluster import connect
-from imgcurate.printable import NAMES_WITH_DIGITS, printable
+from imgcurate.printable import MOST_OF_AN_ERROR, kind_of, printable
 from imgcurate.report.rows import sample
 from imgcurate.run.inputs import Unit, check_sidecars, describe, find, noun
 from imgcurate.run.tasks.steps import Steps
@@ -34,8 +33,6 @@ SAMPLE = 24
 # More kinds of errors than anybody reads; those beyond are counted together.
 _MOST_KINDS = 100
 _OTHERS = "others"
-_MOST_TEXT = 200
-_NUMBER = re.compile(rf"({NAMES_WITH_DIGITS})|\d[\d,.]*(?<=\d)")
 
 
 @dataclass
@@ -216,19 +213,6 @@ def inspect(
     return said, reduce(Inspected.__add__, found, Inspected())
 
 
-def kind_of(error: str) -> str:
-    """Return an error without what is of one image alone: names, and numbers.
-
-    Examples
-    --------
-    >>> kind_of("decode: 70000 x 70000 pixels is more than the limit of 89 megapixels"), kind_of("member 'a.jpg' is stored 2 times")
-    ('decode: N x N pixels is more than the limit of N megapixels', "member '...' is stored N times")
-    """
-    text = re.sub(r"'[^']*'", "'...'", error)
-    text = re.sub(r"(: the sample has|images in one sample:) .*", r"\1 ...", text)
-    return _NUMBER.sub(lambda found: found[1] or "N", text)[:_MOST_TEXT]
-
-
 def _inspect_unit(unit: Unit, decode: bool, sidecars: Sidecars, storage_options: storage.Options) -> Inspected:
     rows = unit.list(storage_options, sidecars)
     if decode:
@@ -299,7 +283,7 @@ def _counted(rows: pd.DataFrame, looked: pd.DataFrame) -> Inspected:
         if not pd.isna(error):
             kind = kind_of(error)
             found.errors[kind] += 1
-            found.texts.setdefault(kind, printable(error, _MOST_TEXT))
+            found.texts.setdefault(kind, printable(error, MOST_OF_AN_ERROR))
             examples = found.examples.setdefault(kind, [])
             if len(examples) < _EXAMPLES:
                 examples.append(image_id)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from imgcurate import encoders, identity, storage
-from imgcurate.dedup import corpus
+from imgcurate.dedup.semantic import corpus
 from imgcurate.nearest.query import search
 from imgcurate.printable import printable
 from imgcurate.report import rows

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgcurate import vectors
-from imgcurate.dedup.mapped import map_table, write_table
-from imgcurate.dedup.semantic import assign
+from imgcurate.dedup.semantic.clusters import assign
 from imgcurate.dedup.semantic.store import VectorStore
+from imgcurate.dedup.work.mapped import map_table, write_table
 from imgcurate.sampling.farthest import farthest_first
 
 _BEST = [("cluster", "ascending"), ("weight", "descending"), ("hash", "ascending"), ("id", "ascending")]

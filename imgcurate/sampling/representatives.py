@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 
 from imgcurate import identity, vectors
+from imgcurate.arguments import check_whole_number, is_whole_number
 from imgcurate.cluster import interruptible
-from imgcurate.dedup import inputs
-from imgcurate.dedup.frames import id_dtype
+from imgcurate.dedup.dataframes import inputs
+from imgcurate.dedup.dataframes.ids import id_dtype
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.work.mapped import work_folder
 from imgcurate.sampling import steps
 from imgcurate.sampling.result import Representatives
 
@@ -113,7 +115,7 @@ def representatives(
     key_fields = [weight] if weight is not None else []
     frame, at_once = inputs.as_frame(frame, "representatives", id_field, embedding_field, key_fields)
     _check_numbers(frame._meta, key_fields)
-    work = None if work is None else frames.work_folder(work)
+    work = None if work is None else work_folder(work)
     rows = frames.prepare(frame, id_field, embedding_field, key_fields, seed, work)
     identity.one(rows.encoders, "the frame")
     n = _how_many(n, fraction, rows)
@@ -135,9 +137,11 @@ def representatives(
 def _check(n: Any, fraction: Any, method: Any, weight: Any, seed: Any) -> None:
     if (n is None) == (fraction is None):
         raise ValueError("give either n, how many images to take, or fraction, which share of them")
-    if n is not None and not _is_count(n):
-        raise ValueError(f"n={n!r} must be a whole number of at least 1; fraction= takes a share")
-    if fraction is not None and not (_is_a(fraction, Real) and 0 < fraction <= 1):
+    if n is not None:
+        check_whole_number("n", n, instead="; fraction= takes a share")
+    if fraction is not None and (
+        isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < float(fraction) <= 1
+    ):
         raise ValueError(f"fraction={fraction!r} must be a share above 0 and at most 1; n= takes a number of images")
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown: give {' or '.join(map(repr, METHODS))}")
@@ -155,7 +159,7 @@ def _levels(n_clusters: Any, method: str) -> list[int]:
         method == "hierarchical" and isinstance(n_clusters, Sequence | np.ndarray) and not isinstance(n_clusters, str)
     )
     levels = list(n_clusters) if several else [n_clusters]
-    if not levels or not all(map(_is_count, levels)):
+    if not levels or not all(map(is_whole_number, levels)):
         of_levels = ", or one for each level" if method == "hierarchical" else ""
         raise ValueError(
             f"n_clusters={n_clusters!r} must be a whole number of at least 1{of_levels}, or None to choose by size"
@@ -163,14 +167,6 @@ def _levels(n_clusters: Any, method: str) -> list[int]:
     if levels != sorted(levels, reverse=True):
         raise ValueError(f"n_clusters={n_clusters!r} must fall: the smallest clusters, which are the most, come first")
     return [int(level) for level in levels]
-
-
-def _is_count(value: Any) -> bool:
-    return _is_a(value, Integral) and bool(value >= 1)
-
-
-def _is_a(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _check_numbers(meta: Any, columns: list[str]) -> None:

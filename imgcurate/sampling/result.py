@@ -9,11 +9,11 @@ import pandas as pd
 from dask.delayed import Delayed
 
 from imgcurate import schema
-from imgcurate.dedup.frames import lazily
+from imgcurate.dedup.dataframes.outputs import Result
 from imgcurate.dedup.semantic import frame as frames
 
 
-class Representatives:
+class Representatives(Result):
     """Images that stand for all, which stay on the cluster.
 
     Attributes
@@ -41,18 +41,15 @@ class Representatives:
         n_clusters: int,
         at_once: bool,
     ) -> None:
-        self.n, self.method, self.n_clusters, self.id_field = n, method, n_clusters, id_field
-        self.n_rows, self.n_compared = rows.n_rows, rows.n_compared
-        self.n_excluded = rows.n_rows - rows.n_compared
-        self._found, self._like, self._id_dtype, self._at_once = found, like, id_dtype, at_once
+        super().__init__(rows.n_rows, rows.n_compared, like=like, id_dtype=id_dtype, id_field=id_field, at_once=at_once)
+        self.n, self.method, self.n_clusters, self._found = n, method, n_clusters, found
 
     def __len__(self) -> int:
         return self.n
 
     def __repr__(self) -> str:
-        excluded = f", {self.n_excluded:,} excluded" if self.n_excluded else ""
         of = f"{self.n:,} of {self.n_compared:,} images, from {self.n_clusters:,} cluster{'s' * (self.n_clusters != 1)}"
-        return f"Representatives({of}{excluded}; {self.method}; see .frame ({'at once' if self._at_once else 'lazy'}))"
+        return f"Representatives({of}{self._excluded()}; {self.method}; see .frame ({'at once' if self._at_once else 'lazy'}))"
 
     @property
     def frame(self) -> Any:
@@ -65,7 +62,4 @@ class Representatives:
             cluster=pd.Series([], dtype=schema.dtype(schema.TYPES["cluster"], "cluster")),
             rank=pd.Series([], dtype=np.int64),
         )
-        frame = lazily(self, self._found, ["id", "cluster", "rank"], host, self._like, "representatives")
-        if not self._at_once:
-            return frame
-        return frame.compute().sort_values(["cluster", "rank"], ignore_index=True)
+        return self._as_frame(self._found, ["id", "cluster", "rank"], host, "representatives", by=["cluster", "rank"])

@@ -17,10 +17,11 @@ import numpy as np
 from dask.delayed import Delayed
 
 from imgcurate import fingerprint
-from imgcurate.dedup.semantic import files, kmeans, normalise
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic import normalise
+from imgcurate.dedup.semantic.clusters import files, kmeans
 from imgcurate.dedup.semantic.store import VectorStore
-from imgcurate.dedup.waves import wait, written
+from imgcurate.dedup.work.waves import threads, wait, written
 from imgcurate.sampling import place, quotas, tree
 
 #: For farthest-first: of a cluster about so many images. Of more than so many parts are made, because the products of all rows of a group are held.
@@ -109,7 +110,7 @@ class _Choice:
         taken, bounds = shares(sizes), self._bounds(sizes)
         n_buckets = len(bounds) - 1
         # Groups of partitions, because every split has a task for every bucket.
-        together = -(-len(tables) // max(4 * frames.threads(), n_buckets))
+        together = -(-len(tables) // max(4 * threads(), n_buckets))
         split = dask.delayed(place.split, nout=n_buckets)
         starts = range(0, len(tables), together)
         pieces = [
@@ -162,7 +163,7 @@ class _Choice:
     def _bounds(self, sizes: np.ndarray) -> list[int]:
         """Cut the groups, in order, into runs of about as many rows: some for each thread, and none too large."""
         width = _ROW_BYTES + 4 * self.rows.dimension * self.farthest
-        most = max(min(int(sizes.sum()) / (2 * frames.threads()), _BUCKET_BYTES / width), 1)
+        most = max(min(int(sizes.sum()) / (2 * threads()), _BUCKET_BYTES / width), 1)
         run = (np.cumsum(sizes) - sizes) // most
         return [0, *(np.flatnonzero(np.diff(run)) + 1).tolist(), len(sizes)]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imgcurate.dedup.semantic import assign, kmeans
+from imgcurate.dedup.semantic.clusters import assign, kmeans
 
 #: Where the user names no number of leaves, so many images for each. Each level above has a tenth of the clusters, but not fewer than ten, and ends the
 #: tree where these are no more than a hundred: of fewer and more concepts than that both are brought out.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask
@@ -13,6 +12,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from imgcurate import identity, schema, vectors
+from imgcurate.arguments import check_whole_number
 from imgcurate.cluster import interruptible
 from imgcurate.rowwise import map_rows
 
@@ -155,9 +155,7 @@ def place_on_map(
         raise ValueError(f"the frame already has a column {there[0]!r}; drop or rename it first")
     if method not in METHODS:
         raise ValueError(f"method={method!r}: give one of {', '.join(METHODS)}")
-    fewest = _FEWEST if method == "umap" else 2
-    if not isinstance(sample, Integral) or isinstance(sample, bool) or sample < fewest:
-        raise ValueError(f"sample={sample!r}: it must be a whole number, at least {fewest}")
+    check_whole_number("sample", sample, _FEWEST if method == "umap" else 2)
     if method == "umap":
         _import_umap(vectors.on_gpu(frame._meta))
     chart = _chart_of(frame, method, int(sample), id_field, embedding_field)

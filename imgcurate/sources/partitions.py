@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from imgcurate.arguments import check_whole_number
 
 # Enough partitions to keep the workers of a machine busy with one shard, and not so many of many shards that the scheduler has more to do than
 # they. A model's batches, of 32 images or fewer on a CPU and of 256 on a GPU, stay full but for a partition's last.
@@ -35,6 +35,5 @@ def rows_at_once(n_rows: int, asked: int | None, backend: str) -> int:
     """
     if asked is None:
         return min(max(-(-n_rows // _PARTITIONS), _FEWEST[backend]), _MOST)
-    if not isinstance(asked, Integral) or asked < 1:
-        raise ValueError(f"rows_per_partition={asked!r} must be a whole number of at least 1")
+    check_whole_number("rows_per_partition", asked)
     return int(asked)

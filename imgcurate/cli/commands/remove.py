@@ -111,7 +111,8 @@ def _remove(given: argparse.Namespace) -> int:
     if known["written"]:
         return 0
     print(
-        f"imgcurate: no image is left: of {images:,} images {known['removed']:,} are on the list and {errors:,} more have an error",
+        f"imgcurate: no image is left: of {plural(images, 'image')} {known['removed']:,} {'is' if known['removed'] == 1 else 'are'} on the list "
+        f"and {errors:,} more {'has' if errors == 1 else 'have'} an error",
         file=sys.stderr,
     )
     return NOTHING_KEPT

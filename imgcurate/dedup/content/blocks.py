@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgcurate import storage, vectors
+from imgcurate.dedup.dataframes.ids import plain_ids
+from imgcurate.dedup.dataframes.repeated import Names, write_names
 from imgcurate.dedup.graph import rank
 from imgcurate.dedup.graph.found import Found, copies_found
-from imgcurate.dedup.mapped import map_table, write_table
-from imgcurate.dedup.semantic import normalise, store
+from imgcurate.dedup.work.mapped import map_table, write_table
 
 _KNOWN = b"imgcurate"
 
@@ -110,18 +111,18 @@ def print_block(
     keys: Sequence[str],
     seed: int,
     storage_options: storage.Options,
-) -> tuple[pa.Table, Entries, Summary, np.ndarray, normalise.Names]:
+) -> tuple[pa.Table, Entries, Summary, np.ndarray, Names]:
     """Return a block's comparable images (``id``, ``hash``, ``key0``...), their fingerprints, its summary, and the hashes and ids of all its rows."""
     images, prints = [], []
     for part in partitions:
         host = vectors.to_arrow(part[list(dict.fromkeys([id_field, *keys]))])
-        ids = normalise.plain_ids(host[id_field], id_field)
+        ids = plain_ids(host[id_field], id_field)
         ranks = {f"key{number}": host[name] for number, name in enumerate(keys)}
         images.append(pa.table({"id": ids, "hash": rank.hash_ids(ids, seed), **ranks}))
         prints.append(kind.read(part, storage_options))
     table, every = join(images).combine_chunks(), join(prints).combine_chunks()
     compared = pc.is_valid(every["key"]).to_numpy()
-    names, hashes = normalise.Names(table["id"].combine_chunks(), compared), table["hash"].to_numpy()
+    names, hashes = Names(table["id"].combine_chunks(), compared), table["hash"].to_numpy()
     if not compared.all():
         table, every = table.filter(pa.array(compared)), every.filter(pa.array(compared))
     copy, original = kind.equal(every, storage_options)
@@ -136,12 +137,10 @@ def print_block(
     return table, entries, Summary(len(compared), len(table), len(at), n_bytes), hashes, names
 
 
-def write_block(
-    block: tuple[pa.Table, Entries, Summary, np.ndarray, normalise.Names], path: str, durable: bool
-) -> Summary:
+def write_block(block: tuple[pa.Table, Entries, Summary, np.ndarray, Names], path: str, durable: bool) -> Summary:
     """Write what `print_block` gives; where ``<path>.arrow`` is, the block is whole."""
     table, entries, summary, hashes, names = block
-    store.write_names([names], [hashes], path, durable)
+    write_names([names], [hashes], path, durable)
     write_table(entries.table, f"{path}.entries", durable)
     write_table(entries.copies, f"{path}.copies", durable)
     write_table(table.replace_schema_metadata({_KNOWN: json.dumps(summary)}), f"{path}.arrow", durable)

@@ -23,7 +23,7 @@ from imgcurate.dedup.content.blocks import Fingerprint
 from imgcurate.dedup.content.prints import Prints
 from imgcurate.dedup.graph.found import Found, copies_found
 from imgcurate.dedup.graph.nodes import table_of
-from imgcurate.dedup.waves import in_waves
+from imgcurate.dedup.work.waves import in_waves
 
 #: What reading an image takes.
 PLACE = ["url", "offset", "bytes"]

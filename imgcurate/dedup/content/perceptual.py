@@ -23,8 +23,8 @@ from imgcurate.dedup.content.blocks import Fingerprint
 from imgcurate.dedup.content.prints import Prints
 from imgcurate.dedup.graph.found import Found, concatenate, copies_found
 from imgcurate.dedup.graph.nodes import table_of
+from imgcurate.dedup.result.thresholds import BITS
 
-BITS = 64
 #: Rows of a range, about.
 _RANGE_ROWS = 1 << 22
 #: Ranges are compared in so many tasks, about, at most.

@@ -19,15 +19,14 @@ import numpy as np
 from dask.delayed import Delayed
 
 from imgcurate import fingerprint, parts, storage
-from imgcurate.dedup import ids
 from imgcurate.dedup.content import blocks
 from imgcurate.dedup.content.blocks import Fingerprint, StoredEntries, StoredImages, StoredTable, Summary
+from imgcurate.dedup.dataframes import repeated
 from imgcurate.dedup.graph import build, rank
 from imgcurate.dedup.graph.found import read_found, write_found
-from imgcurate.dedup.mapped import Folder, write_table
-from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic import store
-from imgcurate.dedup.waves import in_waves, written
+from imgcurate.dedup.work import memory
+from imgcurate.dedup.work.mapped import Folder, write_table
+from imgcurate.dedup.work.waves import in_waves, threads, written
 
 #: Small partitions are put together up to so many images, or so many that there are not more blocks, as long as every thread has some.
 _BLOCK_ROWS, _MOST_BLOCKS, _BLOCKS_OF_A_THREAD = 1 << 16, 20_000, 8
@@ -160,7 +159,7 @@ def prepare(
     delayed = frame.to_delayed()
     arguments = (kind, id_field, keys, seed)
     task = dask.delayed(blocks.print_block, nout=5)
-    looked_at = np.unique(np.linspace(0, len(delayed) - 1, max(_MEASURED, frames.threads())).astype(int)).tolist()
+    looked_at = np.unique(np.linspace(0, len(delayed) - 1, max(_MEASURED, threads())).astype(int)).tolist()
     first = {number: list(task([delayed[number]], *arguments, storage_options)) for number in looked_at}
     folder = Folder(work, durable=True) if work else None
     names = parts.keys_of(frame) if folder else [str(number) for number in range(len(delayed))]
@@ -172,10 +171,10 @@ def prepare(
         summaries = dask.compute(*[outputs[2] for outputs in first.values()])
         mean_rows, mean_bytes = np.mean([(summary.n_rows, summary.n_bytes) for summary in summaries], axis=0).tolist()
         together = max(_BLOCK_ROWS / max(mean_rows, 1), len(delayed) / _MOST_BLOCKS)
-        most = len(delayed) / (_BLOCKS_OF_A_THREAD * frames.threads())
+        most = len(delayed) / (_BLOCKS_OF_A_THREAD * threads())
         known = {"bytes": mean_bytes, "together": max(1, int(min(together, most)))}
-    in_memory, folder = frames.choose(known["bytes"] * len(delayed), folder, gpu=False, of="fingerprints")
-    groups = frames.cut_into_groups(len(delayed), looked_at, known["together"])
+    in_memory, folder = memory.choose(known["bytes"] * len(delayed), folder, gpu=False, of="fingerprints")
+    groups = memory.cut_into_groups(len(delayed), looked_at, known["together"])
 
     def printed(at: range) -> list[Delayed]:
         return first.get(at.start) or list(task(delayed[at.start : at.stop], *arguments, storage_options))
@@ -203,17 +202,17 @@ def _held(outputs: list[list[Delayed]], id_field: str) -> Prints:
     persisted = dask.persist(*[output for block in outputs for output in block])
     tables, entries, summaries, hashes, names = (list(persisted[at::5]) for at in range(5))
     known = list(dask.compute(*summaries))
-    of_all = [dask.delayed(ids.named)(part, hashed) for part, hashed in zip(names, hashes, strict=True)]
-    ids.refuse_repeated(hashes, of_all, sum(summary.n_rows for summary in known), id_field)
+    of_all = [dask.delayed(repeated.named)(part, hashed) for part, hashed in zip(names, hashes, strict=True)]
+    repeated.refuse_repeated(hashes, of_all, sum(summary.n_rows for summary in known), id_field)
     starts = _starts(known)
     number = dask.delayed(blocks.numbered)
     return Prints([number(t, start) for t, start in zip(tables, starts, strict=True)], entries, starts, known, "", None)
 
 
 def _in_files(paths: list[str], known: list[Summary], folder: Folder, id_field: str) -> Prints:
-    names = [dask.delayed(store.names)(path) for path in paths]
+    names = [dask.delayed(repeated.read_names)(path) for path in paths]
     hashes = [f"{path}.hashes" for path in paths]
-    ids.refuse_repeated(hashes, names, sum(summary.n_rows for summary in known), id_field)
+    repeated.refuse_repeated(hashes, names, sum(summary.n_rows for summary in known), id_field)
     starts = _starts(known)
     tables = [StoredImages(path, start) for path, start in zip(paths, starts, strict=True)]
     return Prints(tables, [StoredEntries(path) for path in paths], starts, known, fingerprint.of(paths), folder)

@@ -18,11 +18,12 @@ from imgcurate.cluster import interruptible
 from imgcurate.dedup.content import exact, perceptual
 from imgcurate.dedup.content.blocks import Fingerprint
 from imgcurate.dedup.content.prints import Prints, prepare
-from imgcurate.dedup.frames import id_dtype
+from imgcurate.dedup.dataframes.ids import id_dtype
+from imgcurate.dedup.dataframes.inputs import refuse_name
 from imgcurate.dedup.graph import rank, rules
-from imgcurate.dedup.inputs import refuse_name
-from imgcurate.dedup.result import Duplicates, Kind
-from imgcurate.dedup.semantic.frame import work_folder
+from imgcurate.dedup.result import Duplicates
+from imgcurate.dedup.result.thresholds import BITS, Kind
+from imgcurate.dedup.work.mapped import work_folder
 from imgcurate.measures import measure
 
 # What else than their place reading images takes, where a frame has it.
@@ -166,17 +167,13 @@ def perceptual_duplicates(
     needed = ["phash"] if "phash" in getattr(frame, "columns", ()) else exact.PLACE
     prints = _prints(frame, perceptual.hashes(**limits), needed, keep, seed, id_field, storage_options, work)
     found = perceptual.find(prints, int(max_distance))
-    eps = max(max_distance / perceptual.BITS, 1e-6)
+    eps = max(max_distance / BITS, 1e-6)
     return _duplicates(prints, found, frame, id_field, keep, rule, eps, "perceptual", why)
 
 
 def check_stored(frame: Any, stage: str, *, keep: rank.Keep, rule: rules.Rule = "cover", max_distance: int = 0) -> None:
     """Raise what ``exact_duplicates`` or ``perceptual_duplicates`` would raise of these arguments, before anything is read."""
-    if (
-        not isinstance(max_distance, Integral)
-        or isinstance(max_distance, bool)
-        or not 0 <= max_distance < perceptual.BITS
-    ):
+    if not isinstance(max_distance, Integral) or isinstance(max_distance, bool) or not 0 <= max_distance < BITS:
         raise ValueError(f"max_distance={max_distance!r} must be a whole number of bits, 0 to 63")
     if rule not in rules.RULES:
         raise ValueError(f"rule={rule!r} is unknown: give 'cover', 'pointwise' or 'component'")

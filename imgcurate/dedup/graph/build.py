@@ -12,8 +12,8 @@ from dask.delayed import Delayed
 
 from imgcurate.dedup.graph import across, components, nodes, rank, rules
 from imgcurate.dedup.graph.found import counts as found_counts
-from imgcurate.dedup.mapped import Folder, map_table, write_table
-from imgcurate.dedup.waves import in_waves, wait
+from imgcurate.dedup.work.mapped import Folder, map_table, write_table
+from imgcurate.dedup.work.waves import in_waves, wait
 
 #: A task that decides takes so many pairs at most at once; of more, it takes what some rounds chunk by chunk leave open.
 _PAIRS_OF_A_TASK = 2**25

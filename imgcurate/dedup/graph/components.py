@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from imgcurate import storage
 from imgcurate.dedup.graph.found import Found, concatenate, read_found
-from imgcurate.dedup.mapped import Folder, map_table, write_table
+from imgcurate.dedup.work.mapped import Folder, map_table, write_table
 
 
 def components(found: Sequence[str], n_rows: int, path: str) -> None:

@@ -5,31 +5,24 @@ Growth, in n rows: time n; memory of a task a group of small partitions or one l
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 import dask
-import distributed
 import numpy as np
-import psutil
 from dask.delayed import Delayed
-from dask.system import CPU_COUNT
 
-from imgcurate import fingerprint, identity, parts, storage, vectors
-from imgcurate.dedup import ids
-from imgcurate.dedup.mapped import Folder, temporary
-from imgcurate.dedup.semantic import kmeans, normalise, store
+from imgcurate import fingerprint, identity, parts, vectors
+from imgcurate.dedup.dataframes import repeated
+from imgcurate.dedup.semantic import normalise, store
+from imgcurate.dedup.semantic.clusters import kmeans
 from imgcurate.dedup.semantic.store import Stored, StoredRows
-from imgcurate.dedup.waves import written
+from imgcurate.dedup.work import memory
+from imgcurate.dedup.work.mapped import Folder
+from imgcurate.dedup.work.waves import threads, written
 
-#: Vectors stay in memory where they take at most this share of the workers': they are held once, sent to their clusters `probes` times, and
-#: beside them stands the frame itself.
-_SHARE_IN_MEMORY = 1 / 8
-#: Where there is no folder for them they may take this share, and the workers spill.
-_SHARE_AT_MOST = 1 / 3
 #: Of so many partitions a group is made at most: others may be larger than those that were looked at.
 _MOST_PARTITIONS = 1000
 #: So many partitions are looked at to learn how large they are.
@@ -106,15 +99,15 @@ def prepare(
         first = dict(zip(first, persisted, strict=True))
         whole = len(first) == len(delayed)
         # Of a frame of few partitions all that the client has to know is asked for at once.
-        suspects = dask.delayed(ids.repeated)([outputs[2] for outputs in persisted], 0, 1) if whole else None
+        suspects = dask.delayed(repeated.repeated)([outputs[2] for outputs in persisted], 0, 1) if whole else None
         *summaries, suspects = dask.compute(*[outputs[1] for outputs in persisted], suspects)
         asked = (summaries, suspects) if whole else asked
         rows = sum(summary.n_compared for summary in summaries) / len(summaries)
         known = [rows, max((summary.dimension for summary in summaries), default=0)]
     size = known[0] * known[1] * 4
-    in_memory, folder = choose(size * len(delayed), folder, gpu=vectors.on_gpu(frame._meta))
+    in_memory, folder = memory.choose(size * len(delayed), folder, gpu=vectors.on_gpu(frame._meta))
     together = max(1, min(int(_GROUP_BYTES / size) if size else 1, _MOST_PARTITIONS))
-    groups = cut_into_groups(len(delayed), looked_at, together)
+    groups = memory.cut_into_groups(len(delayed), looked_at, together)
 
     def prepared(at: range) -> list[Delayed]:
         return first.get(at.start) or list(task(delayed[at.start : at.stop], *arguments))
@@ -134,24 +127,6 @@ def prepare(
         store.read_record,
     )
     return _in_files(records, folder, id_field, embedding_field)
-
-
-def work_folder(work: str | os.PathLike[str]) -> str:
-    """Return a folder for vectors, which is there from then on; raises where it cannot be one."""
-    if not os.fspath(work) or not storage.is_local(os.fspath(work)):
-        raise ValueError(
-            f"work={os.fspath(work)!r} must be a folder on a disk that every worker sees, because files in it are mapped"
-        )
-    path = storage.absolute(work).rstrip("/")
-    if os.path.exists(path) and not os.path.isdir(path):
-        raise ValueError(f"work={path!r} is a file; name a folder")
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as problem:
-        raise ValueError(
-            f"work={path!r} cannot be made ({problem.strerror}); name a folder that may be written"
-        ) from None
-    return path
 
 
 def sample(frame: Frame, size: int) -> tuple[list[Delayed], int]:
@@ -184,14 +159,6 @@ def fit(frame: Frame, n_clusters: int, seed: int, gpu: bool) -> Delayed:
     return dask.delayed(normalise.fit)(pieces, size, n_clusters, seed)
 
 
-def threads() -> int:
-    """Return how many tasks run at a time."""
-    try:
-        return max(1, sum(distributed.get_client().nthreads().values()))
-    except ValueError:
-        return int(CPU_COUNT)
-
-
 def _held(
     outputs: list[list[Delayed]],
     id_field: str,
@@ -204,9 +171,9 @@ def _held(
         outputs = _in_fours(dask.persist(*[output for four in outputs for output in four]))
         summaries = dask.compute(*[summary for _, summary, _, _ in outputs])
     n_rows = sum(summary.n_rows for summary in summaries)
-    pair = dask.delayed(ids.named)
+    pair = dask.delayed(repeated.named)
     names = [pair(names, hashes) for _, _, hashes, names in outputs]
-    ids.refuse_repeated([hashes for _, _, hashes, _ in outputs], names, n_rows, id_field, suspects)
+    repeated.refuse_repeated([hashes for _, _, hashes, _ in outputs], names, n_rows, id_field, suspects)
     used = [number for number, summary in enumerate(summaries) if summary.n_compared]
     counts = [summaries[number].n_compared for number in used]
     return Frame(
@@ -221,8 +188,8 @@ def _held(
 
 def _in_files(records: list[Stored], folder: Folder, id_field: str, embedding_field: str) -> Frame:
     n_rows = sum(record.n_rows for record in records)
-    names = [dask.delayed(store.names)(record.path) for record in records]
-    ids.refuse_repeated([f"{record.path}.hashes" for record in records], names, n_rows, id_field)
+    names = [dask.delayed(repeated.read_names)(record.path) for record in records]
+    repeated.refuse_repeated([f"{record.path}.hashes" for record in records], names, n_rows, id_field)
     used = [record for record in records if record.n_compared]
     dimension = normalise.one_dimension(used, embedding_field)
     rows = max(1, _GROUP_BYTES // max(dimension * 4, 1))
@@ -241,55 +208,6 @@ def _in_files(records: list[Stored], folder: Folder, id_field: str, embedding_fi
         folder,
         used,
     )
-
-
-def choose(size: float, folder: Folder | None, *, gpu: bool, of: str = "vectors") -> tuple[bool, Folder | None]:
-    """Decide between memory and files for so many bytes."""
-    memory = _memory_of_workers()
-    if size <= memory * _SHARE_IN_MEMORY or (gpu and folder is None):
-        return True, None
-    if folder is not None:
-        return False, folder
-    if _on_this_machine():
-        return False, temporary(dask.config.get("temporary-directory", None))
-    if size <= memory * _SHARE_AT_MOST:
-        return True, None
-    raise ValueError(
-        f"about {size / 2**30:.1f} GiB of {of} are too many for workers with {memory / 2**30:.1f} GiB of memory: name a folder for them that every "
-        "worker sees (work=)"
-    )
-
-
-def _memory_of_workers() -> float:
-    """Return how much memory all workers may use, in bytes."""
-    try:
-        workers = distributed.get_client().scheduler_info(n_workers=-1)["workers"].values()
-    except ValueError:
-        return float(psutil.virtual_memory().total)
-    return float(sum(worker.get("memory_limit") or psutil.virtual_memory().total for worker in workers))
-
-
-def _on_this_machine() -> bool:
-    try:
-        cluster = distributed.get_client().cluster
-    except ValueError:
-        return True
-    return isinstance(cluster, distributed.LocalCluster)
-
-
-def cut_into_groups(n: int, alone: list[int], together: int) -> list[range]:
-    """Put up to so many partitions together, in order, but for those that were looked at alone.
-
-    Examples
-    --------
-    >>> cut_into_groups(7, [0, 4], 3)
-    [range(0, 1), range(1, 4), range(4, 5), range(5, 7)]
-    """
-    groups = []
-    for number, end in zip(alone, [*alone[1:], n], strict=True):
-        groups.append(range(number, number + 1))
-        groups += [range(start, min(start + together, end)) for start in range(number + 1, end, together)]
-    return groups
 
 
 def _in_fours(outputs: Sequence[Delayed]) -> list[list[Delayed]]:

@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgcurate import identity, images, vectors
+from imgcurate.dedup.dataframes.ids import plain_ids
+from imgcurate.dedup.dataframes.repeated import Names
 from imgcurate.dedup.graph import rank
-from imgcurate.dedup.semantic import assign, kmeans
+from imgcurate.dedup.semantic.clusters import assign, kmeans
 
 
 class Rows(NamedTuple):
@@ -32,13 +34,6 @@ class Summary(NamedTuple):
     n_compared: int
     dimension: int
     encoders: frozenset[identity.Identity] = frozenset()
-
-
-class Names(NamedTuple):
-    """The ids of all rows of a partition, and which rows are compared."""
-
-    ids: pa.Array
-    compared: np.ndarray
 
 
 def prepare(
@@ -198,29 +193,3 @@ def _placed(rows: Rows, offset: int, cluster: np.ndarray, distance: np.ndarray) 
     table = rows.table.append_column("row", pa.array(np.arange(offset, offset + len(cluster))))
     table = table.append_column("cluster", pa.array(cluster))
     return table.append_column("distance", pa.array(distance))
-
-
-def plain_ids(column: pa.ChunkedArray, name: str) -> pa.Array:
-    """Return ids as large strings or 64-bit integers; raises where one is null or of another type."""
-    ids = column.combine_chunks()
-    if pa.types.is_dictionary(ids.type):
-        ids = ids.dictionary_decode()
-    if ids.null_count:
-        raise ValueError(
-            f"{ids.null_count} of {len(ids)} rows of a partition have no {name!r}; give every image an id first"
-        )
-    if not len(ids) and pa.types.is_null(ids.type):
-        return ids.cast(pa.large_string())
-    check_id_type(ids.type, name)
-    if pa.types.is_integer(ids.type):
-        return ids if pa.types.is_uint64(ids.type) else ids.cast(pa.int64())
-    return ids.cast(pa.large_string())
-
-
-def check_id_type(kind: pa.DataType, name: str) -> None:
-    """Raise a TypeError where ids of type `kind` can be neither hashed nor named."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not is_text and not pa.types.is_integer(kind):
-        raise TypeError(f"column {name!r} holds {kind}; ids are strings or whole numbers")

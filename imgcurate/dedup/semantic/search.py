@@ -1,6 +1,6 @@
 """semantic_duplicates(): images whose embeddings point the same way.
 
-This file plans and runs the steps on Dask; what happens inside a task stands in normalise.py, exchange.py and nodes.py.
+This file plans and runs the steps on Dask; what happens inside a task stands in normalise.py, clusters and the nodes of the graph.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from imgcurate import identity, schema, vectors
+from imgcurate.arguments import check_whole_number
 from imgcurate.cluster import interruptible
-from imgcurate.dedup import corpus, inputs, recall
-from imgcurate.dedup.frames import id_dtype
+from imgcurate.dedup.dataframes import inputs
+from imgcurate.dedup.dataframes.ids import check_id_type, id_dtype
 from imgcurate.dedup.graph import rank, rules
-from imgcurate.dedup.result import Duplicates, check_eps
+from imgcurate.dedup.result import Duplicates, check_eps, thresholds
+from imgcurate.dedup.semantic import corpus, ground_truth, normalise, steps
 from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic import kmeans, normalise, steps, thresholds
+from imgcurate.dedup.semantic.clusters import kmeans
+from imgcurate.dedup.work.mapped import work_folder
 
 #: Pairs are stored for other thresholds as long as there are not more than so many in all, or an image.
 _MOST_PAIRS, _MOST_PAIRS_PER_IMAGE = 20_000_000, 50
@@ -137,7 +140,7 @@ def semantic_duplicates(
             )
         centroids = old.centroids
     given = _given_centroids(centroids, n_clusters)
-    work = None if work is None else frames.work_folder(work)
+    work = None if work is None else work_folder(work)
 
     rows = frames.prepare(frame, id_field, embedding_field, key_fields, seed, work)
     if given is not None:
@@ -175,7 +178,7 @@ def semantic_duplicates(
         keep=keep,
         chosen={"eps": why_eps, "keep": why_keep},
         at_once=at_once,
-        recall=None if old is not None else _Recall(rows, pairs.tables),
+        recall=None if old is not None else ground_truth.ExactSearch(rows, pairs.tables),
         folder=rows.folder,
         images=given_frame,
     )
@@ -206,12 +209,9 @@ def _check_options(
 ) -> None:
     if eps is not None:
         check_eps(eps)
-    for name, value in (("n_clusters", n_clusters), ("probes", probes)):
-        if value is None and name == "n_clusters":
-            continue
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            instead = ", or None to choose by size" if name == "n_clusters" else "; exact=True loses no pair at all"
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1{instead}")
+    if n_clusters is not None:
+        check_whole_number("n_clusters", n_clusters, instead=", or None to choose by size")
+    check_whole_number("probes", probes, instead="; exact=True loses no pair at all")
     if not isinstance(exact, bool):
         raise ValueError(f"exact={exact!r} must be True or False")
     if min_similarity is not None:
@@ -238,7 +238,7 @@ def _check_frame(frame: Any, id_field: str, embedding_field: str, key_fields: li
     # Asked of Arrow, because pandas cannot be asked about cuDF's types.
     known = vectors.to_arrow(frame._meta[columns]).schema
     if not pa.types.is_null(known.field(id_field).type):  # of an object column nothing is known before it is read
-        normalise.check_id_type(known.field(id_field).type, id_field)
+        check_id_type(known.field(id_field).type, id_field)
     kind = known.field(embedding_field).type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         raise TypeError(
@@ -274,25 +274,3 @@ def _affordable(rows: frames.Frame, eps: float) -> float:
     size = int(np.clip((2 * _SURVEYED_PAIRS / budget) ** 0.5, _FEWEST_SURVEYED, _MOST_SURVEYED))
     samples, size = frames.sample(rows, size)
     return float(dask.delayed(normalise.affordable)(samples, size, wanted, 1 - eps, budget).compute())
-
-
-class _Recall:
-    """The exact search of `Duplicates.recall`, which holds the vectors on the cluster."""
-
-    def __init__(self, rows: frames.Frame, tables: list[Any]) -> None:
-        self._rows, self._tables = rows, tables
-
-    def __call__(self, found: Duplicates, size: int, seed: int) -> recall.Recall:
-        if not isinstance(size, Integral) or size < 1:
-            raise ValueError(f"sample={size!r} must be a whole number of at least 1")
-        if not self._rows.blocks:
-            return recall.estimate(np.zeros(0, np.int64), np.zeros(0, np.int64))
-        least, take = 1 - found.eps, dask.delayed(recall.sample)
-        pairs = list(zip(self._tables, self._rows.blocks, strict=True))
-        drawn = dask.delayed(recall.draw)([take(table, block, seed, size) for table, block in pairs], size)
-        true = [dask.delayed(recall.true_pairs)(drawn, table, block, least) for table, block in pairs]
-        counted = dask.delayed(recall.found_pairs)
-        known = [counted(drawn, part.nodes, part.edges, least) for part in found._graph.parts]
-        true, known = dask.compute(true, known)
-        every = np.sum(true, axis=0)
-        return recall.estimate(every, np.sum([np.zeros_like(every), *known], axis=0))

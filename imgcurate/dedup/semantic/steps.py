@@ -14,10 +14,11 @@ from dask.delayed import Delayed
 from imgcurate import fingerprint, storage
 from imgcurate.dedup.graph import build, rank
 from imgcurate.dedup.graph.found import counts, read_found
-from imgcurate.dedup.semantic import compare, exchange, files, kmeans, normalise
-from imgcurate.dedup.semantic.frame import Frame, fit, threads
+from imgcurate.dedup.semantic import normalise
+from imgcurate.dedup.semantic.clusters import compare, exchange, files, kmeans
+from imgcurate.dedup.semantic.frame import Frame, fit
 from imgcurate.dedup.semantic.store import VectorStore
-from imgcurate.dedup.waves import in_waves
+from imgcurate.dedup.work.waves import in_waves, threads
 
 _FILES_OF_A_SUM = 64
 #: Vectors of so many bytes are compared in one task, which may take all cores.

@@ -7,7 +7,6 @@ compared, where there are any) and, last, ``<key>.arrow`` (ids, hashes and what 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -17,8 +16,9 @@ import pyarrow as pa
 import xxhash
 
 from imgcurate import identity, storage, vectors
-from imgcurate.dedup.mapped import map_matrix, map_table, write_table
-from imgcurate.dedup.semantic.normalise import Names, Rows, Summary, one_dimension
+from imgcurate.dedup.dataframes.repeated import Names, write_names
+from imgcurate.dedup.semantic.normalise import Rows, Summary, one_dimension
+from imgcurate.dedup.work.mapped import map_matrix, map_table, write_table
 
 _KNOWN = b"imgcurate"
 _ROWS_AT_ONCE = 4096
@@ -109,32 +109,9 @@ def write_rows(
     return _record(path, known)
 
 
-def write_names(named: Sequence[Names], hashes: Sequence[np.ndarray], path: str, durable: bool) -> None:
-    """Write the hashes of all ids of a part, and the rows that are not compared."""
-    with storage.open_atomic(f"{path}.hashes", durable=durable) as file:
-        file.write(np.sort(np.concatenate(hashes)).data)
-    others = [
-        pa.table({"id": names.ids, "hash": hashed}).filter(pa.array(~names.compared))
-        for names, hashed in zip(named, hashes, strict=True)
-    ]
-    left_out = pa.concat_tables(others, promote_options="permissive")
-    if len(left_out):
-        write_table(left_out, f"{path}.other", durable)
-
-
 def read_record(path: str) -> Stored:
     """Return what is known of a part that is there."""
     return _record(path, json.loads(map_table(f"{path}.arrow").schema.metadata[_KNOWN]))
-
-
-def names(path: str) -> tuple[pa.Array, np.ndarray]:
-    """Return the ids of all rows of a part, and their hashes."""
-    tables = [map_table(f"{path}.arrow"), *([map_table(f"{path}.other")] if os.path.exists(f"{path}.other") else [])]
-    tables = [table.select(["id", "hash"]) for table in tables if len(table)]
-    if not tables:
-        return pa.nulls(0), np.zeros(0, np.uint64)
-    table = pa.concat_tables(tables)
-    return table["id"].combine_chunks(), table["hash"].to_numpy()
 
 
 class VectorStore:

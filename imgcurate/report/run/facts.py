@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from imgcurate import flags, parts, storage
-from imgcurate.printable import NAMES_WITH_DIGITS
+from imgcurate.printable import kind_of
 from imgcurate.report import histogram
 from imgcurate.report.histogram import Histogram
 from imgcurate.report.run.counts import Counts
@@ -57,7 +56,7 @@ class Facts:
     histograms : dict of str to Histogram
         Of each number of `MEASURES` that was computed, of what each flag compares, and of the similarity of each kind of duplicates, by its name.
     tallies : dict of str to Counts
-        ``"error"``: what went wrong, without what differs from image to image; ``"format"``; ``"group"``: the kept images by how many
+        ``"error"``: what went wrong, by `kind_of`; ``"format"``; ``"group"``: the kept images by how many
         duplicates of each were removed; ``"caption"``, ``"side"`` and ``"bytes"``: lengths of captions, longer sides and sizes of files, by
         the power of two that they reach.
     rows : dict of (str, str) to pandas.DataFrame
@@ -101,7 +100,7 @@ def of_images(images: pd.DataFrame, limits: Mapping[str, float]) -> Facts:
     histograms = {name: histogram.of_column(images[name], limits.get(name)) for name in _NUMBERS if name in images}
     for kind, of_kind in duplicates.groupby(kinds[duplicates.index]):
         histograms[kind] = histogram.of_column(of_kind["similarity"])
-    what = _without_particulars(images["error"])
+    what = images["error"].map({error: kind_of(error) for error in images["error"].dropna().unique()})
     tallies = {
         "error": Counts(_MOST_ERRORS).add(what.dropna()),
         "format": Counts(_MOST_FORMATS).add(_formats(images)),
@@ -183,15 +182,6 @@ def _first(images: pd.DataFrame, order: pd.Series, n: int) -> pd.DataFrame:
     found = images.loc[order.index].assign(order=order).sort_values(["order", "image_id"]).head(n)
     texts = {name: found[name].str.slice(0, _MOST_TEXT) for name in ("caption", "error")}
     return found.assign(**texts, reason_kind=found["reason_kind"].astype(object)).reset_index(drop=True)
-
-
-def _without_particulars(errors: pd.Series) -> pd.Series:
-    """Return what went wrong as what is counted: without numbers, quoted names and what is long."""
-    distinct = {text: _PARTICULAR.sub(lambda found: found[1] or "…", text)[:120] for text in errors.dropna().unique()}
-    return errors.map(distinct)
-
-
-_PARTICULAR = re.compile(rf"""({NAMES_WITH_DIGITS})|'[^']*'|"[^"]*"|\S*/\S+|\d[\d.,]*""")
 
 
 def _formats(images: pd.DataFrame) -> pd.Series:

@@ -11,7 +11,7 @@ from typing import Any
 
 from imgcurate import encoders, flags, weights
 from imgcurate.cluster import backend
-from imgcurate.dedup.semantic.thresholds import eps_of
+from imgcurate.dedup.result.thresholds import eps_of
 from imgcurate.identity import Identity
 from imgcurate.printable import printable
 from imgcurate.run.job import Job

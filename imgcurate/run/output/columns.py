@@ -5,23 +5,18 @@ A task reads the part that it depends on and writes its own, and gives back no m
 
 from __future__ import annotations
 
-import contextlib
-import json
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from imgcurate import fingerprint, measures, parts, phash, pixels, schema, storage, tar, vectors
+from imgcurate import fingerprint, measures, parts, phash, schema, storage, vectors
 from imgcurate.encoders import load_encoder
 from imgcurate.encoders.embed import embed_part
 from imgcurate.parts import Part
 from imgcurate.run.inputs import Unit
-from imgcurate.run.state.owner import is_here, lives, this_process
-from imgcurate.run.tasks.probe import killers
 from imgcurate.scores import aesthetic, nsfw
 from imgcurate.sources.sidecars import AS_USUAL, Sidecars
 
@@ -208,105 +203,6 @@ class Measures:
 Make = Columns | Hashes | Measures
 
 
-def make_part(
-    make: Make, rows: Rows, folder: str, key: str, replaced: str | None, like: Any, storage_options: storage.Options
-) -> Part:
-    """Make a part of a shard's rows and write it, in place of the one `replaced`; images that kill the process become errors.
-
-    Parameters
-    ----------
-    make : Columns, Hashes or Measures
-    rows : Rows
-    folder : str
-        Of the table.
-    key : str
-    replaced : str or None
-        The name of an earlier part.
-    like : pandas or cuDF DataFrame
-        Where the part is to be made.
-    storage_options : dict or None
-    """
-    host = _read(rows, storage_options)
-    # What is wrong with a text is no matter of the image: who reads it otherwise need not look at the image again.
-    host["error"] = host["error"].mask(_of_sidecar(host["error"]))
-    # The first that was there when it was listed: of image files others may be links to nothing.
-    for url in host["url"][host["error"].isna()].head(1):
-        try:
-            storage.etag(url, storage_options)
-        except FileNotFoundError:
-            raise tar.ShardChanged(url, "it is gone") from None
-    with _attempt(f"{folder}/{key}.begun", storage_options) as died:
-        if died:
-            host = _without_killers(host, make, like, storage_options)
-        part = make(vectors.from_pandas(host, like), 1 if died else None)
-    made = parts.write_part(part, folder, key, storage_options)
-    if replaced is not None and replaced != made.name:
-        storage.remove(f"{folder}/{replaced}", storage_options)
-    return made
-
-
-@contextlib.contextmanager
-def _attempt(mark: str, storage_options: storage.Options) -> Iterator[bool]:
-    """Tell whether the process of an earlier attempt died, from the mark that it left."""
-    fs, path = storage.open_filesystem(mark, storage_options)
-    before = storage.read_if_there(mark, storage_options)
-    fs.touch(path)  # a full disk has room for that, and perhaps not for who it is
-    with contextlib.suppress(OSError):
-        fs.pipe_file(path, json.dumps(this_process()).encode())
-    try:
-        yield before is not None and not _is_at_it(before)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            fs.rm_file(path)
-
-
-def _is_at_it(mark: bytes) -> bool:
-    """Tell whether who left a mark still works: on a task that Dask gave to another too, or that was cancelled."""
-    try:
-        owner = json.loads(mark)
-        return is_here(owner) and lives(owner)
-    except (ValueError, KeyError):
-        return False
-
-
-def _without_killers(host: pd.DataFrame, make: Make, like: Any, storage_options: storage.Options) -> pd.DataFrame:
-    """Return rows with an error at each image that kills a process which works on it alone."""
-    on_gpu = vectors.on_gpu(like)
-    if not on_gpu:
-        make.load("cpu")
-
-    usable = [row for row, error in enumerate(host["error"].isna()) if error]
-    with _on_this_machine(host, usable, storage_options) as local:
-
-        def alone(row: int) -> None:
-            image = local.iloc[[row]]
-            # CUDA cannot be used in a fork, and decoders are what kills.
-            measures.measure_part(image, ["brightness"], threads=1) if on_gpu else make(image, 1)
-
-        found = killers(usable, alone)
-    errors = host["error"].to_list()
-    for row, how in found.items():
-        errors[row] = f"decode: the process that decoded it died ({how})"
-    return host.assign(error=pd.array(errors, dtype=schema.TEXT))
-
-
-@contextlib.contextmanager
-def _on_this_machine(host: pd.DataFrame, usable: list[int], storage_options: storage.Options) -> Iterator[pd.DataFrame]:
-    """Give rows whose images lie on this machine: in a fork, the threads in which clients of stores read are missing."""
-    if all(storage.is_local(storage.path_of(url)) for url in host["url"]):
-        yield host
-        return
-    with tempfile.NamedTemporaryFile(prefix="imgcurate-") as file:
-        places = ((host["url"][row], host["offset"][row], host["bytes"][row]) for row in usable)
-        offsets = [0] * len(host)
-        for row, image in zip(usable, pixels.read_images(places, storage_options), strict=True):
-            offsets[row] = file.tell()
-            if isinstance(image, bytes):
-                file.write(image)
-        file.flush()
-        yield host.assign(url=file.name, offset=offsets).drop(columns="etag")
-
-
 @dataclass(frozen=True)
 class Scores:
     """The scores of the heads that are wanted: each by the path and fingerprint of its weights."""
@@ -342,11 +238,17 @@ class Sources(NamedTuple):
         return (self.rows.listed, *self.computed)
 
 
+def read_listed(rows: Rows, storage_options: storage.Options, columns: list[str] | None = None) -> pd.DataFrame:
+    """Return what is listed of rows, or some columns of it."""
+    part = parts.read_part(rows.listed, None, columns, storage_options)
+    return part.iloc[rows.start : rows.stop].reset_index(drop=True)
+
+
 def read_rows(
     sources: Sources, like: Any, columns: list[str] | None = None, storage_options: storage.Options = None
 ) -> Any:
     """Return rows with all that is known of them, or some columns, on the backend of `like`."""
-    listed = _read(sources.rows, storage_options, columns if columns is None else _listed(columns))
+    listed = read_listed(sources.rows, storage_options, columns if columns is None else _listed(columns))
     computed = [parts.read_part(url, None, columns, storage_options) for url in sources.computed]
     error = listed.get("error")
     for part in computed:
@@ -365,14 +267,5 @@ def read_rows(
     return vectors.from_pandas(made, like)
 
 
-def _of_sidecar(errors: pd.Series) -> pd.Series:
-    return errors.str.startswith("sidecar: ").fillna(False).astype(bool)
-
-
 def _listed(columns: list[str]) -> list[str]:
     return [name for name in schema.SOURCE_COLUMNS if name in columns] or ["image_id"]
-
-
-def _read(rows: Rows, storage_options: storage.Options, columns: list[str] | None = None) -> pd.DataFrame:
-    part = parts.read_part(rows.listed, None, columns, storage_options)
-    return part.iloc[rows.start : rows.stop].reset_index(drop=True)

@@ -1,9 +1,16 @@
-"""From which cosine two images are copies of one another: each encoder has its own, as far as one is known."""
+"""Thresholds: what an eps may be, and which is taken for an encoder: from which cosine on two images are copies differs between encoders."""
 
 from __future__ import annotations
 
+from numbers import Real
+from typing import Any, Literal
+
 from imgcurate.identity import Identity
 
+#: What is compared: embeddings, stored bytes, or perceptual hashes.
+Kind = Literal["semantic", "exact", "perceptual"]
+#: Of a perceptual hash; an eps is the share of them in which two hashes may differ.
+BITS = 64
 #: What is taken where nothing is known of the encoder.
 DEFAULT = 0.01
 
@@ -40,3 +47,26 @@ def eps_of(encoder: Identity | None) -> tuple[float, str]:
     if encoder.kind not in KNOWN:
         return DEFAULT, f"the default, as no better one is known for {encoder.kind}"
     return KNOWN[encoder.kind], f"for {encoder.kind}"
+
+
+def thresholds_of(eps: Any) -> list[float]:
+    """Return one threshold, or several, as a list; raises a ValueError where they are no numbers.
+
+    Examples
+    --------
+    >>> thresholds_of(0.1), thresholds_of([0.1, 0.2])
+    ([0.1], [0.1, 0.2])
+    """
+    try:
+        return [float(eps)] if isinstance(eps, Real) else [float(value) for value in eps]
+    except (TypeError, ValueError):
+        raise ValueError(f"eps={eps!r} is neither a number nor a list of numbers") from None
+
+
+def check_eps(eps: Any) -> None:
+    """Raise a ValueError where `eps` is no threshold."""
+    if not isinstance(eps, Real) or not 0 < float(eps) < 2:
+        raise ValueError(
+            f"eps={eps!r} must be above 0 and below 2: images are duplicates where their similarity (of embeddings the cosine, of hashes the share of "
+            "equal bits) is at least 1 - eps; use 1e-6 for vectors equal up to rounding"
+        )

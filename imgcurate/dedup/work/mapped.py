@@ -73,6 +73,24 @@ def temporary(parent: str | None = None) -> Folder:
     return Folder(made.name, durable=False, kept=made)
 
 
+def work_folder(work: str | os.PathLike[str]) -> str:
+    """Return a folder for vectors, which is there from then on; raises where it cannot be one."""
+    if not os.fspath(work) or not storage.is_local(os.fspath(work)):
+        raise ValueError(
+            f"work={os.fspath(work)!r} must be a folder on a disk that every worker sees, because files in it are mapped"
+        )
+    path = storage.absolute(work).rstrip("/")
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise ValueError(f"work={path!r} is a file; name a folder")
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as problem:
+        raise ValueError(
+            f"work={path!r} cannot be made ({problem.strerror}); name a folder that may be written"
+        ) from None
+    return path
+
+
 def write_table(table: pa.Table, path: str, durable: bool) -> None:
     """Write an Arrow table so that it can be mapped."""
     with storage.open_atomic(path, durable=durable) as file, pa.ipc.new_file(file, table.schema) as writer:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from imgcurate import vectors
 from imgcurate.dedup.graph.found import Found, copies_found
-from imgcurate.dedup.semantic import assign
+from imgcurate.dedup.semantic.clusters import assign
 from imgcurate.dedup.semantic.normalise import Rows
 
 #: Rows of a tile of a large cluster, and how many tasks of similar cost a thread gets.

@@ -6,23 +6,31 @@ are cut by range; of the client nothing.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 import numpy as np
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate.dedup.mapped import map_matrix
-from imgcurate.dedup.semantic import normalise
-from imgcurate.dedup.waves import in_waves
+from imgcurate import storage
+from imgcurate.dedup.work.mapped import map_matrix, map_table, write_table
+from imgcurate.dedup.work.waves import in_waves
 from imgcurate.printable import quoted
 
 _HASHES_AT_ONCE = 1 << 23
 #: Partitions in memory are put together to so many before each is cut into a piece for every range.
 _MOST_CUT = 128
+
+
+class Names(NamedTuple):
+    """The ids of all rows of a partition, and which rows are compared."""
+
+    ids: pa.Array
+    compared: np.ndarray
 
 
 def refuse_repeated(
@@ -68,9 +76,32 @@ def repeated(hashes: Sequence[Any], number: int, n_ranges: int) -> np.ndarray:
     return np.unique(every[1:][every[1:] == every[:-1]])
 
 
-def named(names: normalise.Names, hashes: np.ndarray) -> tuple[pa.Array, np.ndarray]:
+def named(names: Names, hashes: np.ndarray) -> tuple[pa.Array, np.ndarray]:
     """Return what `refuse_repeated` asks for."""
     return names.ids, hashes
+
+
+def write_names(named: Sequence[Names], hashes: Sequence[np.ndarray], path: str, durable: bool) -> None:
+    """Write the hashes of all ids of a part, and the rows that are not compared."""
+    with storage.open_atomic(f"{path}.hashes", durable=durable) as file:
+        file.write(np.sort(np.concatenate(hashes)).data)
+    others = [
+        pa.table({"id": names.ids, "hash": hashed}).filter(pa.array(~names.compared))
+        for names, hashed in zip(named, hashes, strict=True)
+    ]
+    left_out = pa.concat_tables(others, promote_options="permissive")
+    if len(left_out):
+        write_table(left_out, f"{path}.other", durable)
+
+
+def read_names(path: str) -> tuple[pa.Array, np.ndarray]:
+    """Return the ids of all rows of a part, and their hashes."""
+    tables = [map_table(f"{path}.arrow"), *([map_table(f"{path}.other")] if os.path.exists(f"{path}.other") else [])]
+    tables = [table.select(["id", "hash"]) for table in tables if len(table)]
+    if not tables:
+        return pa.nulls(0), np.zeros(0, np.uint64)
+    table = pa.concat_tables(tables)
+    return table["id"].combine_chunks(), table["hash"].to_numpy()
 
 
 def _cut(hashes: Sequence[np.ndarray], n_ranges: int) -> tuple[np.ndarray, ...]:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imgcurate import vectors
-from imgcurate.dedup.semantic import kmeans, screen
+from imgcurate.dedup.semantic import screen
+from imgcurate.dedup.semantic.clusters import kmeans
 
 # A row goes to a cluster beside its nearest one within this share, a probe, of the distance that proves that no partner of it is there. A
 # quarter, for two probes, finds as much of rows like CLIP's as all of it, for half the comparisons.

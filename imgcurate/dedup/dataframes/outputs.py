@@ -7,22 +7,11 @@ from typing import Any
 
 import dask
 import dask.dataframe as dd
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import schema, vectors
-
-
-def id_dtype(column: Any) -> Any:
-    """Return the type that ids have in the results: that of the frame's column on the host, plain where it is categorical."""
-    dtype = vectors.to_pandas(column).dtype
-    if isinstance(dtype, pd.ArrowDtype) and pa.types.is_dictionary(dtype.pyarrow_dtype):
-        return schema.dtype(dtype.pyarrow_dtype.value_type)
-    if not isinstance(dtype, pd.CategoricalDtype):
-        return dtype
-    return dtype.categories.dtype if pd.api.types.is_integer_dtype(dtype.categories.dtype) else schema.TEXT
 
 
 class Prefix(str):
@@ -40,6 +29,35 @@ class Prefix(str):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return str, (str(self),)
+
+
+class Result:
+    """What a verb found among the images of a frame, and how it goes back to who gave the frame.
+
+    Attributes
+    ----------
+    n_rows, n_compared, n_excluded : int
+        Images in the frame; those that took part; those that did not, because of an error or for lack of what is compared.
+    id_field : str
+    """
+
+    def __init__(self, n_rows: int, n_compared: int, *, like: Any, id_dtype: Any, id_field: str, at_once: bool) -> None:
+        self.n_rows, self.n_compared, self.n_excluded = n_rows, n_compared, n_rows - n_compared
+        self.id_field = id_field
+        self._like, self._id_dtype, self._at_once = like, id_dtype, at_once
+
+    def _excluded(self) -> str:
+        return f", {self.n_excluded:,} excluded" if self.n_excluded else ""
+
+    def _as_frame(
+        self, tables: Sequence[Delayed], columns: Sequence[str], host: pd.DataFrame, name: str, by: Sequence[str] = ()
+    ) -> Any:
+        """Return tables as `lazily` does, or where the frame was in memory computed, and in order of some columns."""
+        frame = lazily(self, tables, columns, host, self._like, name)
+        if not self._at_once:
+            return frame
+        made = frame.compute()
+        return made.sort_values(list(by), ignore_index=True) if by else made.reset_index(drop=True)
 
 
 def lazily(
@@ -76,18 +94,3 @@ def on_host(table: pa.Table, columns: Sequence[str], like: pd.DataFrame) -> pd.D
     """Return columns of a table as pandas, with the names and types of `like`."""
     part = schema.to_pandas(table.select(list(columns)).rename_columns(list(like.columns)))
     return part.astype(dict(like.dtypes))
-
-
-def arrow_type(dtype: Any) -> pa.DataType:
-    """Return what ids of a pandas type are in Arrow."""
-    if isinstance(dtype, pd.ArrowDtype):
-        return dtype.pyarrow_dtype
-    if not pd.api.types.is_integer_dtype(dtype):
-        return pa.string()
-    # As `normalise.plain_ids` has them: hashes of 64 bits are ids too.
-    return pa.uint64() if pd.api.types.is_unsigned_integer_dtype(dtype) and dtype.itemsize == 8 else pa.int64()
-
-
-def arrow_id_dtype(kind: pa.DataType) -> Any:
-    """Return the type that ids of an Arrow type have in pandas."""
-    return np.dtype(kind.to_pandas_dtype()) if pa.types.is_integer(kind) else schema.dtype(kind)

@@ -21,12 +21,13 @@ import pyarrow as pa
 from imgcurate import storage
 from imgcurate.dedup.graph import nodes
 from imgcurate.dedup.graph.found import concatenate, copies_found, read_found, write_found
-from imgcurate.dedup.mapped import map_matrix, map_table, write_table
-from imgcurate.dedup.semantic import assign, exchange, join, normalise, screen
-from imgcurate.dedup.semantic.compare import in_numbers
-from imgcurate.dedup.semantic.exchange import Members
+from imgcurate.dedup.semantic import join, normalise, screen
+from imgcurate.dedup.semantic.clusters import assign, exchange
+from imgcurate.dedup.semantic.clusters.compare import in_numbers
+from imgcurate.dedup.semantic.clusters.exchange import Members
 from imgcurate.dedup.semantic.screen import Screen
 from imgcurate.dedup.semantic.store import RowVectors, StoredRows, VectorStore
+from imgcurate.dedup.work.mapped import map_matrix, map_table, write_table
 
 #: A bucket is at most so large, in bfloat16, and a tile of a cluster that is larger.
 _BUCKET_BYTES = 96 << 20

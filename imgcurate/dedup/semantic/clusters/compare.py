@@ -11,8 +11,9 @@ from dask.system import CPU_COUNT
 
 from imgcurate import vectors
 from imgcurate.dedup.graph.found import Found, concatenate
-from imgcurate.dedup.semantic import exchange, join, normalise, screen, threads
-from imgcurate.dedup.semantic.exchange import Members
+from imgcurate.dedup.semantic import join, normalise, screen, threads
+from imgcurate.dedup.semantic.clusters import exchange
+from imgcurate.dedup.semantic.clusters.exchange import Members
 from imgcurate.dedup.semantic.normalise import Rows
 
 

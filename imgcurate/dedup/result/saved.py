@@ -11,8 +11,8 @@ import dask
 import pyarrow as pa
 
 from imgcurate import storage
-from imgcurate.dedup import checked
 from imgcurate.dedup.graph import build, nodes, rules
+from imgcurate.dedup.result import checked
 
 _FORMAT = "imgcurate duplicates 3"
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
 import dask
 import dask.dataframe as dd
@@ -17,25 +15,23 @@ from dask.delayed import Delayed
 
 from imgcurate import schema, storage
 from imgcurate.cluster import interruptible
-from imgcurate.dedup import saved
-from imgcurate.dedup.frames import arrow_id_dtype, arrow_type, lazily, on_host
-from imgcurate.dedup.graph import build, nodes, rank, rules, sizes
-from imgcurate.dedup.mapped import Folder
-from imgcurate.dedup.recall import Recall
-from imgcurate.dedup.shown import Shown, with_places
+from imgcurate.dedup.dataframes.ids import arrow_id_dtype, arrow_type
+from imgcurate.dedup.dataframes.outputs import on_host
+from imgcurate.dedup.graph import build, nodes, rank, rules
+from imgcurate.dedup.result import saved
+from imgcurate.dedup.result.recall import Recall
+from imgcurate.dedup.result.shown import Shown, with_places
+from imgcurate.dedup.result.swept import Swept
+from imgcurate.dedup.result.thresholds import BITS, Kind
+from imgcurate.dedup.work.mapped import Folder
 from imgcurate.printable import plural
 
 _SAVED = (
     "id_field", "n_rows", "n_compared", "n_clusters", "eps", "min_similarity", "rule", "keep", "kind", "chosen",
 )  # fmt: skip
 
-#: What is compared: embeddings, stored bytes, or perceptual hashes.
-Kind = Literal["semantic", "exact", "perceptual"]
-#: Of a perceptual hash.
-BITS = 64
 
-
-class Duplicates(Shown):
+class Duplicates(Swept, Shown):
     """What deduplication found: a graph of similar pairs that stays on the cluster, and what a rule says of it.
 
     Lazy, as Dask DataFrames: `pairs` (or `removed`), `selected`, `groups`, `edges`, `assignments` and `removals`. Where what was compared lay in
@@ -79,17 +75,15 @@ class Duplicates(Shown):
         folder: Folder | None = None,
         images: Any = None,
     ) -> None:
-        self.n_rows, self.n_compared, self.n_excluded = n_rows, n_compared, n_rows - n_compared
+        super().__init__(n_rows, n_compared, like=like, id_dtype=id_dtype, id_field=id_field, at_once=at_once)
         self.n_clusters, self.n_pairs = n_clusters, found.n_pairs + found.n_copies
         self.eps, self.min_similarity, self.rule, self.keep = eps, min_similarity, rule, keep
         self.kind, self.chosen = kind, {name: why for name, why in (chosen or {}).items() if why}
-        self.id_field, self._folder = id_field, folder
-        self._graph, self._like, self._id_dtype, self._recall = found, like, id_dtype, recall
-        self._at_once, self._images = at_once, with_places(images)
+        self._graph, self._folder, self._recall = found, folder, recall
+        self._images = with_places(images)
         self._answers: dict[float, list[Delayed]] = {}
 
     def __repr__(self) -> str:
-        excluded = f", {self.n_excluded:,} excluded" if self.n_excluded else ""
         through = f" through files in {self._folder.path}" if self._folder else ""
         clusters = "1 cluster" if self.n_clusters == 1 else f"{self.n_clusters:,} clusters"
         clusters = f" in {clusters}" if self.kind == "semantic" else ""
@@ -105,7 +99,7 @@ class Duplicates(Shown):
         options = [f"{name}={value}{self._why(name)}" for name, value in said.items()]
         lazy = "at once" if self._at_once else "lazy"
         return (
-            f"Duplicates({self.n_compared:,} images compared{clusters}{through}{excluded}; {plural(self.n_pairs, 'pair')} {what}; {', '.join(options)}; "
+            f"Duplicates({self.n_compared:,} images compared{clusters}{through}{self._excluded()}; {plural(self.n_pairs, 'pair')} {what}; {', '.join(options)}; "
             f"see .pairs, .groups, .removals() ({lazy}), .sweep([eps, ...]), .least_similar(), .show(){', .recall()' * (self._recall is not None)} (at once))"
         )
 
@@ -163,11 +157,6 @@ class Duplicates(Shown):
         ]
         return self._frame(parts, ["id", "cluster", "distance"])
 
-    @property
-    def duplicate_ratio(self) -> float:
-        """The share of the compared images that go, at once."""
-        return self._count([self.eps])[0] / max(self.n_compared, 1)
-
     def removals(self, eps: float | None = None) -> dd.DataFrame:
         """Return the ids of the images to remove, lazily.
 
@@ -187,108 +176,6 @@ class Duplicates(Shown):
             Where eps is out of range.
         """
         return self._frame(self._matches(self.eps if eps is None else eps), ["id"])
-
-    def rethreshold(self, eps: float) -> Duplicates:
-        """Return the same pairs under another threshold, up to ``1 - min_similarity``; this one stays as it is.
-
-        Parameters
-        ----------
-        eps : float
-
-        Returns
-        -------
-        Duplicates
-
-        Raises
-        ------
-        ValueError
-            Where eps is out of range.
-        """
-        self._check(eps)
-        other = object.__new__(Duplicates)
-        chosen = {name: why for name, why in self.chosen.items() if name != "eps"}
-        other.__dict__.update(self.__dict__, eps=float(eps), chosen=chosen)
-        return other
-
-    @interruptible
-    def to_fraction(self, share: float) -> Duplicates:
-        """Return the same pairs under the threshold that leaves a share of the images; this one stays as it is. Eager.
-
-        Parameters
-        ----------
-        share : float
-            Which share of `n_rows` may stay at most, above 0 and below 1.
-
-        Returns
-        -------
-        Duplicates
-            Its `eps` is the smallest that leaves no more than that; images that go at the same threshold go together, so that a few fewer may be
-            left. `remove` takes it.
-
-        Raises
-        ------
-        ValueError
-            Where `share` is out of range, or all stored pairs leave more.
-
-        Notes
-        -----
-        The rule in force decides on the whole graph at most 32 times; nothing is compared again. A higher eps may make ``rule="cover"`` keep an image
-        more: then it is an eps that leaves no more than `share` while the next smaller one does.
-
-        Examples
-        --------
-        >>> from imgcurate import semantic_duplicates
-        >>> matrix = np.array([[1, 0], [1, 0.1], [0, 1], [0.3, 1]], dtype=np.float32)
-        >>> found = semantic_duplicates((["a", "b", "c", "d"], matrix), eps=0.05, keep="id")
-        >>> found.to_fraction(0.75).removals()["image_id"].tolist()
-        ['b']
-        """
-        if not isinstance(share, Real) or not 0 < float(share) < 1:
-            raise ValueError(f"share={share!r} must be above 0 and below 1: which share of the images may stay")
-        # The tolerance undoes what binary fractions add: 0.3 * 10 is 3.
-        most = int(float(share) * self.n_rows + 1e-9 * self.n_rows)
-        counted: dict[float, int] = {}
-
-        def count(least: float) -> int:
-            # Not kept, as answers are that somebody asked for.
-            decided = [part.decide(least, self.rule) for part in self._graph.parts]
-            counted[least] = sum(dask.compute(*[dask.delayed(len)(table) for table in decided]))
-            return counted[least]
-
-        least = sizes.similarity_that_removes(self.n_rows - most, count, self.min_similarity)
-        if least is None:
-            left = 1 - counted[self.min_similarity] / self.n_rows
-            again = {"semantic": "a lower min_similarity", "perceptual": "a higher max_distance"}.get(self.kind)
-            raise ValueError(
-                f"share={share:g} is not reached: all pairs that are stored, of similarity >= {self.min_similarity:g}, leave {left:.1%} of "
-                f"{self.n_rows:,} images; give a higher share{f', or look for duplicates again with {again}' if again else ''}"
-            )
-        found = self.rethreshold(1 - least)
-        found.chosen["eps"] = f"leaves {1 - counted[least] / max(self.n_rows, 1):.1%}"
-        return found
-
-    @interruptible
-    def sweep(self, eps: float | Sequence[float]) -> pd.DataFrame:
-        """Count what other thresholds would remove. Eager.
-
-        Parameters
-        ----------
-        eps : float or sequence of float
-            Each up to ``1 - min_similarity``.
-
-        Returns
-        -------
-        pandas.DataFrame
-            ``eps``, ``removed`` (images) and ``fraction`` (of `n_rows`), one row a threshold in the order given.
-
-        Raises
-        ------
-        ValueError
-            Where an eps is out of range.
-        """
-        thresholds = thresholds_of(eps)
-        removed = self._count(thresholds)
-        return pd.DataFrame({"eps": thresholds, "removed": removed, "fraction": removed / max(self.n_rows, 1)})
 
     @interruptible
     def least_similar(self, n: int = 10, eps: float | None = None) -> pd.DataFrame:
@@ -393,34 +280,8 @@ class Duplicates(Shown):
         # What the frame is made of, or holds, is not this result's.
         return self.__dict__ | {"_images": None}
 
-    def _check(self, eps: Any) -> float:
-        check_eps(eps)
-        again = f"with min_similarity={1 - eps:g}"
-        if self.kind == "perceptual":
-            again = f"with max_distance={math.ceil(float(eps) * BITS)} (of hashes, eps is the share of the {BITS} bits that may differ)"
-        # As far as a decimal number can say it: 1 - 2 * 0.1 and 0.8 are not one float.
-        if 1 - float(eps) < self.min_similarity - 1e-9:
-            raise ValueError(
-                f"eps={eps:g} asks for pairs of similarity >= {1 - eps:g}, but they were stored down to "
-                f"min_similarity={self.min_similarity:g}: give an eps of at most {1 - self.min_similarity:g}, or look for duplicates "
-                f"again {again}"
-            )
-        return float(eps)
-
-    def _count(self, thresholds: Sequence[float]) -> np.ndarray:
-        counts = dask.compute(*[[dask.delayed(len)(part) for part in self._matches(value)] for value in thresholds])
-        return np.array([sum(parts) for parts in counts], dtype=np.int64)
-
-    def _matches(self, eps: float) -> list[Delayed]:
-        """Return the removed images under a threshold, part by part, decided once."""
-        eps = self._check(eps)
-        if eps not in self._answers:
-            self._answers[eps] = self._graph.decide(1 - eps, self.rule)
-        return self._answers[eps]
-
     def _frame(self, tables: list[Delayed], columns: list[str]) -> Any:
-        frame = lazily(self, tables, columns, self._empty(columns), self._like, "duplicates")
-        return frame.compute().reset_index(drop=True) if self._at_once else frame
+        return self._as_frame(tables, columns, self._empty(columns), "duplicates")
 
     def _empty(self, columns: Sequence[str]) -> pd.DataFrame:
         """Return a frame of no rows, on the host, of what a user sees of some columns of a table."""
@@ -432,27 +293,4 @@ class Duplicates(Shown):
         known = schema.empty(name for name, kind in named.items() if kind is None)
         return pd.DataFrame(
             {name: known[name] if kind is None else pd.Series([], dtype=kind) for name, kind in named.items()}
-        )
-
-
-def thresholds_of(eps: Any) -> list[float]:
-    """Return one threshold, or several, as a list; raises a ValueError where they are no numbers.
-
-    Examples
-    --------
-    >>> thresholds_of(0.1), thresholds_of([0.1, 0.2])
-    ([0.1], [0.1, 0.2])
-    """
-    try:
-        return [float(eps)] if isinstance(eps, Real) else [float(value) for value in eps]
-    except (TypeError, ValueError):
-        raise ValueError(f"eps={eps!r} is neither a number nor a list of numbers") from None
-
-
-def check_eps(eps: Any) -> None:
-    """Raise a ValueError where `eps` is no threshold."""
-    if not isinstance(eps, Real) or not 0 < float(eps) < 2:
-        raise ValueError(
-            f"eps={eps!r} must be above 0 and below 2: images are duplicates where their similarity (of embeddings the cosine, of hashes the share of "
-            "equal bits) is at least 1 - eps; use 1e-6 for vectors equal up to rounding"
         )

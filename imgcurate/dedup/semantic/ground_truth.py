@@ -1,43 +1,42 @@
-"""Which share of the true pairs was found, estimated from an exact search for a random sample of images."""
+"""The ground truth of a search for pairs: of a random sample of images, all that an exact search finds, and those that were found."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import dask
 import numpy as np
 
 from imgcurate import vectors
+from imgcurate.arguments import check_whole_number
 from imgcurate.dedup.graph import nodes, rank, rules
+from imgcurate.dedup.result import Duplicates
+from imgcurate.dedup.result.recall import Recall, estimate
+from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic import join
 from imgcurate.dedup.semantic.normalise import Rows
 
 
-class Recall(NamedTuple):
-    """An estimate of the share of true pairs that were found.
+class ExactSearch:
+    """The exact search of `Duplicates.recall`, which holds the vectors on the cluster."""
 
-    Attributes
-    ----------
-    recall, low, high : float
-        The share in the sample, and the ends of its 95 % interval; NaN, 0 and 1 where no image of the sample has a true partner.
-    true_pairs, found_pairs, images : int
-        Pairs of the sampled images that an exact search finds, those that had been found, and the sampled images.
-    """
+    def __init__(self, rows: frames.Frame, tables: list[Any]) -> None:
+        self._rows, self._tables = rows, tables
 
-    recall: float
-    low: float
-    high: float
-    true_pairs: int
-    found_pairs: int
-    images: int
-
-    def __repr__(self) -> str:
-        if not self.true_pairs:
-            return f"Recall(no pairs: none of {self.images:,} sampled images has a true partner, so there was nothing to find)"
-        return (
-            f"Recall(recall={self.recall:.4g}, low={self.low:.4g}, high={self.high:.4g}, true_pairs={self.true_pairs}, "
-            f"found_pairs={self.found_pairs}, images={self.images})"
-        )
+    def __call__(self, found: Duplicates, size: int, seed: int) -> Recall:
+        check_whole_number("sample", size)
+        if not self._rows.blocks:
+            return estimate(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        least, take = 1 - found.eps, dask.delayed(sample)
+        pairs = list(zip(self._tables, self._rows.blocks, strict=True))
+        drawn = dask.delayed(draw)([take(table, block, seed, size) for table, block in pairs], size)
+        true = [dask.delayed(true_pairs)(drawn, table, block, least) for table, block in pairs]
+        counted = dask.delayed(found_pairs)
+        known = [counted(drawn, part.nodes, part.edges, least) for part in found._graph.parts]
+        true, known = dask.compute(true, known)
+        every = np.sum(true, axis=0)
+        return estimate(every, np.sum([np.zeros_like(every), *known], axis=0))
 
 
 def sample(table: Any, rows: Rows, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, Any]:
@@ -91,29 +90,3 @@ def found_pairs(
     there = rows[node] == sampled
     found[there] = np.rint(partners[leader[node[there]]])
     return found
-
-
-def estimate(true: np.ndarray, found: np.ndarray) -> Recall:
-    """Estimate the recall from the pairs of each sampled image; see `Duplicates.recall`.
-
-    Parameters
-    ----------
-    true, found : numpy.ndarray of shape (images,)
-        Partners of each image: all, and those found.
-
-    Examples
-    --------
-    >>> estimate(np.array([1, 0, 2, 1]), np.array([1, 0, 2, 0])).recall
-    0.75
-    """
-    from scipy.stats import beta
-
-    found = np.minimum(found, true)
-    total, hits = int(true.sum()), int(found.sum())
-    if not total:
-        return Recall(float("nan"), 0.0, 1.0, 0, 0, len(true))
-    share = hits / total
-    worth = total**2 / int(np.square(true).sum())
-    low = float(beta.ppf(0.025, worth * share, worth * (1 - share) + 1)) if hits else 0.0
-    high = float(beta.ppf(0.975, worth * share + 1, worth * (1 - share))) if hits < total else 1.0
-    return Recall(share, low, high, total, hits, len(true))

@@ -8,8 +8,9 @@ from typing import Any
 import dask
 import distributed
 from dask.delayed import Delayed
+from dask.system import CPU_COUNT
 
-from imgcurate.dedup.mapped import Folder
+from imgcurate.dedup.work.mapped import Folder
 
 _WAVE = 4000
 
@@ -50,6 +51,14 @@ def written(
     wanted = [number for number, name in enumerate(names) if f"{name}.arrow" not in there]
     made = dict(zip(wanted, in_waves(write(number, paths[number]) for number in wanted), strict=True))
     return [made[number] if number in made else read(path) for number, path in enumerate(paths)]
+
+
+def threads() -> int:
+    """Return how many tasks run at a time."""
+    try:
+        return max(1, sum(distributed.get_client().nthreads().values()))
+    except ValueError:
+        return int(CPU_COUNT)
 
 
 def wait(persisted: Sequence[Delayed]) -> None:

@@ -1,0 +1,1 @@
+"""What verbs take, what they give, and the ids in it that must not repeat."""
