@@ -203,12 +203,13 @@ def _check_columns(frame: Any, wanted: dict[str, float]) -> None:
     there = [name for name in wanted if name in frame.columns]
     if there:
         raise ValueError(f"the frame already has a column {there[0]!r}; drop or rename it, or give {there[0]}=None")
-    missing = {measure: name for name in wanted for measure in MEASURES[name] if measure not in frame.columns}
+    missing = [(measure, name) for name in wanted for measure in MEASURES[name] if measure not in frame.columns]
     if missing:
-        names = ", ".join(map(repr, missing))
-        left_out = ", ".join(f"{name}=None" for name in dict.fromkeys(missing.values()))
+        measures = dict.fromkeys(measure for measure, _ in missing)
+        names = ", ".join(map(repr, measures))
+        left_out = ", ".join(f"{name}=None" for name in dict.fromkeys(name for _, name in missing))
         raise KeyError(
-            f"flag needs column{'s' * (len(missing) > 1)} {names}: measure(frame) adds them, or leave out what is made of them with {left_out}"
+            f"flag needs column{'s' * (len(measures) > 1)} {names}: measure(frame) adds them, or leave out what is made of them with {left_out}"
         )
 
 

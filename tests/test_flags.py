@@ -155,6 +155,9 @@ def test_what_is_missing_or_wrong_is_named_before_anything_is_computed() -> None
         KeyError, match=r"flag needs columns 'sharpness', 'entropy', .* measure\(frame\).*blurry=None, low_inf"
     ):
         ic.flag(frame)
+    # Both that are made of what is missing: who leaves out what is named has left out enough.
+    with pytest.raises(KeyError, match=r"needs column 'contrast': .* with dark=None, light=None, blurry=None.$"):
+        ic.flag(dd.from_pandas(measured().drop(columns="contrast"), npartitions=1))
     found = ic.flag(frame, **{**OTHERS, "dark": 64, "light": 192})
     with pytest.raises(ValueError, match=r"already has a column 'dark'; drop or rename it, or give dark=None"):
         ic.flag(found, **{**OTHERS, "dark": 64})

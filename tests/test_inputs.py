@@ -156,6 +156,23 @@ def test_what_is_no_frame_is_refused_in_a_sentence() -> None:
         ic.semantic_duplicates(text)
 
 
+def test_ids_that_are_called_what_a_column_of_the_answer_is_are_refused(in_process: None) -> None:
+    verbs = {
+        "similarity": [ic.semantic_duplicates, lambda frame, **names: ic.search(frame, vectors=[1, 0], **names)],
+        "neighbours": [ic.neighbours],
+        "outlier_score": [ic.outliers],
+        "rank": [lambda frame, **names: ic.representatives(frame, 1, **names)],
+        "kind": [lambda frame, **names: ic.leaks(frame, kinds="semantic", **names)],
+    }
+    for name, those in verbs.items():
+        frame = pd.DataFrame({name: ["a", "b"], "embedding": [[1.0, 0.0], [0.0, 1.0]], "split": ["x", "y"]})
+        for verb in those:
+            with pytest.raises(
+                ValueError, match=rf"id_field='{name}' is what a column of the answer is called; rename"
+            ):
+                verb(frame, id_field=name)
+
+
 def test_a_pandas_frame_goes_through_the_whole_of_a_result(in_process: None) -> None:
     found = ic.semantic_duplicates(as_given("arrays"), eps=0.05, n_clusters=3)
     assert removed_of(found) == removed(ic.semantic_duplicates(frame_of(MATRIX), eps=0.05, n_clusters=3, keep="hard"))

@@ -233,6 +233,11 @@ def test_what_is_asked_for_wrongly_is_said_before_anything_is_compared(
         ic.leaks(frame, "fold")
     with pytest.raises(KeyError, match=r"'url' for exact likeness; kinds=\['perceptual', 'semantic'\]"):
         ic.leaks(frame.drop(columns="url"))
+    # What is left out is all that lacks a column.
+    with pytest.raises(KeyError, match=r"'url' for exact likeness; kinds=\['semantic'\] leaves that out"):
+        ic.leaks(frame.drop(columns=["url", "phash"]))
+    none = ic.leaks(frame.assign(split=None), kinds="semantic").counts()
+    assert list(none.columns) == ["split", "other_split", "semantic", "images", "share"] and not len(none)
     with pytest.raises(ValueError, match=r"column 'ratio' holds nothing but '0\.5'"):
         ic.leaks(frame.assign(ratio=0.5), "ratio", kinds="semantic")
     with pytest.raises(ValueError, match="max_distance=70 must be"):

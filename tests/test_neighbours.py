@@ -190,6 +190,9 @@ def test_images_that_cannot_be_compared_have_no_list_and_are_in_none(in_process:
 def test_ids_may_be_numbers_and_a_frame_may_have_one_image_or_none(in_process: None) -> None:
     rows = grouped(30)
     assert_alike(lists_of(ic.neighbours((range(30), rows), k=3)), brute(rows, range(30), 3))
+    hashes = np.arange(30, dtype=np.uint64) + np.uint64(2**63)  # beyond what 64 bits with a sign hold
+    large = pd.DataFrame({"image_id": hashes, "embedding": list(rows)})
+    assert_alike(lists_of(ic.neighbours(dd.from_pandas(large, npartitions=2), k=3)), brute(rows, hashes.tolist(), 3))
     one = ic.neighbours((["a"], rows[:1]), k=3)
     assert lists_of(one) == {"a": []} and not one.recall().true_pairs
     none = ic.neighbours(frame_of(rows[:3], error=["x"] * 3), k=3)

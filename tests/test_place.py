@@ -134,8 +134,9 @@ def test_a_map_with_pictures_is_plain_parquet(in_process: None, tmp_path: Path) 
     assert kind == "data:image/webp" and Image.open(io.BytesIO(base64.b64decode(text))).size == (64, 48)
     with pytest.raises(ValueError, match="already has a column 'thumbnail'; drop or rename it first"):
         ic.thumbnail(made.assign(url="", offset=0, bytes=0))
-    with pytest.raises(ValueError, match="size=0: it must be at least 1 pixel"):
-        ic.thumbnail(frame, 0)
+    for wrong in (0, 1.5, "64", True, None):
+        with pytest.raises(ValueError, match=r"size=.* must be a whole number of at least 1 pixel"):
+            ic.thumbnail(frame, wrong)
     with pytest.raises(KeyError, match="thumbnail needs columns 'url', 'offset', 'bytes'"):
         ic.thumbnail(frame[["image_id"]])
 
@@ -147,6 +148,8 @@ def test_what_cannot_be_placed_is_refused_by_name(in_process: None) -> None:
     for wrong in (1, 2.5, True):
         with pytest.raises(ValueError, match=r"sample=.* must be a whole number of at least 2"):
             ic.place_on_map(frame, sample=wrong)
+    with pytest.raises(ValueError, match=r"sample=9 must be a whole number of at least 10"):
+        ic.place_on_map(frame, method="umap", sample=9)
     with pytest.raises(KeyError, match="place_on_map needs column 'embedding'"):
         ic.place_on_map(frame[["image_id"]])
     with pytest.raises(TypeError, match="place_on_map takes a Dask dataframe, not DataFrame"):

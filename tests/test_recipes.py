@@ -6,6 +6,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,13 @@ def test_images_without_a_vector_are_like_no_example_and_far_from_no_centroid() 
     frame = frame_of(rows, 3)
     assert kept_by(recipes.image_based(matrix[:2], matrix), frame) == [0, 1]
     assert len(kept_by(recipes.prototypes(0.5, n_clusters=1), frame)) == 3
+    # One of zeros has no direction, and with every centroid the product 0.
+    rows["embedding"][2:4] = [np.zeros_like(matrix[0]), np.full_like(matrix[0], np.inf)]
+    assert kept_by(recipes.image_based(matrix[:2], matrix), frame_of(rows, 3)) == [0, 1]
+    with pytest.raises(ValueError, match="no example has a usable vector"):
+        recipes.image_based(np.zeros((2, matrix.shape[1])), matrix)
+    with pytest.raises(ValueError, match="centroids holds numbers that are not finite"):
+        recipes.image_based(matrix, np.full_like(matrix, np.nan))
 
 
 def of_encoder(name: str, n: int = 6) -> Any:
@@ -336,6 +344,17 @@ def test_what_is_wrong_is_said_with_the_step_that_it_is_wrong_in() -> None:
     for wrong_steps in (recipes.laion, [recipes.laion], recipes.laion()[0], [("wide", True)], [lambda rows: rows]):
         with pytest.raises(TypeError, match=r"is no step; give a list"):
             recipes.apply(frame, wrong_steps)
+    for wrong_count in (0, 1.5, "3", True):
+        for recipe in (recipes.semdedup, partial(recipes.prototypes, 0.5), partial(recipes.d4, 0.5)):
+            with pytest.raises(ValueError, match=r"n_clusters=.* must be a whole number of at least 1, or None"):
+                recipe(n_clusters=wrong_count)
+    for wrong_cosine in (1.5, "0.3", None, True):
+        with pytest.raises(ValueError, match=r"min_clip_score=.* must be a cosine, -1 to 1"):
+            recipes.laion(wrong_cosine)
+        with pytest.raises(ValueError, match=r"min_similarity=.* must be a cosine, -1 to 1"):
+            recipes.d4(0.5, min_similarity=wrong_cosine)
+    with pytest.raises(ValueError, match="eps=0 must be above 0"):
+        recipes.semdedup(0)
     with pytest.raises(ValueError, match="step 'twice' gave 2 rows of 1"):
         recipes.apply(frame, [("twice", lambda rows: dd.concat([rows, rows]))])
     with pytest.raises(TypeError, match="takes a Dask dataframe"):
@@ -349,8 +368,6 @@ def test_what_is_wrong_is_said_with_the_step_that_it_is_wrong_in() -> None:
         ):
             with pytest.raises(ValueError, match="must be above 0 and below 1"):
                 recipe(wrong)
-    with pytest.raises(ValueError, match="n_clusters=0 must be at least 1"):
-        recipes.prototypes(0.5, n_clusters=0)
     with pytest.raises(ValueError, match="no row that is left has a usable vector"):
         recipes.apply(frame_of({"embedding": np.zeros((3, 8), np.float32)}), recipes.prototypes(0.5))
     with pytest.raises(ValueError, match=r"share=0.5 is not reached"):

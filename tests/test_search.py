@@ -8,6 +8,7 @@ from typing import Any
 
 import dask
 import numpy as np
+import pandas as pd
 import pytest
 from test_embed import frame_of as images_of
 from test_embed import jpegs, pack
@@ -16,6 +17,8 @@ from test_semantic import frame_of
 from test_text import clip, siglip  # noqa: F401 - fixtures
 
 import imgcurate as ic
+from imgcurate.identity import Identity
+from imgcurate.vectors import to_column
 
 
 @pytest.fixture(autouse=True)
@@ -74,15 +77,42 @@ def test_texts_and_images_are_looked_for_by_the_model_that_made_the_embeddings(
     with pytest.raises(ValueError, match=r"the search mixes the vectors of .*clip.* and .*siglip.*cannot be compared"):
         ic.search(frame, text="a dog", model=siglip)
     ic.save_embeddings(frame, tmp_path / "saved", n_clusters=2)
-    assert (
-        ic.search(tmp_path / "saved", 3, text="a dog", model=clip)["image_id"].tolist()
-        == found["image_id"].tolist()[:3]
-    )
+    for model in (clip, None):  # which the folder names itself
+        again = ic.search(tmp_path / "saved", 3, text="a dog", model=model)
+        assert again["image_id"].tolist() == found["image_id"].tolist()[:3]
     with pytest.raises(ValueError, match=r"the search mixes the vectors"):
         ic.search(tmp_path / "saved", text="a dog", model=siglip)
     (tmp_path / "c.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"the image 'c.jpg' cannot be looked for: decode: not an image"):
         ic.search(frame, image=tmp_path / "c.jpg", model=clip)
+
+
+def test_the_vectors_of_a_column_are_looked_for_where_their_encoder_made_the_others_too(tmp_path: Path) -> None:
+    rows, ids = grouped(30), names(30)
+    frame = frame_of(rows, ids, 3)
+    some = frame.compute().iloc[[4, 9]]
+    assert ic.search(frame, 3, vectors=some["embedding"]).equals(ic.search(frame, 3, vectors=rows[[4, 9]]))
+    lists = pd.Series([rows[4].tolist()])
+    assert ic.search(frame, 1, vectors=lists)["image_id"].tolist() == [ids[4]]
+    one, other = (
+        pd.DataFrame({"image_id": ids}).assign(
+            embedding=lambda part, name=name: to_column(rows, part, encoder=Identity(name, "clip", rows.shape[1], name))
+        )
+        for name in ("org/one", "org/other")
+    )
+    assert len(ic.search(one, 3, vectors=one["embedding"])) == 90
+    ic.save_embeddings(one, tmp_path / "saved", n_clusters=2)
+    for given in (one, tmp_path / "saved"):
+        with pytest.raises(ValueError, match=r"mixes the vectors of .*org/one.* and .*org/other"):
+            ic.search(given, 3, vectors=other["embedding"])
+
+
+def test_ids_of_a_folder_have_the_type_that_they_have_in_a_frame(tmp_path: Path) -> None:
+    for ids in (np.arange(30), np.arange(30, dtype=np.uint64) + np.uint64(2**63)):
+        rows = pd.DataFrame({"image_id": ids, "embedding": list(grouped(30))})
+        ic.save_embeddings(rows, tmp_path / ids.dtype.name, n_clusters=2)
+        found = ic.search(tmp_path / ids.dtype.name, 3, vectors=grouped(30)[7], probes=2)
+        pd.testing.assert_frame_equal(found, ic.search(rows, 3, vectors=grouped(30)[7]))
 
 
 def test_wrong_arguments_are_named(tmp_path: Path) -> None:
@@ -95,11 +125,14 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         ic.search(pair, vectors=[[1, 0], [0, 0]])
     with pytest.raises(ValueError, match="what is looked for has dimension 3, the embeddings 2"):
         ic.search(pair, vectors=[1, 0, 0])
-    with pytest.raises(TypeError, match="vectors holds"):
-        ic.search(pair, vectors=["a"])
+    for wrong in (["a"], [], [[1, 0], [1]], 1.0):
+        with pytest.raises(TypeError, match=r"vectors holds .* not numbers of shape"):
+            ic.search(pair, vectors=wrong)
+    with pytest.raises(TypeError, match="5 is no path: give one as text, or a list of them"):
+        ic.search(pair, image=5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="k=0 must be"):
         ic.search(pair, 0, vectors=[1, 0])
-    with pytest.raises(FileNotFoundError, match="holds no embeddings"):
+    with pytest.raises(FileNotFoundError, match=r"holds no embeddings .*; imgcurate.read_embeddings reads other"):
         ic.search(tmp_path, vectors=[1, 0])
     assert not len(ic.search(frame_of(np.eye(2), error=["x", "x"]), vectors=[1, 0]))
     assert ic.search((range(2), np.eye(2)), 1, vectors=[0, 2.0]).to_dict("list") == {

@@ -228,8 +228,9 @@ def test_top_fraction_refuses_what_it_cannot_rank() -> None:
     frame = dd.from_pandas(pd.DataFrame({"name": ["a", "b"], "x": [1, 2]}), npartitions=1)
     with pytest.raises(TypeError, match="'name' does not hold numbers"):
         ic.top_fraction(frame, "name", 0.5)
-    with pytest.raises(ValueError, match="fraction=0"):
-        ic.top_fraction(frame, "x", 0)
+    for wrong in (0, 1.1, True, "0.3", None):
+        with pytest.raises(ValueError, match=r"fraction=.* must be a share above 0 and at most 1"):
+            ic.top_fraction(frame, "x", wrong)
     with pytest.raises(KeyError, match="needs column 'y'"):
         ic.top_fraction(frame, "y", 0.5)
 

@@ -103,7 +103,7 @@ class Leaks:
                     rows.append(
                         {"split": name, "other_split": other, **by_kind, "images": images, "share": images / size}
                     )
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=["split", "other_split", *self.thresholds, "images", "share"])
 
     @interruptible
     def show(

@@ -25,6 +25,8 @@ from imgcurate.dedup.semantic.search import semantic_duplicates
 from imgcurate.dedup.work.waves import wait
 from imgcurate.printable import quoted
 
+# The columns of the answer beside the ids.
+_FOUND = ("split", "duplicate_of", "other_split", "kind", "similarity")
 #: More different values are of a column that names no splits.
 _MOST_SPLITS = 100
 #: What is found by each kind comes together by the ids' hashes, in at most so many ranges.
@@ -105,6 +107,7 @@ def leaks(
     asked = _kinds(kinds)
     if eps is not None:
         check_eps(eps)
+    inputs.refuse_name(id_field, "leaks", _FOUND)
     found_in = with_places(frame)
     rows, at_once = _rows(frame, split, asked, id_field, embedding_field)
     keep = [(split, "min")]
@@ -168,14 +171,18 @@ def _rows(frame: Any, split: str, kinds: Sequence[str], id_field: str, embedding
             f"leaks takes a Dask, pandas or cuDF dataframe, not a {type(frame).__name__}: its column {split!r} says which split an image is in"
         )
     columns = getattr(frame, "columns", ())
-    of_looks = ("phash",) if "phash" in columns else PLACE
-    for kind, needed in (("exact", PLACE), ("perceptual", of_looks), ("semantic", (embedding_field,))):
-        missing = [name for name in needed if name not in columns]
-        others = [other for other in kinds if other != kind]
-        if kind in kinds and others and missing and len(columns):
-            raise KeyError(
-                f"leaks needs column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} for {kind} likeness; kinds={others} leaves that out"
-            )
+    needed = {
+        "exact": PLACE,
+        "perceptual": ("phash",) if "phash" in columns else PLACE,
+        "semantic": (embedding_field,),
+    }
+    missing = {kind: [name for name in needed[kind] if name not in columns] for kind in kinds}
+    there = [kind for kind in kinds if not missing[kind]]
+    if there and there != kinds:
+        kind = next(kind for kind in kinds if missing[kind])
+        raise KeyError(
+            f"leaks needs column{'s' * (len(missing[kind]) > 1)} {', '.join(map(repr, missing[kind]))} for {kind} likeness; kinds={there} leaves that out"
+        )
     at_once = False
     if "semantic" in kinds:
         known = [split, *(name for name in _CONTENT if name in columns)]

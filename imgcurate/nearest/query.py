@@ -17,7 +17,7 @@ from imgcurate import vectors as matrices
 from imgcurate.arguments import check_whole_number
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
-from imgcurate.dedup.dataframes.ids import id_dtype, plain_ids
+from imgcurate.dedup.dataframes.ids import arrow_id_dtype, id_dtype, plain_ids
 from imgcurate.dedup.semantic import corpus, normalise
 from imgcurate.encoders import load_text_encoder
 from imgcurate.encoders.embed import embed
@@ -26,7 +26,7 @@ from imgcurate.nearest import compare
 from imgcurate.nearest.lists import by_id_where_equal
 from imgcurate.sources.files import read_files
 
-_MERGED = 16
+_MERGED, _MODEL = 16, "openai/clip-vit-large-patch14"
 
 
 @interruptible
@@ -37,7 +37,7 @@ def search(
     text: str | Sequence[str] | None = None,
     image: storage.Paths | None = None,
     vectors: Any = None,
-    model: str | os.PathLike[str] = "openai/clip-vit-large-patch14",
+    model: str | os.PathLike[str] | None = None,
     probes: int = 16,
     id_field: str = "image_id",
     embedding_field: str = "embedding",
@@ -56,10 +56,11 @@ def search(
         Of this, `image` and `vectors` one is given.
     image : str, path, or list of these, optional
         Image files, folders or globs, as for `read_files`.
-    vectors : array of shape (d,) or (q, d), optional
-        They are scaled to unit length.
-    model : str or path
-        What made the embeddings; it makes those of `text` and `image`.
+    vectors : array of shape (d,) or (q, d), or column of embeddings, optional
+        They are scaled to unit length. Of a column, such as ``rows["embedding"]`` of some rows in memory, it is known which model made it.
+    model : str or path, optional
+        What made the embeddings; it makes those of `text` and `image`. Default: of a folder what its embeddings say themselves, else
+        ``"openai/clip-vit-large-patch14"``, which `embed` takes.
     probes : int
         Of a folder: how many clusters are looked at for each query. As many as there are look at all.
     id_field, embedding_field : str
@@ -102,8 +103,12 @@ def search(
         check_whole_number(name, value)
     if sum(given is not None for given in (text, image, vectors)) != 1:
         raise ValueError("search looks for one of text=, image= and vectors=: give one of them")
+    inputs.refuse_name(id_field, "search", ("query", "similarity"))
     saved = corpus.saved_corpus(frame, id_field, storage_options) if isinstance(frame, str | os.PathLike) else None
     rows: Any = None if saved else inputs.as_frame(frame, "search", id_field, embedding_field).frame
+    if model is None:
+        named = identity.one(saved.encoders, "the folder") if saved else None
+        model = named.name if named else _MODEL
     if text is not None:
         names, wanted, encoder = _of_texts([text] if isinstance(text, str) else text, model, model_dir)
     elif image is not None:
@@ -125,7 +130,8 @@ def search(
     part = schema.to_pandas(table.rename_columns(["query", id_field, "similarity"]))
     part["query"] = pd.Series(names)[part["query"].to_numpy()].to_numpy()
     # Of a folder the type of the ids is known from the rows that were read.
-    return part if saved is not None else part.astype({id_field: id_dtype(rows._meta[id_field])})
+    ids = arrow_id_dtype(table["id"].type) if saved is not None else id_dtype(rows._meta[id_field])
+    return part.astype({id_field: ids})
 
 
 def _of_texts(texts: Any, model: Any, model_dir: Any) -> tuple[list[Any], np.ndarray, identity.Identity | None]:
@@ -143,17 +149,30 @@ def _of_images(paths: Any, model: Any, model_dir: Any) -> tuple[list[Any], np.nd
     return made["image_id"].tolist(), matrices.to_matrix(made["embedding"]), encoder
 
 
-def _of_vectors(given: Any) -> tuple[list[Any], np.ndarray, None]:
-    matrix = matrices.to_numpy(given)
+def _of_vectors(given: Any) -> tuple[list[Any], np.ndarray, identity.Identity | None]:
+    encoder = None
+    if _is_embeddings(given):
+        encoder = identity.one(identity.of_column(given), "vectors")
+        given = matrices.to_matrix(given)
+    try:
+        matrix = matrices.to_numpy(given)
+    except ValueError:  # rows of several lengths
+        matrix = np.array(list(given), dtype=object)
     matrix = matrix[None] if matrix.ndim == 1 else matrix
-    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
+    if matrix.ndim != 2 or not matrix.shape[1] or matrix.dtype.kind not in "fiu":
         raise TypeError(
             f"vectors holds {matrix.dtype} of shape {matrix.shape}, not numbers of shape (queries, dimension)"
         )
     unit, valid = matrices.unit_rows(matrix)
     if not valid.all():
         raise ValueError(f"vector {np.flatnonzero(~valid)[0]} of vectors is zero or not finite and has no direction")
-    return list(range(len(unit))), unit, None
+    return list(range(len(unit))), unit, encoder
+
+
+def _is_embeddings(given: Any) -> bool:
+    """Tell whether something is a pandas or cuDF column of lists, and not one of numbers, which is a single vector."""
+    is_column = isinstance(given, pd.Series) or (matrices.on_gpu(given) and hasattr(given, "index"))
+    return is_column and getattr(given.dtype, "kind", "O") not in "fiu"
 
 
 def _in_folder(

@@ -109,6 +109,7 @@ def neighbours(
     2        c      ['a']        [0.8]
     """
     _check(k, n_clusters, probes, exact, seed)
+    inputs.refuse_name(id_field, "neighbours", ("neighbours", "similarities", "outlier_score"))
     frame, at_once = inputs.as_frame(frame, "neighbours", id_field, embedding_field)
     work = None if work is None else work_folder(work)
     rows = frames.prepare(frame, id_field, embedding_field, [], seed, work)

@@ -138,6 +138,8 @@ def image_based(examples: Any, centroids: Any) -> list[Step]:
         centroids, encoders = saved.centroids, saved.encoders
     else:
         centroids = _as_matrix(centroids, "centroids")
+        if not np.isfinite(centroids).all():
+            raise ValueError("centroids holds numbers that are not finite; leave out their rows")
         shared = dask.delayed(centroids)
     if hasattr(examples, "to_delayed"):
         schema.require(examples, ["embedding"], "image_based")
@@ -201,9 +203,8 @@ def _clusters(matrix: Any, centroids: np.ndarray) -> np.ndarray:
     xp = vectors.namespace(matrix)
     columns, labels = xp.asarray(centroids).T, np.empty(len(matrix), dtype=np.int64)
     for start in range(0, len(matrix), _BLOCK):
-        block = matrix[start : start + _BLOCK]
-        nearest = xp.where(xp.isfinite(block).all(axis=1), (block @ columns).argmax(axis=1), -1)
-        labels[start : start + _BLOCK] = vectors.to_numpy(nearest)
+        unit, valid = vectors.unit_rows(matrix[start : start + _BLOCK])
+        labels[start : start + _BLOCK] = np.where(valid, vectors.to_numpy((unit @ columns).argmax(axis=1)), -1)
     return labels
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imgcurate.recipes.steps import Step, column
+from imgcurate.recipes.steps import Step, check_cosine, column
 
 
 def laion(min_clip_score: float = 0.28) -> list[Step]:
@@ -18,6 +18,11 @@ def laion(min_clip_score: float = 0.28) -> list[Step]:
     list of (str, callable)
         For `apply`, to a frame with ``caption``, ``bytes`` and ``clip_score`` (of `score_text`).
 
+    Raises
+    ------
+    ValueError
+        Where `min_clip_score` is no cosine.
+
     Notes
     -----
     C. Schuhmann et al., "LAION-400M", 2021 (arXiv 2111.02114), and "LAION-5B", NeurIPS 2022 (arXiv 2210.08402). Not in it: the Bloom filter of
@@ -29,6 +34,7 @@ def laion(min_clip_score: float = 0.28) -> list[Step]:
     >>> [name for name, _ in recipes.laion(0.3)]
     ['caption of at least 5 characters', 'file of at least 5,000 bytes', 'clip_score of at least 0.3']
     """
+    check_cosine("min_clip_score", min_clip_score)
     return [
         ("caption of at least 5 characters", lambda frame: column(frame, "caption").str.len() >= 5),
         ("file of at least 5,000 bytes", lambda frame: column(frame, "bytes") >= 5000),

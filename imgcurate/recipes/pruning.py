@@ -10,9 +10,10 @@ import numpy as np
 from imgcurate import vectors
 from imgcurate.dedup import remove, semantic_duplicates
 from imgcurate.dedup.dataframes import inputs
+from imgcurate.dedup.result.thresholds import check_eps
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.clusters import assign
-from imgcurate.recipes.steps import Step, check_share, column
+from imgcurate.recipes.steps import Step, check_cosine, check_n_clusters, check_share, column
 from imgcurate.rowwise import map_rows
 from imgcurate.scores.fraction import top_fraction
 
@@ -32,6 +33,11 @@ def semdedup(eps: float | None = None, *, n_clusters: int | None = None, seed: i
     list of (str, callable)
         For `apply`, to a frame with ``image_id`` and ``embedding``.
 
+    Raises
+    ------
+    ValueError
+        Where an option is out of range.
+
     Notes
     -----
     A. Abbas et al., "SemDeDup", 2023 (arXiv 2303.09540): `semantic_duplicates` with ``keep="hard"``, ``rule="pointwise"`` and ``probes=1``. Its
@@ -41,6 +47,9 @@ def semdedup(eps: float | None = None, *, n_clusters: int | None = None, seed: i
     --------
     >>> kept, table = recipes.apply(frame, recipes.laion() + recipes.semdedup(0.03))  # doctest: +SKIP
     """
+    if eps is not None:
+        check_eps(eps)
+    check_n_clusters(n_clusters)
 
     def deduplicated(frame: Any) -> Any:
         found = _semdedup(frame, seed, eps=eps, n_clusters=n_clusters)
@@ -86,8 +95,7 @@ def prototypes(fraction: float, *, n_clusters: int | None = None, seed: int = 42
     ['b', 'c']
     """
     check_share("fraction", fraction)
-    if n_clusters is not None and n_clusters < 1:
-        raise ValueError(f"n_clusters={n_clusters!r} must be at least 1")
+    check_n_clusters(n_clusters)
 
     def far_from_centroids(frame: Any) -> Any:
         distances = _distances(frame, n_clusters, seed)
@@ -139,6 +147,8 @@ def d4(
     ['no semantic duplicate, at most 75% left', 'the 50% farthest from their centroids']
     """
     check_share("r_dedup", r_dedup)
+    check_share("r_proto", r_proto)
+    check_cosine("min_similarity", min_similarity)
 
     def deduplicated(frame: Any) -> Any:
         stored = {"eps": 1 - min_similarity, "min_similarity": min_similarity, "n_clusters": n_clusters}

@@ -12,6 +12,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype
 
 from imgcurate import schema, vectors
+from imgcurate.arguments import check_whole_number
 from imgcurate.cluster import interruptible
 
 #: What a step removes, in words; and a function that takes the rows that earlier steps left, and gives a boolean column of them or those that it keeps.
@@ -151,3 +152,15 @@ def check_share(name: str, share: float) -> None:
     """Raise a ValueError where `share` is none that a step could leave."""
     if not isinstance(share, Real) or not 0 < float(share) < 1:
         raise ValueError(f"{name}={share!r} must be above 0 and below 1: which share stays")
+
+
+def check_cosine(name: str, cosine: float) -> None:
+    """Raise a ValueError where `cosine` is none."""
+    if not isinstance(cosine, Real) or isinstance(cosine, bool) or not -1 <= float(cosine) <= 1:
+        raise ValueError(f"{name}={cosine!r} must be a cosine, -1 to 1")
+
+
+def check_n_clusters(n_clusters: int | None) -> None:
+    """Raise a ValueError where `n_clusters` is neither a number of clusters nor None."""
+    if n_clusters is not None:
+        check_whole_number("n_clusters", n_clusters, instead=", or None to choose by size")

@@ -13,6 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from imgcurate import images, pixels, schema, storage, tar, vectors
+from imgcurate.arguments import check_whole_number
 from imgcurate.printable import printable
 from imgcurate.rowwise import map_rows
 
@@ -128,8 +129,7 @@ def _column_of(part: Any, size: int, storage_options: dict[str, Any]) -> Any:
 
 
 def _check_size(size: int) -> None:
-    if size < 1:
-        raise ValueError(f"size={size}: it must be at least 1 pixel")
+    check_whole_number("size", size, instead=" pixel")
 
 
 def _thumbnails_of(rows: pd.DataFrame, size: int, storage_options: dict[str, Any]) -> list[Thumbnail]:

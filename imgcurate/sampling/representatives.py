@@ -110,6 +110,7 @@ def representatives(
     >>> small = frame.merge(found.frame, on="image_id")  # doctest: +SKIP
     """
     _check(n, fraction, method, weight, seed)
+    inputs.refuse_name(id_field, "representatives", ("cluster", "rank"))
     levels = _levels(n_clusters, method)
     key_fields = [weight] if weight is not None else []
     frame, at_once = inputs.as_frame(frame, "representatives", id_field, embedding_field, key_fields)

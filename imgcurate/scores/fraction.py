@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -61,8 +62,8 @@ def top_fraction(frame: Any, column: str, fraction: float) -> dd.DataFrame:
     [0.9, 0.7]
     """
     schema.require(frame, [column], "top_fraction")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction={fraction}: a share is above 0 and at most 1")
+    if not isinstance(fraction, Real) or isinstance(fraction, bool) or not 0 < fraction <= 1:
+        raise ValueError(f"fraction={fraction!r} must be a share above 0 and at most 1")
     threshold = _threshold(frame[[column]], column, fraction)
     return frame[frame[column] >= threshold]
 

@@ -126,7 +126,7 @@ def place_on_map(
         Where the method is "umap" and umap-learn, or for cuDF frames cuML, is not installed.
     ValueError
         Where the frame has columns ``x`` or ``y`` or embeddings of several encoders, the method is unknown, `sample` is below 2, or UMAP is asked
-        for of fewer than ten images.
+        for of a sample of fewer than ten images, or there are not so many.
 
     Notes
     -----
@@ -153,9 +153,9 @@ def place_on_map(
     there = [name for name in ("x", "y") if name in frame.columns]
     if there:
         raise ValueError(f"the frame already has a column {there[0]!r}; drop or rename it first")
-    check_whole_number("sample", sample, 2)
     if method not in METHODS:
         raise ValueError(f"method={method!r}: give one of {', '.join(METHODS)}")
+    check_whole_number("sample", sample, _FEWEST if method == "umap" else 2)
     if method == "umap":
         _import_umap(vectors.on_gpu(frame._meta))
     chart = _chart_of(frame, method, int(sample), id_field, embedding_field)

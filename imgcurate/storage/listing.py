@@ -306,7 +306,10 @@ def _escaped(name: str) -> str:
 
 
 def _given(urls: Paths) -> list[str]:
-    return [os.fspath(url) for url in ([urls] if isinstance(urls, str | os.PathLike) else urls)]
+    given = [urls] if isinstance(urls, str | os.PathLike) else urls
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{urls!r} is no path: give one as text, or a list of them")
+    return [os.fspath(url) for url in given]
 
 
 def _names_of(urls: Paths) -> list[_Name]:

@@ -37,6 +37,17 @@ def test_probed_clusters_find_most_and_strangers_score_highest(on: Backend) -> N
     }
 
 
+def test_a_column_of_embeddings_is_looked_for_as_brute_force_does(on: Backend) -> None:
+    unit = planted()
+    frame = on.frame(embedded(unit), CUTS)
+    rows = frame.compute().head(3)
+    found = ic.search(frame, 5, vectors=rows["embedding"])
+    every = cosines(unit)
+    for number, name in enumerate(host(rows)["image_id"]):
+        expected = np.sort(every[int(name[3:])])[::-1][:5]
+        np.testing.assert_allclose(found["similarity"][found["query"] == number], expected, atol=1e-6)
+
+
 def test_a_search_of_a_frame_and_of_what_was_saved_finds_the_nearest(on: Backend, tmp_path: Path) -> None:
     unit = planted()
     frame, queries = on.frame(embedded(unit), CUTS), unit[[3, 500]] + np.float32(0.01)

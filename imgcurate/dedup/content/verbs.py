@@ -19,6 +19,7 @@ from imgcurate.dedup.content import exact, perceptual
 from imgcurate.dedup.content.blocks import Fingerprint
 from imgcurate.dedup.content.prints import Prints, prepare
 from imgcurate.dedup.dataframes.ids import id_dtype
+from imgcurate.dedup.dataframes.inputs import refuse_name
 from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result import Duplicates
 from imgcurate.dedup.result.thresholds import BITS, Kind
@@ -194,6 +195,7 @@ def _prints(
     work: str | os.PathLike[str] | None,
 ) -> Prints:
     keys = rank.keep_columns(keep)
+    refuse_name(id_field, kind.verb, ("duplicate_of", "similarity", "cluster"))
     schema.require(frame, [id_field, *needed, *keys], kind.verb)
     columns = [*needed, *(name for name in (_READ if "url" in needed else _READ[:1]) if name in frame.columns)]
     folder = None if work is None else work_folder(work)

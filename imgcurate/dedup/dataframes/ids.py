@@ -51,7 +51,10 @@ def arrow_type(dtype: Any) -> pa.DataType:
     """Return what ids of a pandas type are in Arrow."""
     if isinstance(dtype, pd.ArrowDtype):
         return dtype.pyarrow_dtype
-    return pa.int64() if pd.api.types.is_integer_dtype(dtype) else pa.string()
+    if not pd.api.types.is_integer_dtype(dtype):
+        return pa.string()
+    # As `plain_ids` has them: hashes of 64 bits are ids too.
+    return pa.uint64() if pd.api.types.is_unsigned_integer_dtype(dtype) and dtype.itemsize == 8 else pa.int64()
 
 
 def arrow_id_dtype(kind: pa.DataType) -> Any:

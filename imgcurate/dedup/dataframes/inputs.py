@@ -73,6 +73,14 @@ def as_frame(
     return Given(_spread(rows.reset_index(drop=True), vectors.to_matrix(column), embedding_field, encoder), True)
 
 
+def refuse_name(id_field: str, verb: str, found: Sequence[str]) -> None:
+    """Raise a ValueError where the ids have the name of a column that a verb's answer puts beside them."""
+    if id_field in found:
+        raise ValueError(
+            f"{verb}: id_field={id_field!r} is what a column of the answer is called; rename the frame's: frame.rename(columns={{{id_field!r}: 'image_id'}})"
+        )
+
+
 def in_memory(given: Any) -> bool:
     """Tell whether something is a pandas or cuDF DataFrame."""
     return isinstance(given, pd.DataFrame) or (vectors.on_gpu(given) and hasattr(given, "columns"))

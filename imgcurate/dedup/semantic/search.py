@@ -127,6 +127,7 @@ def semantic_duplicates(
     _check_options(eps, n_clusters, rule, probes, exact, min_similarity)
     if not isinstance(seed, Integral):
         raise ValueError(f"seed={seed!r} must be a whole number")
+    inputs.refuse_name(id_field, "semantic_duplicates", ("duplicate_of", "similarity", "cluster"))
     keep, why_keep = rank.in_force(keep, getattr(frame, "columns", ()), "hard")
     key_fields, given_frame = rank.keep_columns(keep), frame
     frame, at_once = inputs.as_frame(frame, "semantic_duplicates", id_field, embedding_field, key_fields)

@@ -45,7 +45,9 @@ def read(path: str | os.PathLike[str], storage_options: storage.Options) -> Save
     fs, root = storage.open_filesystem(os.fspath(path), storage_options)
     folders = [folder for folder in parts_in(fs, root) if fs.exists(f"{folder}/centroids.parquet")]
     if not folders:
-        raise FileNotFoundError(f"{os.fspath(path)!r} holds no embeddings that save_embeddings wrote")
+        raise FileNotFoundError(
+            f"{os.fspath(path)!r} holds no embeddings that save_embeddings wrote; imgcurate.read_embeddings reads other files of embeddings as a frame"
+        )
     base = storage.absolute(path, storage_options).rstrip("/")
     parts, centroids, encoders = [], None, set()
     for folder in folders:
