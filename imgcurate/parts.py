@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 from dask._task_spec import Alias, DataNode, Task, TaskRef, _execute_subgraph, convert_legacy_graph
-from dask.dataframe.dask_expr.io.parquet import ReadParquet
 
 from imgcurate import fingerprint, identity, schema, storage, vectors
 from imgcurate.cluster import interruptible
@@ -129,8 +128,6 @@ def keys_of(frame: Any) -> list[str]:
     unfused = frame.optimize(fuse=False)
     graph = _unfused(convert_legacy_graph(dict(unfused.__dask_graph__())))
     known: dict[Any, str] = {}
-    # Dask's own reader of Parquet has in its tasks where a file lies, and beside them what all its files are.
-    content = {node._name: node.checksum for node in unfused.expr.walk() if isinstance(node, ReadParquet)}
 
     def substitute(value: Any) -> Any:
         if isinstance(value, TaskRef):
@@ -159,10 +156,17 @@ def keys_of(frame: Any) -> list[str]:
                 waiting += missing
                 continue
             if key not in known:
-                of = content.get(key[0]) if isinstance(key, tuple) else None
-                known[key] = fingerprint.of(substitute(graph[key]), *([of] if of is not None else []))
+                node = graph[key]
+                # Dask's own reader of Parquet has in its tasks where a file lies, and in their name what all its files are.
+                files = [key[0]] if isinstance(node, Task) and _is_of_dasks_reader(node.func) else []
+                known[key] = fingerprint.of(substitute(node), *files)
             waiting.pop()
     return [known[key] for key in unfused.__dask_keys__()]
+
+
+def _is_of_dasks_reader(function: Any) -> bool:
+    module = getattr(function, "__module__", None) or ""
+    return module.startswith("dask.") and ".io.parquet" in module
 
 
 def _unfused(graph: Mapping[Any, Any]) -> dict[Any, Any]:

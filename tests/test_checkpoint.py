@@ -128,7 +128,7 @@ def test_what_delayed_tasks_were_made_of_is_known(client: Client, tmp_path: Path
 
     def write(second: int) -> None:
         rows = {"image_id": ["a", "b"], "embedding": [[1.0, 0, 0, 0.01], [0, 1.0, second, 0]]}
-        ic.write_parquet(dd.from_dict(rows, npartitions=1), tmp_path / "images")
+        ic.write_parquet(dd.from_dict(rows, npartitions=1), tmp_path / "images", overwrite=True)
 
     write(0)
     keys = parts.keys_of(found())
