@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
 import numpy as np
@@ -11,12 +12,16 @@ import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate import schema
+from imgcurate import schema, storage
+from imgcurate.cluster import interruptible
 from imgcurate.dedup import recall
 from imgcurate.dedup.frames import arrow_type, lazily
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.normalise import Rows
 from imgcurate.nearest import compare
+
+if TYPE_CHECKING:
+    from imgcurate.report.page import Page
 
 
 class Neighbours:
@@ -45,17 +50,19 @@ class Neighbours:
         n_clusters: int,
         probes: int,
         at_once: bool,
+        images: Any,
     ) -> None:
         self.k, self.n_clusters, self.probes, self.id_field = k, n_clusters, probes, id_field
         self.n_rows, self.n_compared = rows.n_rows, rows.n_compared
         self.n_excluded = rows.n_rows - rows.n_compared
         self._found, self._rows, self._like, self._id_dtype, self._at_once = found, rows, like, id_dtype, at_once
+        self._images = images
 
     def __repr__(self) -> str:
         excluded = f", {self.n_excluded:,} excluded" if self.n_excluded else ""
         how = "all compared" if self.n_clusters <= 1 else f"in {self.n_clusters:,} clusters, probes={self.probes}"
         lazy = "at once" if self._at_once else "lazy"
-        return f"Neighbours({self.n_compared:,} images {how}{excluded}; k={self.k}; see .frame ({lazy}), .recall() (at once))"
+        return f"Neighbours({self.n_compared:,} images {how}{excluded}; k={self.k}; see .frame ({lazy}), .recall(), .show() (at once))"
 
     @property
     def frame(self) -> Any:
@@ -70,6 +77,50 @@ class Neighbours:
             return frame
         made = frame.compute()
         return made.sort_values(self.id_field, ignore_index=True)
+
+    @interruptible
+    def show(
+        self,
+        n: int = 6,
+        *,
+        ids: Any = None,
+        most: int = 5,
+        images: Any = None,
+        columns: str | Sequence[str] | None = None,
+        size: int = 120,
+        seed: int = 0,
+        storage_options: storage.Options = None,
+    ) -> Page:
+        """Show some images, each with those nearest to it, the nearest first. Eager.
+
+        Parameters
+        ----------
+        n : int, default 6
+            How many images, drawn at random.
+        ids : an id or sequence of ids, optional
+            These images instead, in this order.
+        most : int, default 5
+            How many of the `k` nearest are shown of each.
+        images, columns, size, storage_options
+            As for `Duplicates.show`.
+        seed : int
+            Of the draw.
+
+        Returns
+        -------
+        Page
+
+        Raises
+        ------
+        KeyError
+            Where an id was not compared, or a column is missing.
+        ValueError
+            Where an option is out of range, or it is not known where the images lie.
+        """
+        from imgcurate.report import nearest as page
+        from imgcurate.report.pairs import Options
+
+        return page.nearest(self, n, ids, most, seed, Options(images, columns, size, storage_options))
 
     def recall(self, sample: int = 1000, *, seed: int = 0) -> recall.Recall:
         """Estimate which share of the nearest images was found, by an exact search for those of some images. Eager.
@@ -102,6 +153,10 @@ class Neighbours:
         least = -np.sort(-np.concatenate(tops, axis=1), axis=1)[:, wanted - 1]
         found = np.sum(dask.compute(*[count(drawn, table, least) for table in self._found]), axis=0)
         return recall.estimate(true, found)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What the frame is made of, or holds, is not this result's.
+        return self.__dict__ | {"_images": None}
 
 
 def numbered(rows: Any, first: int) -> Rows:

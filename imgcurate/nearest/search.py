@@ -29,6 +29,7 @@ from imgcurate.dedup.semantic import assign, exchange, files
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.exchange import Members
 from imgcurate.dedup.semantic.store import StoredRows, VectorStore
+from imgcurate.dedup.shown import with_places
 from imgcurate.dedup.waves import wait, written
 from imgcurate.nearest import lists
 from imgcurate.nearest.result import Neighbours, numbered
@@ -81,7 +82,7 @@ def neighbours(
     Neighbours
         Its ``frame`` has one row a compared image, lazily: its id, ``neighbours`` (up to `k` ids, the nearest first, of equally near ones the lowest
         id; never its own) and ``similarities`` (their cosines). Fewer than `k` where there are not more in the clusters that were looked at.
-        ``frame.explode(["neighbours", "similarities"])`` has a row for each pair.
+        ``frame.explode(["neighbours", "similarities"])`` has a row for each pair, and ``show()`` shows some images with theirs.
 
     Raises
     ------
@@ -108,6 +109,7 @@ def neighbours(
     2        c      ['a']        [0.8]
     """
     _check(k, n_clusters, probes, exact, seed)
+    found_in = with_places(frame)
     frame, at_once = inputs.as_frame(frame, "neighbours", id_field, embedding_field)
     work = None if work is None else frames.work_folder(work)
     rows = frames.prepare(frame, id_field, embedding_field, [], seed, work)
@@ -132,6 +134,7 @@ def neighbours(
         n_clusters=clusters,
         probes=probes,
         at_once=at_once,
+        images=found_in,
     )
 
 
