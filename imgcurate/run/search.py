@@ -177,14 +177,12 @@ def page_of(
     found: pd.DataFrame, said: str, *, image: str | None = None, storage_options: storage.Options = None
 ) -> Page:
     """Return the images that were found as a page, with how near they are, below the one that was looked for."""
-    reasons = [name for name in ("reason",) if name in found.columns and found[name].notna().any()]
-    captions = [name for name in ("caption",) if name in found.columns]
+    said_of_some = [name for name in ("caption", "reason") if name in found.columns and found[name].notna().any()]
     asked = None
     if image is not None:
         row = read_files(image, storage_options=storage_options).compute()
         (asked,) = cards(row, [], _SIZE, "image_id", storage_options)
-    columns = ["similarity", *captions, *reasons]
-    return grid(found, columns, said, _SIZE, "image_id", storage_options, asked)
+    return grid(found, ["similarity", *said_of_some], said, _SIZE, "image_id", storage_options, asked)
 
 
 def _unknown_kept(said: str) -> str:
