@@ -197,29 +197,19 @@ def recipe(folder: Path) -> None:
     styled = table.style.hide().format({"share": "{:.0%}"}).bar(subset="left", vmin=0, color="#a9cbf7")
     large = dict(recipes.datacomp_basic())["shorter side of at least 200 pixels"]
     page = ic.show(frame[frame.error.isnull() & ~large(frame)], columns=["width", "height", "caption"], size=140)
-    shown = [
-        Cell(
-            """kept, table = recipes.apply(frame, recipes.datacomp_basic() + recipes.semdedup(0.2))
-table.style.hide().format({"share": "{:.0%}"}).bar(subset="left", vmin=0)""",
-            styled,
-        ),
-        Cell(
-            """large = dict(recipes.datacomp_basic())["shorter side of at least 200 pixels"]
-ic.show(frame[frame.error.isnull() & ~large(frame)], columns=["width", "height", "caption"])""",
-            page,
-        ),
-    ]
-    cells("recipe", shown)
+    apply = """kept, table = recipes.apply(frame, recipes.datacomp_basic() + recipes.semdedup(0.2))
+table.style.hide().format({"share": "{:.0%}"}).bar(subset="left", vmin=0)"""
+    look = """large = dict(recipes.datacomp_basic())["shorter side of at least 200 pixels"]
+ic.show(frame[frame.error.isnull() & ~large(frame)], columns=["width", "height", "caption"])"""
+    cells("recipe", [Cell(apply, styled), Cell(look, page)])
 
 
 def duplicates(folder: Path) -> None:
     demo.make_shards(folder)
     frame = ic.embed(ic.read_webdataset(str(folder)), MODEL).persist()
     found = ic.semantic_duplicates(frame, eps=0.1)
-    cells(
-        "duplicates",
-        [Cell("found = ic.semantic_duplicates(frame, eps=0.1)\nfound.show(n=3)", found.show(n=3, size=130))],
-    )
+    code = "found = ic.semantic_duplicates(frame, eps=0.1)\nfound.show(n=3)"
+    cells("duplicates", [Cell(code, found.show(n=3, size=130))])
 
 
 def report(folder: Path) -> None:
@@ -292,6 +282,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the pictures of the pages anew.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PICTURES)}; default: all")
     names = parser.parse_args().names or list(PICTURES)
+    if unknown := [name for name in names if name not in PICTURES]:
+        parser.error(f"{unknown[0]} is no picture: name some of {', '.join(PICTURES)}")
     with ic.connect(devices=[], workers=1):
         for name in names:
             with tempfile.TemporaryDirectory() as folder:
