@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import json
 import os
 import random
 import subprocess
@@ -88,7 +87,7 @@ def embedded_parts(folder: Path) -> Any:
 def neighbours(folder: Path) -> None:
     found = ic.neighbours(embedded_parts(folder), k=5)
     ids = ["cat/03.jpg", "coffee/06.jpg", "pagoda/04.jpg", "rocket/00.jpg"]
-    code = f"found = ic.neighbours(frame, k=5)\nfound.show(ids={json.dumps(ids)})"
+    code = f"found = ic.neighbours(frame, k=5)\nfound.show(ids={ids})"
     cells("neighbours", [Cell(code, found.show(ids=ids, size=145))])
 
 
@@ -180,13 +179,13 @@ def flags(folder: Path) -> None:
     frame = ic.flag(ic.measure(ic.read_files(str(folder))).persist())
     shown = [
         Cell(
-            f"flagged = frame[frame.{verdict}]\nic.show(flagged, n=4, columns={json.dumps(columns)})",
+            f"flagged = frame[frame.{verdict}]\nic.show(flagged, n=4, columns={list(columns)})",
             ic.show(frame[frame[verdict]], n=4, columns=columns, size=105),
         )
         for verdict, columns in MEASURES.items()
     ]
-    good = frame[~frame[list(MEASURES)].any(axis=1)]
-    shown.append(Cell("good = frame[~frame[verdicts].any(axis=1)]\nic.show(good, n=4)", ic.show(good, n=4, size=105)))
+    good = frame[~(frame.dark | frame.blurry)]
+    shown.append(Cell("good = frame[~(frame.dark | frame.blurry)]\nic.show(good, n=4)", ic.show(good, n=4, size=105)))
     cells("flags", shown, columns=2)
 
 
@@ -258,7 +257,7 @@ def photograph(name: str, page: Path, width: int = WIDTH, height: int | None = N
         image = Image.open(Path(folder, "shot.png")).convert("RGB")
     path = HERE / name
     if path.suffix == ".png":
-        image.quantize(256, kmeans=1).save(path, optimize=True)
+        image.quantize(256).save(path, optimize=True)
     else:
         image.save(path, quality=80, method=6)
     print(f"{os.path.relpath(path)}: {image.width} x {image.height} pixels, {path.stat().st_size / 1000:.0f} kB")
