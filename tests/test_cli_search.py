@@ -71,6 +71,9 @@ def test_an_image_finds_itself_first(out: Path, tmp_path: Path, said: Any) -> No
     (tmp_path / "any.jpg").write_bytes(image_bytes(3, (120, 90)))
     known = json.loads(said(0, "search", out, "--image", tmp_path / "any.jpg", "--k", 1, "--json")[0])
     assert known["found"][0]["image_id"] == "0/d" and known["found"][0]["similarity"] == pytest.approx(1, abs=1e-3)
+    said(0, "search", out, "--image", tmp_path / "any.jpg", "--k", 2, "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<img ") == 3 and page.index("looked for") < page.index("0/</span><wbr>d")
     (tmp_path / "none.jpg").write_bytes(b"<html>")
     assert "'none.jpg' cannot be looked for: decode" in said(1, "search", out, "--image", tmp_path / "none.jpg")[1]
     (tmp_path / "none.jpg").write_bytes(image_bytes(4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import inspect
 import json
 import re
@@ -59,6 +60,21 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_every_picture_is_shown_says_what_is_seen_is_small_and_can_be_made_anew(monkeypatch: Any) -> None:
+    folder = ROOT / "docs" / "images"
+    files = {path for path in folder.rglob("*") if path.suffix in (".png", ".webp", ".svg")}
+    shown = set()
+    for page in PAGES:
+        for token in tokens(page):
+            if token.type == "image" and not re.match(r"[a-z]+:", str(token.attrs["src"])):
+                assert len(token.content) > 40, f"{page} does not say what {token.attrs['src']} shows"
+                shown.add((page.parent / str(token.attrs["src"])).resolve())
+    assert files <= shown
+    assert all(path.stat().st_size < 200_000 for path in files) and sum(path.stat().st_size for path in files) < 1e6
+    monkeypatch.syspath_prepend(folder)
+    assert {path.stem for path in files if path.suffix != ".svg"} == set(importlib.import_module("make").PICTURES)
 
 
 def calls(code: str) -> Iterator[tuple[str, ast.Call | None]]:

@@ -207,7 +207,7 @@ def test_pairs_are_shown_side_by_side_those_least_similar_first(in_process: None
     page = found.show(2)
     text = page.html()
     assert "test in train: 3 images; train in test: 10 images" in text
-    assert "equal bytes" in text and '<span class="tag kept">test</span>' in text
+    assert "equal bytes" in text and "<span>semantic</span>" in text and '<span class="tag kept">test</span>' in text
     assert repr(page) == "Page(5 pairs of images of two splits, those least alike first; see .save(path))"
     least = found.least_similar(50)
     assert (least["split"] < least["other_split"]).all() and not least.duplicated(["image_id", "duplicate_of"]).any()

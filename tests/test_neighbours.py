@@ -74,7 +74,7 @@ def assert_alike(a: dict[Any, Any], b: dict[Any, Any]) -> None:
 def test_a_users_path(client: Client) -> None:
     rows = grouped()
     found = ic.neighbours(frame_of(rows, names(500)), k=5)
-    assert repr(found) == "Neighbours(500 images all compared; k=5; see .frame (lazy), .recall() (at once))"
+    assert repr(found) == "Neighbours(500 images all compared; k=5; see .frame (lazy), .recall(), .show() (at once))"
     first = found.frame.head(2)
     assert list(first.columns) == ["image_id", "neighbours", "similarities"]
     assert found.frame._meta.dtypes.to_dict() == found.frame.compute().dtypes.to_dict()

@@ -352,6 +352,33 @@ def test_a_rule_that_may_remove_twins_does_not_say_that_they_stay(embedded: Any)
     assert pairs.said_likeness(found.kind, None) == "not compared"
 
 
+def test_an_image_stands_before_those_nearest_to_it(embedded: Any, shards: Path) -> None:
+    found = ic.neighbours(embedded, k=3)
+    near = {row.image_id: row for row in found.frame.compute().itertuples()}
+    page = found.show(ids=["b/small1", "a/p0"], most=2, columns="caption")
+    assert names(page) == ["b/small1", *near["b/small1"].neighbours[:2], "a/p0", *near["a/p0"].neighbours[:2]]
+    assert f"{near['a/p0'].similarities[1]:.4f}" in page.html() and "Photo p0, which" in page.html()
+    assert repr(page) == "Page(2 images and the 2 nearest to each; see .save(path))"
+    assert names(found.show(ids="a/p0")) == ["a/p0", *near["a/p0"].neighbours]
+    drawn = found.show(n=4, most=1)
+    assert len(names(drawn)) == 8 and "4 images, drawn at random, and the 1 nearest" in drawn.html()
+    assert drawn.html() == ic.neighbours(embedded.repartition(npartitions=1), k=3).show(n=4, most=1).html()
+
+
+def test_images_without_neighbours_or_a_place_are_said(embedded: Any) -> None:
+    found = ic.neighbours(embedded, k=3)
+    broken = embedded[embedded.error.notnull()].image_id.compute().item()
+    with pytest.raises(KeyError, match=f"ids names '{broken}', which was not compared"):
+        found.show(ids=["a/p0", broken])
+    with pytest.raises(ValueError, match="most=0 must be a whole number"):
+        found.show(most=0)
+    pair = ic.neighbours((["a", "b"], np.eye(2, dtype=np.float32)))
+    with pytest.raises(ValueError, match=r"show\(images=frame\), with columns 'image_id', 'url'"):
+        pair.show()
+    places = pd.DataFrame({"image_id": ["a"], "url": ["a.png"], "offset": [0], "bytes": [1]})
+    assert "not in the frame of the images" in pair.show(images=places).html()
+
+
 def test_a_saved_page_holds_its_images(embedded: Any, tmp_path: Path) -> None:
     ic.semantic_duplicates(embedded, eps=0.2).show(n=2, size=64).save(tmp_path / "pairs.html")
     assert (tmp_path / "pairs.html").read_text().count("data:image/webp;base64,") >= 4
@@ -371,6 +398,7 @@ def test_in_a_browser_pages_fit_telephones_show_every_image_and_ask_for_nothing(
         found.show(images=lying, columns=["caption", long]),
         found.show_groups(),
         found.plot_sweep(),
+        ic.neighbours(embedded).show(images=lying, columns=["caption", long], size=1000),
     ]
     fragments = [*(page._repr_html_() for page in pages), found._repr_html_()]
     ic.Page("All", Markup("".join(fragments)), "").save(tmp_path / "all.html")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import dask
 import numpy as np
@@ -10,8 +11,9 @@ import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
-from imgcurate import schema
+from imgcurate import schema, storage
 from imgcurate.arguments import check_whole_number
+from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes.ids import arrow_type
 from imgcurate.dedup.dataframes.outputs import Result
 from imgcurate.dedup.result import recall
@@ -19,6 +21,9 @@ from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic import ground_truth
 from imgcurate.dedup.semantic.normalise import Rows
 from imgcurate.nearest import compare
+
+if TYPE_CHECKING:
+    from imgcurate.report.page import Page
 
 
 class Neighbours(Result):
@@ -47,15 +52,16 @@ class Neighbours(Result):
         n_clusters: int,
         probes: int,
         at_once: bool,
+        images: Any,
     ) -> None:
         super().__init__(rows.n_rows, rows.n_compared, like=like, id_dtype=id_dtype, id_field=id_field, at_once=at_once)
         self.k, self.n_clusters, self.probes = k, n_clusters, probes
-        self._found, self._rows = found, rows
+        self._found, self._rows, self._images = found, rows, images
 
     def __repr__(self) -> str:
         how = "all compared" if self.n_clusters <= 1 else f"in {self.n_clusters:,} clusters, probes={self.probes}"
         lazy = "at once" if self._at_once else "lazy"
-        return f"Neighbours({self.n_compared:,} images {how}{self._excluded()}; k={self.k}; see .frame ({lazy}), .recall() (at once))"
+        return f"Neighbours({self.n_compared:,} images {how}{self._excluded()}; k={self.k}; see .frame ({lazy}), .recall(), .show() (at once))"
 
     @property
     def frame(self) -> Any:
@@ -66,6 +72,50 @@ class Neighbours(Result):
             **{name: pd.Series([], dtype=schema.dtype(kind)) for name, kind in lists.items()}
         )
         return self._as_frame(self._found, ["id", *lists], host, "neighbours", by=[self.id_field])
+
+    @interruptible
+    def show(
+        self,
+        n: int = 6,
+        *,
+        ids: Any = None,
+        most: int = 5,
+        images: Any = None,
+        columns: str | Sequence[str] | None = None,
+        size: int = 120,
+        seed: int = 0,
+        storage_options: storage.Options = None,
+    ) -> Page:
+        """Show some images, each with those nearest to it, the nearest first. Eager.
+
+        Parameters
+        ----------
+        n : int, default 6
+            How many images, drawn at random.
+        ids : an id or sequence of ids, optional
+            These images instead, in this order.
+        most : int, default 5
+            How many of the `k` nearest are shown of each.
+        images, columns, size, storage_options
+            As for `Duplicates.show`.
+        seed : int
+            Of the draw.
+
+        Returns
+        -------
+        Page
+
+        Raises
+        ------
+        KeyError
+            Where an id was not compared, or a column is missing.
+        ValueError
+            Where an option is out of range, or it is not known where the images lie.
+        """
+        from imgcurate.report import nearest as page
+        from imgcurate.report.pairs import Options
+
+        return page.nearest(self, n, ids, most, seed, Options(images, columns, size, storage_options))
 
     def recall(self, sample: int = 1000, *, seed: int = 0) -> recall.Recall:
         """Estimate which share of the nearest images was found, by an exact search for those of some images. Eager.
@@ -97,6 +147,10 @@ class Neighbours(Result):
         least = -np.sort(-np.concatenate(tops, axis=1), axis=1)[:, wanted - 1]
         found = np.sum(dask.compute(*[count(drawn, table, least) for table in self._found]), axis=0)
         return recall.estimate(true, found)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What the frame is made of, or holds, is not this result's.
+        return self.__dict__ | {"_images": None}
 
 
 def numbered(rows: Any, first: int) -> Rows:

@@ -25,6 +25,7 @@ from imgcurate.arguments import check_whole_number
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import id_dtype
+from imgcurate.dedup.result.shown import with_places
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.clusters import assign, exchange, files
 from imgcurate.dedup.semantic.clusters.exchange import Members
@@ -82,7 +83,7 @@ def neighbours(
     Neighbours
         Its ``frame`` has one row a compared image, lazily: its id, ``neighbours`` (up to `k` ids, the nearest first, of equally near ones the lowest
         id; never its own) and ``similarities`` (their cosines). Fewer than `k` where there are not more in the clusters that were looked at.
-        ``frame.explode(["neighbours", "similarities"])`` has a row for each pair.
+        ``frame.explode(["neighbours", "similarities"])`` has a row for each pair, and ``show()`` shows some images with theirs.
 
     Raises
     ------
@@ -110,6 +111,7 @@ def neighbours(
     """
     _check(k, n_clusters, probes, exact, seed)
     inputs.refuse_name(id_field, "neighbours", ("neighbours", "similarities", "outlier_score"))
+    found_in = with_places(frame)
     frame, at_once = inputs.as_frame(frame, "neighbours", id_field, embedding_field)
     work = None if work is None else work_folder(work)
     rows = frames.prepare(frame, id_field, embedding_field, [], seed, work)
@@ -134,6 +136,7 @@ def neighbours(
         n_clusters=clusters,
         probes=probes,
         at_once=at_once,
+        images=found_in,
     )
 
 

@@ -122,10 +122,12 @@ def grid(
     size: int,
     id_field: str,
     storage_options: storage.Options,
+    asked: Card | None = None,
 ) -> Page:
-    """Return rows as a page of their images, in order, that says what they are."""
+    """Return rows as a page of their images, in order, that says what they are; the image that was asked about stands before them."""
     shown = cards(chosen, columns, size, id_field, storage_options)
-    return Page(said, render("grid.html", said=said, images=shown, size=size), f"Page({said}; see .save(path))")
+    body = render("grid.html", said=said, asked=asked, images=shown, size=size)
+    return Page(said, body, f"Page({said}; see .save(path))")
 
 
 def cards(

@@ -30,7 +30,7 @@ def least_similar(found: Leaks, n: int, options: Options) -> Page:
             {
                 "label": "; ".join(f"{a} in {b}: {plural(images_in[a, b], 'image')}" for a, b in ways),
                 "tags": (str(split), str(other)),
-                "pairs": [Pair(images[a], images[b], said_likeness(kind, value)) for a, b, kind, value in named],
+                "pairs": [Pair(images[a], images[b], said_likeness(kind, value), kind) for a, b, kind, value in named],
                 "none": "",
             }
         )

@@ -22,6 +22,7 @@ from imgcurate.report.thumbnails import Thumbnail
 if TYPE_CHECKING:
     from imgcurate.dedup.leaked import Leaks
     from imgcurate.dedup.result import Duplicates
+    from imgcurate.nearest.result import Neighbours
 
 #: About so many thresholds, and the one in force, are tried for a curve: round ones, which can be read and typed.
 _THRESHOLDS = 12
@@ -47,11 +48,14 @@ class Pair(NamedTuple):
     first, second : Card
         The better-ranked first.
     likeness : str
+    by : str
+        What is said of the likeness: what it is, or by what the images are alike.
     """
 
     first: Card
     second: Card
     likeness: str
+    by: str = "similarity"
 
 
 class Options(NamedTuple):
@@ -268,7 +272,7 @@ def _pairs(found: Duplicates, named: Sequence[tuple[Any, Any, float]], images: d
     ]
 
 
-def with_frame(found: Duplicates | Leaks, verb: str, options: Options) -> Options:
+def with_frame(found: Duplicates | Leaks | Neighbours, verb: str, options: Options) -> Options:
     """Return the options with a frame that says where the images lie, and a list of columns that it has."""
     frame = found._images if options.images is None else options.images
     columns = rows.names_of(options.columns, verb)
@@ -282,7 +286,7 @@ def with_frame(found: Duplicates | Leaks, verb: str, options: Options) -> Option
     return options._replace(images=frame, columns=columns)
 
 
-def images_of(found: Duplicates | Leaks, names: Sequence[Any], options: Options) -> dict[Any, Card]:
+def images_of(found: Duplicates | Leaks | Neighbours, names: Sequence[Any], options: Options) -> dict[Any, Card]:
     """Return images by their ids, with their size in pixels and bytes; one that is not there says so."""
     if not names:
         return {}

@@ -12,10 +12,11 @@ from imgcurate.dedup.semantic import corpus
 from imgcurate.nearest.query import search
 from imgcurate.printable import printable
 from imgcurate.report import rows
-from imgcurate.report.gallery import grid
+from imgcurate.report.gallery import cards, grid
 from imgcurate.report.page import Page
 from imgcurate.run.state.folder import Folder
 from imgcurate.sources.embeddings import made_by, read_embeddings
+from imgcurate.sources.files import read_files
 
 # What is said of an image that was found, where it is known.
 _SAID = ("kept", "reason")
@@ -172,11 +173,16 @@ def look_for(
     return found.merge(known, on="image_id", how="left")
 
 
-def page_of(found: pd.DataFrame, said: str, storage_options: storage.Options = None) -> Page:
-    """Return the images that were found as a page, with how near they are."""
-    reasons = [name for name in ("reason",) if name in found.columns and found[name].notna().any()]
-    captions = [name for name in ("caption",) if name in found.columns]
-    return grid(found, ["similarity", *captions, *reasons], said, _SIZE, "image_id", storage_options)
+def page_of(
+    found: pd.DataFrame, said: str, *, image: str | None = None, storage_options: storage.Options = None
+) -> Page:
+    """Return the images that were found as a page, with how near they are, below the one that was looked for."""
+    said_of_some = [name for name in ("caption", "reason") if name in found.columns and found[name].notna().any()]
+    asked = None
+    if image is not None:
+        row = read_files(image, storage_options=storage_options).compute()
+        (asked,) = cards(row, [], _SIZE, "image_id", storage_options)
+    return grid(found, ["similarity", *said_of_some], said, _SIZE, "image_id", storage_options, asked)
 
 
 def _unknown_kept(said: str) -> str:

@@ -81,7 +81,7 @@ def _search(given: argparse.Namespace) -> None:
         )
         said = f"{plural(len(found), 'image')} nearest to {printable(what)}, the nearest first"
         if given.html is not None:
-            page_of(found, said, given.storage_options).save(given.html, overwrite=True, **where)
+            page_of(found, said, image=given.image, **where).save(given.html, overwrite=True, **where)
     columns = [name for name in _KNOWN if name in found.columns]
     hits = found[columns].astype(object).where(found[columns].notna(), None).to_dict("records")
     known = {
