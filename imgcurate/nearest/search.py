@@ -25,7 +25,7 @@ from imgcurate.cluster import interruptible
 from imgcurate.dedup import inputs
 from imgcurate.dedup.frames import id_dtype
 from imgcurate.dedup.mapped import map_table, write_table
-from imgcurate.dedup.semantic import assign, exchange, files
+from imgcurate.dedup.semantic import assign, exchange, files, sample
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.exchange import Members
 from imgcurate.dedup.semantic.store import StoredRows, VectorStore
@@ -119,7 +119,7 @@ def neighbours(
     gpu = vectors.on_gpu(frame._meta)
     found: list[Delayed] = []
     if n:
-        centers = frames.fit(rows, clusters, seed, gpu).persist() if clusters > 1 else None
+        centers = sample.fit(rows, clusters, seed, gpu).persist() if clusters > 1 else None
         find = _in_memory if rows.folder is None else _in_files
         found = find(rows, centers, clusters, probes, seed, int(k), "cuda" if gpu else "cpu")
     return Neighbours(

@@ -102,12 +102,12 @@ def sample_size(n: int, n_clusters: int, dimension: int = 768) -> int:
 
 
 @screen.exact_products()
-def fit(sample: np.ndarray, n_clusters: int, seed: int, init: str = "random") -> np.ndarray:
+def fit(sample: Any, n_clusters: int, seed: int, init: str = "random") -> np.ndarray:
     """Fit k-means to host vectors by Lloyd's algorithm, from rows of the sample.
 
     Parameters
     ----------
-    sample : numpy.ndarray of shape (m, d), float32
+    sample : numpy.ndarray of shape (m, d), float32, or RowVectors
         Unit vectors in an order that does not depend on partitioning; m >= `n_clusters`.
     n_clusters : int
     seed : int
@@ -145,7 +145,7 @@ def fit(sample: np.ndarray, n_clusters: int, seed: int, init: str = "random") ->
     )
 
 
-def _lloyd(sample: np.ndarray, n_clusters: int, seed: int, init: str) -> tuple[np.ndarray, np.ndarray]:
+def _lloyd(sample: Any, n_clusters: int, seed: int, init: str) -> tuple[np.ndarray, np.ndarray]:
     """Return centroids, and for each row of the sample the one that was nearest in the last round."""
     import torch
 
@@ -191,7 +191,7 @@ def _spread(grid: Any, n_clusters: int, rng: np.random.Generator) -> np.ndarray:
     return among[drawn]
 
 
-def _on_grid(sample: np.ndarray, mean: np.ndarray, kind: Any) -> tuple[Any, float]:
+def _on_grid(sample: Any, mean: np.ndarray, kind: Any) -> tuple[Any, float]:
     """Return vectors less their mean, in whole numbers of `kind`, and by what they were multiplied."""
     import torch
 

@@ -20,7 +20,7 @@ from imgcurate.dedup.frames import id_dtype
 from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result import Duplicates, check_eps
 from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic import kmeans, normalise, steps, thresholds
+from imgcurate.dedup.semantic import kmeans, normalise, sample, steps, thresholds
 
 #: Pairs are stored for other thresholds as long as there are not more than so many in all, or an image.
 _MOST_PAIRS, _MOST_PAIRS_PER_IMAGE = 20_000_000, 50
@@ -271,7 +271,7 @@ def _affordable(rows: frames.Frame, eps: float) -> float:
         return wanted
     # So many rows that as many pairs of them as may be stored are some thousands.
     size = int(np.clip((2 * _SURVEYED_PAIRS / budget) ** 0.5, _FEWEST_SURVEYED, _MOST_SURVEYED))
-    samples, size = frames.sample(rows, size)
+    samples, size = sample.draw(rows, size)
     return float(dask.delayed(normalise.affordable)(samples, size, wanted, 1 - eps, budget).compute())
 
 

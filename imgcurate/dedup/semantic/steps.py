@@ -15,7 +15,8 @@ from imgcurate import fingerprint, storage
 from imgcurate.dedup.graph import build, rank
 from imgcurate.dedup.graph.found import counts, read_found
 from imgcurate.dedup.semantic import compare, exchange, files, kmeans, normalise
-from imgcurate.dedup.semantic.frame import Frame, fit, threads
+from imgcurate.dedup.semantic.frame import Frame, threads
+from imgcurate.dedup.semantic.sample import fit
 from imgcurate.dedup.semantic.store import VectorStore
 from imgcurate.dedup.waves import in_waves
 
