@@ -20,8 +20,8 @@ from imgcurate.dedup.semantic.frame import Frame, threads
 from imgcurate.dedup.semantic.store import RowVectors, Stored, StoredRows, VectorStore
 from imgcurate.dedup.waves import wait, written
 
-#: A file of the sample is about so large, or as small as makes one for each thread.
-_FILE_BYTES = 64 << 20
+#: A file of the sample is about so large: what is looked at of one may count as memory as a whole. There is one for each thread at least.
+_FILE_BYTES = 16 << 20
 _ROWS_AT_ONCE = 4096
 _TABLE = "sample"
 
@@ -53,12 +53,13 @@ def of_sample(frame: Frame, size: int, function: Callable[..., Any], *arguments:
     if frame.folder is None:
         return dask.delayed(_in_memory)(*draw(frame, size), function, arguments)
     folder, size = frame.folder, min(size, frame.n_compared)
-    limit, write = _limit(frame, size), dask.delayed(_write, pure=False)
-    runs = _runs(frame, max(threads(), size * frame.dimension * 4 // _FILE_BYTES))
+    limit, store, write = _limit(frame, size), VectorStore(frame.parts), dask.delayed(_write, pure=False)
+    blocks = list(zip(frame.blocks, frame.offsets, strict=True))
+    runs = _runs(blocks, max(threads(), size * frame.dimension * 4 // _FILE_BYTES))
     key = fingerprint.of([(part.content, part.n_compared) for part in frame.parts], size)
     names = [fingerprint.of(key, len(runs), number) for number in range(len(runs))]
     counts = written(
-        folder, _TABLE, names, lambda number, path: write(runs[number], limit, path, folder.durable), _count
+        folder, _TABLE, names, lambda number, path: write(runs[number], store, limit, path, folder.durable), _count
     )
     stored = [
         Stored(folder.file(_TABLE, name), count, count, frame.dimension, frozenset(), name)
@@ -75,7 +76,7 @@ def draw(frame: Frame, size: int) -> tuple[list[Delayed], int]:
     """Return the rows with the lowest hashes, and a few more, by blocks: `normalise.draw` takes just the `size` lowest."""
     size = min(size, frame.n_compared)
     limit, take = _limit(frame, size), dask.delayed(normalise.sample)
-    return [take(run, limit) for run in _runs(frame, max(64, 4 * threads()))], size
+    return [take(run, limit) for run in _runs(frame.blocks, max(64, 4 * threads()))], size
 
 
 def _limit(frame: Frame, size: int) -> np.uint64:
@@ -85,26 +86,34 @@ def _limit(frame: Frame, size: int) -> np.uint64:
     return np.uint64(2**64 - 1) if share >= 1 else np.uint64(min(share, 1) * (2.0**64 - 2048))
 
 
-def _runs(frame: Frame, at_most: int) -> list[list[Any]]:
-    together = -(-len(frame.blocks) // at_most)
-    return [frame.blocks[at : at + together] for at in range(0, len(frame.blocks), together)]
+def _runs(blocks: list[Any], at_most: int) -> list[list[Any]]:
+    together = -(-len(blocks) // at_most)
+    return [blocks[at : at + together] for at in range(0, len(blocks), together)]
 
 
 def _in_memory(samples: Sequence[normalise.Rows], size: int, function: Callable[..., Any], arguments: Any) -> Any:
     return function(normalise.draw(samples, size), *arguments)
 
 
-def _write(blocks: Sequence[StoredRows], limit: np.uint64, path: str, durable: bool) -> int:
-    """Write the vectors and hashes of the rows whose hash is at most `limit`; returns how many they are."""
-    hashes = []
+def _write(
+    blocks: Sequence[tuple[StoredRows, int]], store: VectorStore, limit: np.uint64, path: str, durable: bool
+) -> int:
+    """Write the vectors and hashes of the rows whose hash is at most `limit`, by hash; returns how many they are.
+
+    So a run of the sample is a run of each file: of rows all over a file that is mapped nearly all of it would count as the process's memory.
+    """
+    hashes, rows = [], []
+    for block, first in blocks:
+        hashed = block.table["hash"].to_numpy()
+        at = np.flatnonzero(hashed <= limit)
+        hashes.append(hashed[at])
+        rows.append(at + first)
+    order = np.argsort(np.concatenate(hashes), kind="stable")
+    chosen = np.concatenate(rows)[order]
     with storage.open_atomic(f"{path}.f32", durable=durable) as file:
-        for block in blocks:
-            hashed, matrix = block.table["hash"].to_numpy(), block.vectors
-            at = np.flatnonzero(hashed <= limit)
-            for start in range(0, len(at), _ROWS_AT_ONCE):
-                file.write(matrix[at[start : start + _ROWS_AT_ONCE]].data)
-            hashes.append(hashed[at])
-    table = pa.table({"hash": np.concatenate(hashes)})
+        for start in range(0, len(chosen), _ROWS_AT_ONCE):
+            file.write(store.take(chosen[start : start + _ROWS_AT_ONCE]).data)
+    table = pa.table({"hash": np.concatenate(hashes)[order]})
     write_table(table, f"{path}.arrow", durable)
     return len(table)
 
