@@ -42,7 +42,7 @@ def keep_freed_memory() -> None:
         worker = distributed.get_worker()
     except ValueError:  # not in a worker's task
         return
-    if worker.memory_manager.memory_limit and _WATCH not in worker.periodic_callbacks:
+    if _WATCH not in worker.periodic_callbacks:
         watch = PeriodicCallback(partial(_give_back_when_short, worker, libc), _LOOK_SECONDS * 1000)
         worker.periodic_callbacks[_WATCH] = watch  # which ends with the worker
         worker.loop.add_callback(watch.start)
@@ -50,8 +50,8 @@ def keep_freed_memory() -> None:
 
 def _give_back_when_short(worker: distributed.Worker, libc: ctypes.CDLL) -> None:
     manager = worker.memory_manager
-    share = manager.memory_spill_fraction or manager.memory_pause_fraction
-    if share and worker.monitor.get_process_memory() > share * manager.memory_limit:
+    limit, share = manager.memory_limit, manager.memory_spill_fraction or manager.memory_pause_fraction
+    if limit and share and worker.monitor.get_process_memory() > share * limit:
         libc.malloc_trim(0)
 
 
