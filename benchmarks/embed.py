@@ -336,10 +336,10 @@ def forward(model: str) -> Any:
     import numpy as np
     import torch
 
-    from imgcurate import images as of_partitions
+    from imgcurate.cluster.freed import keep_freed_memory
     from imgcurate.encoders import load_encoder
 
-    of_partitions.keep_freed_memory()
+    keep_freed_memory()
     encoder = load_encoder(model, device="cpu")
     size = encoder.batch_size
     pixels = np.random.default_rng(0).integers(0, 256, (size, 224, 224, 3), dtype=np.uint8)
@@ -365,11 +365,12 @@ def decoding(options: Options) -> Iterator[Round]:
 
     import torch
 
-    from imgcurate import images, pixels
+    from imgcurate import pixels
+    from imgcurate.cluster.freed import keep_freed_memory
     from imgcurate.encoders.efficientnet import PREPARATION as prepare
 
     torch.set_num_threads(1)
-    images.keep_freed_memory()
+    keep_freed_memory()
     places = []
     for path in sorted(Path(options["shards"]).glob("*.tar")):
         with tarfile.open(path) as tar:

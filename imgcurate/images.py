@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 import threading
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import xxhash
 
 from imgcurate import pixels, schema, tar, vectors
-
-# glibc's names for what mallopt sets, and the largest that it takes for the last.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-_KEPT_BYTES, _HEAP_BYTES, _MAPPED_BYTES = 256 << 20, 64 << 20, 32 << 20
-_KEPT_SECONDS = 60
-_given_back_at = time.monotonic()
+from imgcurate.cluster.freed import keep_freed_memory
 
 _PLACE = ("url", "offset", "bytes")
 #: Of a frame's columns, those that reading its images takes.
@@ -207,34 +199,6 @@ def digests_of(part: Any) -> list[str | None]:
                 f"column 'digest' holds {digest!r}, and a digest is 32 hexadecimal digits of XXH3-128; rename the column"
             )
     return digests
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it has freed; all but what is in use goes back when this is called a minute later.
-
-    Dask's nanny makes workers give back every freed block above 64 KiB at once, and what threads other than the first have freed goes back in
-    heaps of 64 MiB whatever the nanny says. Pixels and a network's activations then come as fresh pages, zeroed, again and again, which costs
-    an image of 5 megapixels a third of its decoding, a ViT-B/32 a tenth to a third of its speed and a ViT-L/14 a thirteenth. Where the C library
-    is not glibc nothing is changed.
-    """
-    global _given_back_at
-    libc = _keeping_libc()
-    if libc is not None and time.monotonic() - _given_back_at >= _KEPT_SECONDS:
-        _given_back_at = time.monotonic()
-        libc.malloc_trim(0)
-
-
-@cache
-def _keeping_libc() -> ctypes.CDLL | None:
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        # A thread's heap that has become free is unmapped unless the one before it is lacking this much.
-        libc.mallopt(_M_TOP_PAD, _HEAP_BYTES)
-    except (AttributeError, OSError):
-        return None
-    return libc
 
 
 def columns_like(part: Any, columns: Mapping[str, pa.Array]) -> Any:

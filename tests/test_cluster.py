@@ -406,6 +406,30 @@ def main():
     assert run.stdout == "done\n", run.stderr
 
 
+def test_a_worker_is_not_paused_for_memory_that_it_has_freed() -> None:
+    script = """
+from imgcurate.cluster.freed import keep_freed_memory
+
+def fill_and_free():
+    keep_freed_memory()
+    worker, filled, process = distributed.get_worker(), [], psutil.Process()
+    while process.memory_info().rss < 0.9 * worker.memory_manager.memory_limit:
+        filled.append(bytearray(b"1") * 2**18)
+    worker.filled = filled[::64]  # so that the heaps are not free as a whole
+
+def main():
+    client = connect(devices=[], workers=1, memory_limit="600MiB")
+    filled = client.submit(fill_and_free)
+    while not describe_workers(client).paused:
+        time.sleep(0.01)
+    assert client.gather([filled, client.submit(pow, 2, 3)])[1] == 8
+    client.close()
+    print("done")
+"""
+    run = run_script(script)
+    assert run.stdout == "done\n", run.stderr
+
+
 def test_what_workers_do_is_counted(client: Client) -> None:
     tasks = client.map(time.sleep, [4] * 2, pure=False)
     deadline = time.monotonic() + 30

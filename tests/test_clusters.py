@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -13,6 +15,7 @@ from sklearn.cluster import KMeans
 from imgcurate.dedup.graph import rank
 from imgcurate.dedup.semantic import screen
 from imgcurate.dedup.semantic.clusters import assign, exchange, kmeans
+from imgcurate.dedup.semantic.shapes import in_steps
 from imgcurate.vectors import unit_rows
 
 
@@ -284,3 +287,29 @@ def test_an_ids_hash_depends_on_the_id_and_the_seed_alone() -> None:
 def test_an_unknown_order_is_refused(keep: object) -> None:
     with pytest.raises(ValueError, match="is not an order"):
         rank.keep_columns(keep)  # type: ignore[arg-type]
+
+
+def test_products_of_any_numbers_of_rows_have_few_shapes() -> None:
+    assert len({len(in_steps(torch.zeros(n, 1))) for n in range(1, 1025)}) == 22
+    for n in range(1, 140):
+        rows = in_steps(torch.ones(n, 1))
+        assert rows.sum() == n and n <= len(rows) < max(2 * n, n + 64)
+        assert len(in_steps(rows, 64)) % 64 == 0
+
+
+def test_blocks_of_any_number_of_rows_do_not_make_a_process_larger() -> None:
+    program = (
+        "import numpy as np, psutil, torch\n"
+        "from imgcurate.dedup.semantic import assign\n"
+        "from imgcurate.vectors import unit_rows\n"
+        "torch.set_num_threads(1)\n"
+        "rows = unit_rows(np.random.default_rng(0).standard_normal((1024, 64)).astype(np.float32))[0]\n"
+        "used = lambda: psutil.Process().memory_info().rss\n"
+        "assign.place(rows, rows[:320])\n"
+        "before = used()\n"
+        "for n in range(1, 1024, 6):\n"
+        "    assign.place(rows[:n], rows[:320])\n"
+        "print(used() - before)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert int(ended.stdout) < 40 << 20

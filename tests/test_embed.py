@@ -316,7 +316,7 @@ def test_batches_of_one_size_give_the_same_bits_whatever_else_is_in_them(model: 
 def test_a_thread_keeps_what_it_has_freed_until_it_is_time_to_give_it_back() -> None:
     program = """
         import ctypes, resource, threading, psutil
-        from imgcurate import images
+        from imgcurate.cluster import freed
 
         size, count = 17 << 20, 9  # three of them fill a heap of glibc's
         libc = ctypes.CDLL(None)
@@ -332,16 +332,16 @@ def test_a_thread_keeps_what_it_has_freed_until_it_is_time_to_give_it_back() -> 
                     libc.free(block)
                 faults.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
 
-        images.keep_freed_memory()
+        freed.keep_freed_memory()
         faults, memory = [], psutil.Process().memory_info
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
         kept = memory().rss
-        images.keep_freed_memory()
+        freed.keep_freed_memory()
         at_once = kept - memory().rss
-        images._given_back_at -= 3600
-        images.keep_freed_memory()
+        freed._given_back_at -= 3600
+        freed.keep_freed_memory()
         print(*faults[1:], at_once, kept - memory().rss)
     """
     # As the nanny of a worker sets it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,10 @@ from test_semantic import frame_of
 from test_work import SMALL, setting
 
 import imgcurate as ic
+from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic import sample
 from imgcurate.dedup.semantic.clusters import kmeans
-from imgcurate.sampling import quotas, steps
+from imgcurate.sampling import quotas, steps, tree
 from imgcurate.sampling.farthest import farthest_first
 from imgcurate.vectors import unit_rows
 
@@ -235,6 +238,18 @@ def test_files_give_what_memory_gives_and_what_is_there_is_not_made_again(in_pro
         pd.testing.assert_frame_equal(taken(found), taken(expected))
         assert found.n_clusters == expected.n_clusters and len(taken(more)) == 61
         assert how.get("method") or found.n_clusters > 3  # whose clusters were cut
+
+
+def test_a_tree_is_fitted_to_a_sample_in_files_without_holding_it(in_process: None, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((40_000, 64)).astype(np.float32)
+    with setting({(frames, "_SHARE_IN_MEMORY"): 0, (frames, "_GROUP_BYTES"): 1 << 20}):
+        frame = frames.prepare(frame_of(rows, names(len(rows)), 8), "image_id", "embedding", [], 0, str(tmp_path))
+        tracemalloc.start()
+        made = sample.of_sample(frame, 36_000, tree.grow, [20, 4], 0).compute()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert made.centroids.shape == (20, 64) and not list((tmp_path / "sample").iterdir())
+    assert peak < 36_000 * 64 * 4 / 2
 
 
 def test_a_temporary_folder_goes_when_all_are_chosen(in_process: None, tmp_path: Path) -> None:

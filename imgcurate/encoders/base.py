@@ -22,7 +22,7 @@ from imgcurate.identity import Identity
 
 _GPU_BATCH = 256
 # On a CPU a larger batch spreads the cost of reading the weights: a ViT-B/32's image takes 16.1 ms at 8, 14.3 at 16, 14.5 at 32. But a
-# tensor above 32 MiB is mapped and zeroed anew each time (`images.keep_freed_memory`): a ViT-L/14's takes 238 ms at 8 and 292 at 16.
+# tensor above 32 MiB is mapped and zeroed anew each time (`freed.keep_freed_memory`): a ViT-L/14's takes 238 ms at 8 and 292 at 16.
 _CPU_BATCH, _CPU_TENSOR_BYTES = 32, 32 << 20
 # Of a user's function it is not known what it does.
 _FUNCTION_BATCH = 8

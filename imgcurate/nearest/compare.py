@@ -13,6 +13,7 @@ import numpy as np
 
 from imgcurate import vectors
 from imgcurate.dedup.semantic import join, screen
+from imgcurate.dedup.semantic.shapes import in_steps
 
 #: Rows that are taken at a time, and columns of a tile of products, which on a CPU stays in a core's cache until it is read.
 TILE = {"cpu": (512, 4096), "cuda": (8192, 32768)}
@@ -158,21 +159,20 @@ def passing(rows: Short, others: Short, k: int, floor: np.ndarray) -> tuple[np.n
     left, right, margin = rows.vectors, others.vectors, max(rows.margin, others.margin)
     if not len(left) or not len(right):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    width = min(TILE[left.device.type][1], len(right))
-    cell = _CELL
+    n, width, cell = len(left), min(TILE[left.device.type][1], len(right)), _CELL
+    left = in_steps(left)
     while cell > 1 and min(len(right), width) < 4 * k * cell:
         cell //= 2
     bits = torch.int32 if left.dtype == torch.float32 else torch.int16
-    highest = torch.full((len(left), k), torch.iinfo(bits).min, dtype=bits, device=left.device)
+    highest = torch.full((n, k), torch.iinfo(bits).min, dtype=bits, device=left.device)
     known = _lowest(torch.from_numpy(floor).to(left.device).double() - margin, left.dtype)
     found: list[tuple[Any, Any, Any]] = []
     for start in range(0, len(right), width):
+        # Of rows of zeros the products are below every floor that is above zero, and those that pass another one are left out below.
         beside = right[start : start + width]
-        short_by = -len(beside) % cell
-        # Rows of zeros fill the last cell, whose products are below every floor that is above zero; those that pass another one go below.
-        dots = left @ (torch.nn.functional.pad(beside, (0, 0, 0, short_by)) if short_by else beside).T
+        dots = (left @ in_steps(beside, _CELL).T)[:n]
         # Positive floats order as the integers with the same bits, and negative ones are negative integers.
-        cells = dots.view(bits).view(len(left), -1, cell)
+        cells = dots.view(bits).view(n, -1, cell)
         tops = cells.amax(dim=2)
         merged = torch.cat([highest, tops], dim=1)
         highest = merged.topk(k, dim=1).values
@@ -180,10 +180,10 @@ def passing(rows: Short, others: Short, k: int, floor: np.ndarray) -> tuple[np.n
         row, hot = _where(tops >= lowest[:, None])
         at, offset = _where(cells[row, hot] >= lowest[row][:, None])
         row, column = row[at], hot[at] * cell + offset
-        value = cells.view(len(left), -1)[row, column]
-        found.append((row, column + start, value))
+        row, column = row[column < len(beside)], column[column < len(beside)]
+        found.append((row, column + start, cells.view(n, -1)[row, column]))
     row, column, value = (torch.cat(columns) for columns in zip(*found, strict=True))
-    chosen = (value >= lowest[row]) & (column < len(right))
+    chosen = value >= lowest[row]
     return row[chosen].cpu().numpy(), column[chosen].cpu().numpy()
 
 

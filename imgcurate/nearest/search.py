@@ -27,6 +27,7 @@ from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import id_dtype
 from imgcurate.dedup.result.shown import with_places
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic import sample
 from imgcurate.dedup.semantic.clusters import assign, exchange, files
 from imgcurate.dedup.semantic.clusters.exchange import Members
 from imgcurate.dedup.semantic.store import StoredRows, VectorStore
@@ -123,7 +124,7 @@ def neighbours(
     gpu = vectors.on_gpu(frame._meta)
     found: list[Delayed] = []
     if n:
-        centers = frames.fit(rows, clusters, seed, gpu).persist() if clusters > 1 else None
+        centers = sample.fit(rows, clusters, seed, gpu).persist() if clusters > 1 else None
         find = _in_memory if rows.folder is None else _in_files
         found = find(rows, centers, clusters, probes, seed, int(k), "cuda" if gpu else "cpu")
     return Neighbours(

@@ -12,6 +12,7 @@ from imgcurate.dedup import remove, semantic_duplicates
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.result.thresholds import check_eps
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic import sample
 from imgcurate.dedup.semantic.clusters import assign
 from imgcurate.recipes.steps import Step, check_cosine, check_n_clusters, check_share, column
 from imgcurate.rowwise import map_rows
@@ -171,7 +172,7 @@ def _distances(frame: Any, n_clusters: int | None, seed: int) -> Any:
     if not rows.n_compared:
         raise ValueError("no row that is left has a usable vector: there is nothing to cluster")
     k = min(n_clusters or max(1, round((rows.n_compared / 2) ** 0.5)), rows.n_compared)
-    centroids = dask.persist(frames.fit(rows, k, seed, vectors.on_gpu(frame._meta)))[0]
+    centroids = dask.persist(sample.fit(rows, k, seed, vectors.on_gpu(frame._meta)))[0]
     meta = vectors.empty_like(frame._meta, ["centroid_distance"])["centroid_distance"]
     return map_rows(frame[["embedding"]], _distance, centroids, meta=meta)
 

@@ -7,10 +7,9 @@ numbers a cluster. Vectors move only for farthest-first, each once; of other row
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import dask
 import numpy as np
@@ -18,7 +17,7 @@ from dask.delayed import Delayed
 
 from imgcurate import fingerprint
 from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic import normalise
+from imgcurate.dedup.semantic import sample
 from imgcurate.dedup.semantic.clusters import files, kmeans
 from imgcurate.dedup.semantic.store import VectorStore
 from imgcurate.dedup.work.waves import threads, wait, written
@@ -41,7 +40,7 @@ def cover(
     if rows.n_compared > _LARGEST_GROUP:
         k = max(2, min(rows.n_compared // _IMAGES_PER_CLUSTER, kmeans.most_clusters(rows.dimension)))
     k = min(*levels, rows.n_compared) if levels else k
-    centers = frames.fit(rows, k, seed, gpu).persist() if k > 1 else None
+    centers = sample.fit(rows, k, seed, gpu).persist() if k > 1 else None
     choice = _Choice(rows, centers, k, fingerprint.of("farthest-first", k, seed), True, weighted)
     return choice.make(lambda sizes: quotas.in_proportion(sizes, n))
 
@@ -53,15 +52,11 @@ def balance(
     if len(levels) < 2:
         levels = tree.choose_levels(rows.n_compared, kmeans.most_clusters(rows.dimension), *levels)
     levels = [min(level, rows.n_compared) for level in levels]
-    pieces, size = frames.sample(rows, kmeans.sample_size(rows.n_compared, levels[0], rows.dimension))
-    grown = dask.delayed(_grow)(pieces, size, levels, seed).persist()
+    size = kmeans.sample_size(rows.n_compared, levels[0], rows.dimension)
+    grown = sample.of_sample(rows, size, tree.grow, levels, seed).persist()
     parents = grown.parents.compute()
     choice = _Choice(rows, grown.centroids, levels[0], fingerprint.of("hierarchical", levels, seed), False, weighted)
     return choice.make(lambda sizes: quotas.down_the_tree(sizes, parents, n, seed))
-
-
-def _grow(samples: Sequence[Any], size: int, levels: list[int], seed: int) -> tree.Tree:
-    return tree.grow(normalise.draw(samples, size), levels, seed)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ are; centroids of centroids, and centroids of equally many from each cluster, li
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from imgcurate.dedup.semantic.clusters import assign, kmeans
+from imgcurate.dedup.semantic.store import RowVectors
 
 #: Where the user names no number of leaves, so many images for each. Each level above has a tenth of the clusters, but not fewer than ten, and ends the
 #: tree where these are no more than a hundred: of fewer and more concepts than that both are brought out.
@@ -57,12 +58,12 @@ def choose_levels(n: int, most: int, leaves: int | None = None) -> list[int]:
     return levels
 
 
-def grow(sample: np.ndarray, levels: Sequence[int], seed: int) -> Tree:
+def grow(sample: Any, levels: Sequence[int], seed: int) -> Tree:
     """Fit a tree to a sample.
 
     Parameters
     ----------
-    sample : numpy.ndarray of shape (m, d), float32
+    sample : numpy.ndarray of shape (m, d), float32, or RowVectors
         Unit vectors in an order that does not depend on partitioning.
     levels : sequence of int
         How many clusters each level has, falling; the first at most m.
@@ -76,7 +77,7 @@ def grow(sample: np.ndarray, levels: Sequence[int], seed: int) -> Tree:
     return Tree(centroids, parents)
 
 
-def _level(rows: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _level(rows: Any, n_clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return centroids of `rows`, and which is the nearest to each."""
     centroids = kmeans.fit(rows, n_clusters, seed, "k-means++")
     placed = assign.place(rows, centroids)
@@ -85,7 +86,8 @@ def _level(rows: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, np
         near = _nearest_of_each(placed, most)
         if len(near) < n_clusters:
             break
-        centroids = kmeans.fit(rows[near], n_clusters, seed, "k-means++")
+        nearest = rows.only(near) if isinstance(rows, RowVectors) else rows[near]
+        centroids = kmeans.fit(nearest, n_clusters, seed, "k-means++")
         placed = assign.place(rows, centroids)
     return centroids, placed.labels[:, 0].astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""A frame whose comparable rows lie in the workers' memory or in files, and what is done with all of them: a sample is drawn, centroids are fitted.
+"""A frame whose comparable rows lie in the workers' memory or in files.
 
 Growth, in n rows: time n; memory of a task a group of small partitions or one large one; of the client a few numbers a group.
 """
@@ -17,11 +17,10 @@ from dask.delayed import Delayed
 from imgcurate import fingerprint, identity, parts, vectors
 from imgcurate.dedup.dataframes import repeated
 from imgcurate.dedup.semantic import normalise, store
-from imgcurate.dedup.semantic.clusters import kmeans
 from imgcurate.dedup.semantic.store import Stored, StoredRows
 from imgcurate.dedup.work import memory
 from imgcurate.dedup.work.mapped import Folder
-from imgcurate.dedup.work.waves import threads, written
+from imgcurate.dedup.work.waves import written
 
 #: Of so many partitions a group is made at most: others may be larger than those that were looked at.
 _MOST_PARTITIONS = 1000
@@ -127,36 +126,6 @@ def prepare(
         store.read_record,
     )
     return _in_files(records, folder, id_field, embedding_field)
-
-
-def sample(frame: Frame, size: int) -> tuple[list[Delayed], int]:
-    """Return the rows with the lowest hashes, and a few more, by blocks: `normalise.draw` takes just the `size` lowest.
-
-    They are a random sample that is the same however the frame is partitioned.
-    """
-    size = min(size, frame.n_compared)
-    # So many standard deviations more that too few would come once in a thousand million times.
-    share = (size + 6 * size**0.5 + 10) / frame.n_compared
-    limit = np.uint64(min(share, 1) * (2.0**64 - 2048))
-    if share >= 1:
-        limit = np.uint64(2**64 - 1)
-    take = dask.delayed(normalise.sample)
-    per_task = -(-len(frame.blocks) // max(64, 4 * threads()))
-    starts = range(0, len(frame.blocks), per_task)
-    return [take(frame.blocks[at : at + per_task], limit) for at in starts], size
-
-
-def fit(frame: Frame, n_clusters: int, seed: int, gpu: bool) -> Delayed:
-    """Return the centroids of k-means, or of one cluster the mean."""
-    if n_clusters == 1:
-        return dask.delayed(normalise.mean)([dask.delayed(normalise.vector_sum)(block) for block in frame.blocks])
-    pieces, size = sample(frame, kmeans.sample_size(frame.n_compared, n_clusters, frame.dimension))
-    if gpu and frame.folder is None:
-        pieces = dask.persist(*pieces)
-        sizes = dask.compute(*[dask.delayed(normalise.count)(piece) for piece in pieces])
-        on_devices = [(piece.vectors, rows) for piece, rows in zip(pieces, sizes, strict=True) if rows]
-        return dask.delayed(vectors.to_numpy(kmeans.fit_on_gpus(on_devices, frame.dimension, n_clusters, seed)))
-    return dask.delayed(normalise.fit)(pieces, size, n_clusters, seed)
 
 
 def _held(

@@ -17,6 +17,7 @@ import numpy as np
 from imgcurate import vectors
 from imgcurate.dedup.semantic import screen, threads
 from imgcurate.dedup.semantic.screen import Screen
+from imgcurate.dedup.semantic.shapes import in_steps
 
 #: Rows and columns of a tile. On a CPU it stays in a core's cache until it is read. Few rows, because the tile on the diagonal is computed
 #: whole though half of it is needed.
@@ -163,9 +164,9 @@ def _screened(
     import torch
 
     height, width = _TILE[left.device.type]
-    height, width = min(height, len(left)), min(width, -(-len(right) // _CELL) * _CELL)
-    # Rows of zeros fill the last cell; their products are below every floor that is screened for.
-    right = torch.nn.functional.pad(right, (0, 0, 0, -len(right) % _CELL))
+    # Of rows of zeros the products are below every floor that is screened for.
+    left, right = in_steps(left), in_steps(right, _CELL)
+    height, width = min(height, len(left)), min(width, len(right))
     # Positive floats order as the integers with the same bits, and negative ones are negative integers.
     bits = torch.int32 if left.dtype == torch.float32 else torch.int16
     lowest = int(_round_down(floor, left.dtype).view(bits))

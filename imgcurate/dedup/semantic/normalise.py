@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgcurate import identity, images, vectors
+from imgcurate import identity, vectors
+from imgcurate.cluster.freed import keep_freed_memory
 from imgcurate.dedup.dataframes.ids import plain_ids
 from imgcurate.dedup.dataframes.repeated import Names
 from imgcurate.dedup.graph import rank
@@ -57,7 +58,7 @@ def prepare(
     TypeError
         Where ids are neither strings nor integers, or the embedding column does not hold vectors.
     """
-    images.keep_freed_memory()
+    keep_freed_memory()
     wanted = [id_field, *key_fields, *(["error"] if "error" in part.columns else [])]
     host = vectors.to_arrow(part[list(dict.fromkeys(wanted))])
     ids = plain_ids(host[id_field], id_field)
@@ -138,12 +139,14 @@ def draw(samples: Sequence[Rows], size: int) -> np.ndarray:
     """Return the `size` vectors of the lowest hashes, on the host, in the order of their hashes."""
     hashes = np.concatenate([rows.table["hash"].to_numpy() for rows in samples])
     chosen = np.argsort(hashes, kind="stable")[:size]
-    return np.concatenate([vectors.to_numpy(rows.vectors) for rows in samples])[chosen]
-
-
-def fit(samples: Sequence[Rows], size: int, n_clusters: int, seed: int) -> np.ndarray:
-    """Fit centroids to the samples of all partitions."""
-    return kmeans.fit(draw(samples, size), n_clusters, seed)
+    place = np.full(len(hashes), -1)
+    place[chosen] = np.arange(len(chosen))
+    # Piece by piece: they are not held twice beside what is drawn.
+    drawn = np.empty((len(chosen), samples[0].vectors.shape[1]), dtype=np.float32)
+    ends = np.cumsum([len(rows.vectors) for rows in samples])
+    for rows, to in zip(samples, np.split(place, ends[:-1]), strict=True):
+        drawn[to[to >= 0]] = vectors.to_numpy(rows.vectors)[to >= 0]
+    return drawn
 
 
 def affordable(samples: Sequence[Rows], size: int, wanted: float, needed: float, share: float) -> float:

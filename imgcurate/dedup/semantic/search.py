@@ -20,7 +20,7 @@ from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import check_id_type, id_dtype
 from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result import Duplicates, check_eps, thresholds
-from imgcurate.dedup.semantic import corpus, ground_truth, normalise, steps
+from imgcurate.dedup.semantic import corpus, ground_truth, normalise, sample, steps
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.clusters import kmeans
 from imgcurate.dedup.work.mapped import work_folder
@@ -272,5 +272,5 @@ def _affordable(rows: frames.Frame, eps: float) -> float:
         return wanted
     # So many rows that as many pairs of them as may be stored are some thousands.
     size = int(np.clip((2 * _SURVEYED_PAIRS / budget) ** 0.5, _FEWEST_SURVEYED, _MOST_SURVEYED))
-    samples, size = frames.sample(rows, size)
+    samples, size = sample.draw(rows, size)
     return float(dask.delayed(normalise.affordable)(samples, size, wanted, 1 - eps, budget).compute())

@@ -11,6 +11,7 @@ import numpy as np
 from imgcurate import vectors
 from imgcurate.dedup.semantic import screen
 from imgcurate.dedup.semantic.clusters import kmeans
+from imgcurate.dedup.semantic.shapes import in_steps
 
 # A row goes to a cluster beside its nearest one within this share, a probe, of the distance that proves that no partner of it is there. A
 # quarter, for two probes, finds as much of rows like CLIP's as all of it, for half the comparisons.
@@ -191,7 +192,7 @@ class _Coarse(NamedTuple):
 
     def only(self, among: np.ndarray) -> _Coarse:
         """Return some of the centroids."""
-        return self._replace(centers=_whole_groups(self.centers[among]), n_clusters=len(among))
+        return self._replace(centers=in_steps(self.centers[among], _GROUPS), n_clusters=len(among))
 
 
 def _coarse(centroids: Any, device: str) -> _Coarse:
@@ -201,21 +202,16 @@ def _coarse(centroids: Any, device: str) -> _Coarse:
     given = screen.as_tensor(centroids)
     given = given - given.mean(dim=0, dtype=torch.float64).float()
     length = float(given.norm(dim=1).max().clamp(min=1e-9))
-    centers = _whole_groups(given / length)
+    centers = in_steps(given / length, _GROUPS)
     margin = screen.Screen(dtype).margin(centroids.shape[1])
     return _Coarse(centers.to(getattr(torch, dtype)), len(given), length, length * margin)
-
-
-def _whole_groups(centers: Any) -> Any:
-    import torch
-
-    return torch.nn.functional.pad(centers, (0, 0, 0, -len(centers) % _GROUPS))
 
 
 @screen.exact_products()
 def _scores(block: Any, coarse: _Coarse) -> Any:
     """Return the products of rows with coarse centroids as integers in the same order, those of what fills up the last group lowest."""
-    scores = screen.ordered(screen.to_bits(screen.as_tensor(block).to(coarse.centers.dtype) @ coarse.centers.T))
+    rows = in_steps(screen.as_tensor(block).to(coarse.centers.dtype))
+    scores = screen.ordered(screen.to_bits((rows @ coarse.centers.T)[: len(block)]))
     scores[:, coarse.n_clusters :] = vectors.namespace(block).iinfo(scores.dtype).min
     return scores
 

@@ -16,6 +16,7 @@ import numpy as np
 from imgcurate import vectors
 from imgcurate.cluster.workers import ask_all
 from imgcurate.dedup.semantic import screen
+from imgcurate.dedup.semantic.shapes import in_steps
 
 #: What things cost, in multiplications of a low-precision matrix product: of a number of the sample, what is not products; of a product with
 #: a centroid, and of a number of a row, what choosing the nearest costs; a number that moves between workers and is made ready there (on
@@ -105,12 +106,12 @@ def sample_size(n: int, n_clusters: int, dimension: int = 768) -> int:
 
 
 @screen.exact_products()
-def fit(sample: np.ndarray, n_clusters: int, seed: int, init: str = "random") -> np.ndarray:
+def fit(sample: Any, n_clusters: int, seed: int, init: str = "random") -> np.ndarray:
     """Fit k-means to host vectors by Lloyd's algorithm, from rows of the sample.
 
     Parameters
     ----------
-    sample : numpy.ndarray of shape (m, d), float32
+    sample : numpy.ndarray of shape (m, d), float32, or RowVectors
         Unit vectors in an order that does not depend on partitioning; m >= `n_clusters`.
     n_clusters : int
     seed : int
@@ -148,7 +149,7 @@ def fit(sample: np.ndarray, n_clusters: int, seed: int, init: str = "random") ->
     )
 
 
-def _lloyd(sample: np.ndarray, n_clusters: int, seed: int, init: str) -> tuple[np.ndarray, np.ndarray]:
+def _lloyd(sample: Any, n_clusters: int, seed: int, init: str) -> tuple[np.ndarray, np.ndarray]:
     """Return centroids, and for each row of the sample the one that was nearest in the last round."""
     import torch
 
@@ -160,13 +161,13 @@ def _lloyd(sample: np.ndarray, n_clusters: int, seed: int, init: str) -> tuple[n
     means = grid[torch.from_numpy(drawn)].double()
     labels = np.zeros(len(sample), dtype=np.int64)
     for _ in range(_ROUNDS):
-        centers = means.round().to(kind)
+        centers = in_steps(means.round().to(kind))
         # Of the squared distance, what differs between centroids: the nearest has the highest product less half its square.
         bias = (centers.double().square().sum(dim=1) / -2).round().to(kind)
         sums, counts = torch.zeros_like(means), torch.zeros((n_clusters, 1), dtype=torch.float64)
         for start in range(0, len(grid), _BLOCK):
             block = grid[start : start + _BLOCK]
-            scores = torch.nn.functional.linear(block, centers, bias)
+            scores = torch.nn.functional.linear(in_steps(block), centers, bias)[: len(block), :n_clusters]
             label = screen.ordered(screen.to_bits(scores)).argmax(axis=1)
             labels[start : start + _BLOCK] = label
             sums.index_add_(0, torch.from_numpy(label), block.double())
@@ -194,7 +195,7 @@ def _spread(grid: Any, n_clusters: int, rng: np.random.Generator) -> np.ndarray:
     return among[drawn]
 
 
-def _on_grid(sample: np.ndarray, mean: np.ndarray, kind: Any) -> tuple[Any, float]:
+def _on_grid(sample: Any, mean: np.ndarray, kind: Any) -> tuple[Any, float]:
     """Return vectors less their mean, in whole numbers of `kind`, and by what they were multiplied."""
     import torch
 

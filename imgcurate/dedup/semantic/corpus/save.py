@@ -14,6 +14,7 @@ from imgcurate import identity, storage, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.semantic import frame as frames
+from imgcurate.dedup.semantic import sample
 from imgcurate.dedup.semantic.clusters.exchange import Members
 from imgcurate.dedup.semantic.clusters.files import StoredBucket
 from imgcurate.dedup.semantic.corpus import files
@@ -96,7 +97,7 @@ def save_embeddings(
         centroids = old.centroids
     else:
         k = min(n_clusters or max(1, round((rows.n_compared / 2) ** 0.5)), rows.n_compared)
-        centroids = frames.fit(rows, k, seed, vectors.on_gpu(frame._meta)).compute()
+        centroids = sample.fit(rows, k, seed, vectors.on_gpu(frame._meta)).compute()
     sizes, clusters = by_cluster(rows, centroids, 1, -1.0)
     target = f"{storage.absolute(path, storage_options).rstrip('/')}/part.{len(there) if append else 0:05d}"
     if not append:
