@@ -25,8 +25,7 @@ from test_work import SMALL, setting
 
 import imgcurate as ic
 from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic import sample
-from imgcurate.dedup.semantic.clusters import kmeans
+from imgcurate.dedup.semantic.clusters import kmeans, sample
 from imgcurate.sampling import quotas, steps, tree
 from imgcurate.sampling.farthest import farthest_first
 from imgcurate.vectors import unit_rows

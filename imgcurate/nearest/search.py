@@ -27,8 +27,7 @@ from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import id_dtype
 from imgcurate.dedup.result.shown import with_places
 from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic import sample
-from imgcurate.dedup.semantic.clusters import assign, exchange, files
+from imgcurate.dedup.semantic.clusters import assign, exchange, files, sample
 from imgcurate.dedup.semantic.clusters.exchange import Members
 from imgcurate.dedup.semantic.store import StoredRows, VectorStore
 from imgcurate.dedup.work.mapped import map_table, work_folder, write_table

@@ -17,8 +17,7 @@ from dask.delayed import Delayed
 
 from imgcurate import fingerprint
 from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic import sample
-from imgcurate.dedup.semantic.clusters import files, kmeans
+from imgcurate.dedup.semantic.clusters import files, kmeans, sample
 from imgcurate.dedup.semantic.store import VectorStore
 from imgcurate.dedup.work.waves import threads, wait, written
 from imgcurate.sampling import place, quotas, tree

@@ -20,9 +20,9 @@ from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import check_id_type, id_dtype
 from imgcurate.dedup.graph import rank, rules
 from imgcurate.dedup.result import Duplicates, check_eps, thresholds
-from imgcurate.dedup.semantic import corpus, ground_truth, normalise, sample, steps
+from imgcurate.dedup.semantic import corpus, ground_truth, normalise, steps
 from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic.clusters import kmeans
+from imgcurate.dedup.semantic.clusters import kmeans, sample
 from imgcurate.dedup.work.mapped import work_folder
 
 #: Pairs are stored for other thresholds as long as there are not more than so many in all, or an image.

@@ -16,8 +16,8 @@ from imgcurate.dedup.graph import build, rank
 from imgcurate.dedup.graph.found import counts, read_found
 from imgcurate.dedup.semantic import normalise
 from imgcurate.dedup.semantic.clusters import compare, exchange, files, kmeans
+from imgcurate.dedup.semantic.clusters.sample import fit
 from imgcurate.dedup.semantic.frame import Frame
-from imgcurate.dedup.semantic.sample import fit
 from imgcurate.dedup.semantic.store import VectorStore
 from imgcurate.dedup.work.waves import in_waves, threads
 

@@ -14,7 +14,7 @@ from imgcurate import identity, storage, vectors
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic import sample
+from imgcurate.dedup.semantic.clusters import sample
 from imgcurate.dedup.semantic.clusters.exchange import Members
 from imgcurate.dedup.semantic.clusters.files import StoredBucket
 from imgcurate.dedup.semantic.corpus import files
