@@ -125,7 +125,7 @@ def by_imgcurate(options: dict[str, Any]) -> Rounds:
     path, how = options["path"], dict(options["how"])
     n = len(np.load(path, mmap_mode="r"))
     if how.pop("clusters", False):
-        how["n_clusters"] = max(round((n / 2) ** 0.5), n // 1000)
+        how["n_clusters"] = round((n / 2) ** 0.5)  # its default, but for few rows, which it would compare all
 
     def lists(frame: Any, **how: Any) -> tuple[Any, Any]:
         found = ic.neighbours(frame, K, **how)
