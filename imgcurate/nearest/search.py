@@ -100,7 +100,7 @@ def neighbours(
     rounded to float32; a screen in the number format that the machine multiplies fastest, whose error is bounded, tells which need be.
 
     What to expect: of vectors like CLIP's the defaults find more than .999 of the ten nearest among 100,000, and .993 among a million, where
-    ``probes=4`` finds about .95 and takes four fifths of the time (``benchmarks/neighbours.py``). Among more images fewer are found, because each is
+    ``probes=4`` finds .962 and takes nine tenths of the time (``benchmarks/neighbours.py``). Among more images fewer are found, because each is
     compared with as many clusters: give more `probes`, which cost comparisons alone, and ask `Neighbours.recall`.
 
     Examples
