@@ -7,7 +7,11 @@ rows, and then finds the neighbours of all rows, once: its index is built, train
 
 - imgcurate: on a LocalCluster of all cores, of a frame that lies on the workers; lists of ids come to nobody until they are asked for, which is counted.
 - faiss flat: IndexFlatIP, brute force. faiss IVF: IndexIVFFlat of sqrt(n / 2) lists, as many as imgcurate's clusters, with 3 and 9 lists probed.
-- scikit-learn: NearestNeighbors by brute force. usearch: its HNSW index with its defaults.
+- scikit-learn: NearestNeighbors by brute force. usearch: its HNSW index with its defaults, which hold vectors in bfloat16 where the machine has it.
+
+Of more than 100,000 rows faiss flat, faiss IVF with 9 lists and scikit-learn are not asked for the neighbours of all, which would take hours, but for those
+of 10,000 rows drawn at random, in one call. The index is of all rows. Measured are the seconds in which it is built and those of the queries; what all rows
+would take is computed from them, the second times the rows for each query, and stands in the results as "computed for all".
 
 Recall is of 1,000 rows drawn at random, whose neighbours are computed in float64: the share that is in the list, or as near as the tenth to 1e-6. Seconds are
 on the clock; CPU seconds are of all cores, and say more where the machine has other work. Memory is the peak of the largest process.
@@ -19,95 +23,88 @@ factor the average precision of the scores; of all how many of the 200 first are
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import embeddings
 import numpy as np
-from end_to_end import machine, peak_mib
-from turns import use_threads
+from turns import Contestant, Rounds, main_or_serve, measured, read, save, settings
 
-K, SAMPLE, WARM_UP, STRANGERS = 10, 1000, 2000, 200
+K, SAMPLE, QUERIES, WARM_UP, STRANGERS = 10, 1000, 10_000, 2000, 200
 RESULTS = Path(__file__).parent / "results" / "neighbours.json"
-#: Contestants, and the most rows that each is asked.
-CONTESTANTS: dict[str, tuple[str, dict[str, Any], int]] = {
-    "imgcurate, exact": ("imgcurate", {"exact": True}, 1_000_000),
-    "imgcurate, probes=2": ("imgcurate", {"probes": 2, "clusters": True}, 10_000_000),
-    "imgcurate, probes=4": ("imgcurate", {"probes": 4, "clusters": True}, 10_000_000),
-    "imgcurate, probes=8": ("imgcurate", {"probes": 8, "clusters": True}, 10_000_000),
-    "faiss IVF, nprobe=3": ("faiss", {"lists": True, "nprobe": 3}, 10_000_000),
-    "faiss IVF, nprobe=9": ("faiss", {"lists": True, "nprobe": 9}, 10_000_000),
-    "usearch": ("usearch", {}, 1_000_000),
-    "faiss flat": ("faiss", {"lists": False}, 100_000),
-    "scikit-learn": ("sklearn", {}, 100_000),
+CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "imgcurate, exact": ("imgcurate", {"exact": True}),
+    "imgcurate, probes=2": ("imgcurate", {"probes": 2, "clusters": True}),
+    "imgcurate, probes=4": ("imgcurate", {"probes": 4, "clusters": True}),
+    "imgcurate, probes=8": ("imgcurate", {"probes": 8, "clusters": True}),
+    "faiss IVF, nprobe=3": ("faiss", {"lists": True, "nprobe": 3}),
+    "faiss IVF, nprobe=9": ("faiss", {"lists": True, "nprobe": 9}),
+    "usearch": ("usearch", {}),
+    "faiss flat": ("faiss", {"lists": False}),
+    "scikit-learn": ("sklearn", {}),
 }
+#: Of more than `ASKED_OF_ALL` rows these are asked for the neighbours of `QUERIES` of them.
+SLOW, ASKED_OF_ALL = ("faiss IVF, nprobe=9", "faiss flat", "scikit-learn"), 100_000
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rows", type=int, nargs="+", default=[20_000, 100_000])
+    parts = [*CONTESTANTS, "strangers"]
     arguments.add_argument(
-        "--only", nargs="+", default=list(CONTESTANTS), help="contestants; others keep the figures that they have"
+        "--only",
+        nargs="+",
+        choices=parts,
+        default=parts,
+        metavar="NAME",
+        help="contestants, in this order, or strangers; what is not named keeps the figures that it has",
     )
     arguments.add_argument("--note", default="", help="said beside the results, such as what else the machine did")
-    arguments.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = arguments.parse_args()
-    if options.child:
-        method, made, how = options.child
-        print(json.dumps(METHODS[method](np.load(made, mmap_mode="r"), json.loads(how), made)))
-        return
-    report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
-    report |= {
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "note": options.note,
-        "k": K,
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("faiss-cpu", "scikit-learn", "usearch", "semhash")
-        },
-    }
+    report = read(RESULTS) | settings(options.note, ("faiss-cpu", "scikit-learn", "usearch", "semhash")) | {"k": K}
+    chosen = [name for name in options.only if name in CONTESTANTS]
     with tempfile.TemporaryDirectory(prefix="imgcurate-bench-") as scratch:
-        for n in options.rows:
+        for n in options.rows if chosen else []:
             path = f"{scratch}/{n}.npy"
             np.save(path, embeddings.many(n, 768).vectors)
             # Memory is the contestants'.
             vectors = np.load(path, mmap_mode="r")
             truth = nearest_of_some(vectors)
-            found = report["rows"].setdefault(str(n), {})
-            for name in options.only:
-                method, how, most = CONTESTANTS[name]
-                if n <= most:
-                    found[name] = one(method, path, how, vectors, truth)
-                    print(f"{n:>10,} {name:<22}{json.dumps(found[name])}", flush=True)
-                    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+            found = report.setdefault("rows", {}).setdefault(str(n), {})
+            for name in chosen:
+                found[name] = one(name, path, vectors, *truth)
+                print(f"{n:>10,} {name:<22}{json.dumps(found[name])}", flush=True)
+                save(report, RESULTS)
             os.unlink(path)
-    report["strangers"] = strangers()
-    print(json.dumps(report["strangers"], indent=2))
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    if "strangers" in options.only:
+        report["strangers"] = strangers()
+        print(json.dumps(report["strangers"], indent=2))
+        save(report, RESULTS)
 
 
-def one(method: str, path: str, how: dict[str, Any], vectors: np.ndarray, truth: Any) -> dict[str, Any]:
-    """Run a contestant in a process of its own."""
-    command = [sys.executable, __file__, "--child", method, path, json.dumps(how)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        return {"stopped with": done.returncode}
-    found = json.loads(done.stdout.splitlines()[-1])
-    lists = np.load(f"{path}.found.npy")
-    rows, least = truth
+def one(name: str, path: str, vectors: np.ndarray, rows: np.ndarray, least: np.ndarray) -> dict[str, Any]:
+    """Run a contestant in a process of its own, and judge its lists of some rows."""
+    method, how = CONTESTANTS[name]
+    given = {"path": path, "how": how, "queries": None, "cores": os.cpu_count()}
+    if name in SLOW and len(vectors) > ASKED_OF_ALL:
+        others = np.setdiff1d(np.arange(len(vectors)), rows)
+        queries = np.random.default_rng(1).choice(others, QUERIES - len(rows), replace=False)
+        given["queries"] = f"{path}.queries.npy"
+        np.save(given["queries"], np.concatenate([rows, queries]))
+    try:
+        with Contestant(Path(__file__), method, given) as contestant:
+            found = contestant.round()
+    except ChildProcessError as error:
+        return {"error": str(error)}
+    lists = np.load(f"{path}.found.npy", mmap_mode="r")
+    lists = lists[: len(rows)] if given["queries"] else lists[rows]
     hits = 0
-    for row, low in zip(rows.tolist(), least.tolist(), strict=True):
-        others = np.unique(lists[row][(lists[row] >= 0) & (lists[row] != row)])
+    for row, low, near in zip(rows.tolist(), least.tolist(), lists, strict=True):
+        others = np.unique(near[(near >= 0) & (near != row)])
         hits += int((vectors[others].astype(np.float64) @ vectors[row].astype(np.float64) >= low - 1e-6).sum())
     return {**found, "recall": round(hits / (K * len(rows)), 4)}
 
@@ -122,40 +119,30 @@ def nearest_of_some(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows, tops[:, K]  # the first is the row itself
 
 
-def by_imgcurate(vectors: np.ndarray, how: dict[str, Any], path: str) -> dict[str, Any]:
-
+def by_imgcurate(options: dict[str, Any]) -> Rounds:
     import imgcurate as ic
 
-    n, how = len(vectors), dict(how)
+    path, how = options["path"], dict(options["how"])
+    n = len(np.load(path, mmap_mode="r"))
     if how.pop("clusters", False):
-        how["n_clusters"] = max(round((n / 2) ** 0.5), n // 1000)
+        how["n_clusters"] = round((n / 2) ** 0.5)  # its default, but for few rows, which it would compare all
 
-    def lists(frame: Any, **options: Any) -> tuple[Any, Any]:
-        found = ic.neighbours(frame, K, **options)
+    def lists(frame: Any, **how: Any) -> tuple[Any, Any]:
+        found = ic.neighbours(frame, K, **how)
         return found, found.frame.compute()
 
     with ic.connect(devices=[]) as client:
         lists(frame_of(path, WARM_UP, 2), n_clusters=20)
         frame = frame_of(path, n, max(2, n // 10_000)).persist()
         assert len(frame) == n
-
-        def seconds_of_cpu() -> float:
-            workers = client.run(lambda: sum(os.times()[:2]))
-            return sum(workers.values()) + sum(os.times()[:2])
-
-        before, started = seconds_of_cpu(), time.perf_counter()
-        found, made = lists(frame, **how)
-        seconds, cpu = time.perf_counter() - started, seconds_of_cpu() - before
-        peak = max(client.run(peak_mib).values())
-        estimated = found.recall(SAMPLE)
-    every = np.full((n, K), -1, dtype=np.int64)
-    for row, others in zip(made["image_id"].to_numpy().astype(np.int64), made["neighbours"], strict=True):
-        every[row, : len(others)] = others
-    np.save(f"{path}.found.npy", every)
-    return figures(seconds, cpu, peak) | {
-        "clusters": found.n_clusters,
-        "recall() says": [round(value, 4) for value in estimated[:3]],
-    }
+        yield {}
+        (found, made), figures = measured(lambda: lists(frame, **how), client)
+        every = np.full((n, K), -1, dtype=np.int64)
+        for row, others in zip(made["image_id"].to_numpy().astype(np.int64), made["neighbours"], strict=True):
+            every[row, : len(others)] = others
+        np.save(f"{path}.found.npy", every)
+        estimated = [round(value, 4) for value in found.recall(SAMPLE)[:3]]
+        yield figures | {"clusters": found.n_clusters, "recall() says": estimated}
 
 
 def frame_of(path: str, n: int, npartitions: int) -> Any:
@@ -175,59 +162,68 @@ def part(start: int, stop: int, path: str) -> Any:
     return rows.assign(embedding=to_column(np.array(np.load(path, mmap_mode="r")[start:stop]), rows))
 
 
-def by_faiss(vectors: np.ndarray, how: dict[str, Any], path: str) -> dict[str, Any]:
+def by_faiss(options: dict[str, Any]) -> Rounds:
     import faiss
 
-    use_threads(os.cpu_count() or 1)
-    dimension = vectors.shape[1]
+    how = options["how"]
 
-    def lists(rows: np.ndarray) -> np.ndarray:
+    def build(rows: np.ndarray) -> Any:
+        dimension = rows.shape[1]
         index = faiss.IndexFlatIP(dimension)
         if how["lists"]:
             index = faiss.IndexIVFFlat(index, dimension, round((len(rows) / 2) ** 0.5), faiss.METRIC_INNER_PRODUCT)
             index.train(rows)
             index.nprobe = how["nprobe"]
         index.add(rows)
-        return index.search(rows, K + 1)[1]
+        return index
 
-    return timed(lists, vectors, path)
+    return indexed(build, lambda index, rows: index.search(rows, K + 1)[1], options)
 
 
-def by_sklearn(vectors: np.ndarray, how: dict[str, Any], path: str) -> dict[str, Any]:
+def by_sklearn(options: dict[str, Any]) -> Rounds:
     from sklearn.neighbors import NearestNeighbors
 
     # Of unit vectors the nearest are those of the highest cosine.
-    return timed(
-        lambda rows: (
-            NearestNeighbors(n_neighbors=K + 1, algorithm="brute").fit(rows).kneighbors(rows, return_distance=False)
-        ),
-        vectors,
-        path,
+    return indexed(
+        lambda rows: NearestNeighbors(n_neighbors=K + 1, algorithm="brute").fit(rows),
+        lambda index, rows: index.kneighbors(rows, return_distance=False),
+        options,
     )
 
 
-def by_usearch(vectors: np.ndarray, how: dict[str, Any], path: str) -> dict[str, Any]:
+def by_usearch(options: dict[str, Any]) -> Rounds:
     from usearch.index import Index
 
-    def lists(rows: np.ndarray) -> np.ndarray:
+    def build(rows: np.ndarray) -> Any:
         index = Index(ndim=rows.shape[1], metric="ip")
         index.add(np.arange(len(rows)), rows)
-        return index.search(rows, K + 1).keys.astype(np.int64)
+        return index
 
-    return timed(lists, vectors, path)
+    return indexed(build, lambda index, rows: index.search(rows, K + 1).keys.astype(np.int64), options)
 
 
-def timed(lists: Callable[[np.ndarray], np.ndarray], vectors: np.ndarray, path: str) -> dict[str, Any]:
-    lists(vectors[:WARM_UP])
-    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    found = lists(vectors)
-    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+def indexed(
+    build: Callable[[np.ndarray], Any], ask: Callable[[Any, np.ndarray], np.ndarray], options: dict[str, Any]
+) -> Rounds:
+    """Build an index of all rows in this process, and ask it for the neighbours of all, or of some and compute what all would take."""
+    path, queries = options["path"], options["queries"]
+    vectors = np.load(path, mmap_mode="r")
+    ask(build(vectors[:WARM_UP]), vectors[:WARM_UP])
+    yield {}
+    index, building = measured(lambda: build(vectors))
+    wanted = vectors[np.load(queries)] if queries else vectors
+    found, asking = measured(lambda: ask(index, wanted))
     np.save(f"{path}.found.npy", found)
-    return figures(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, peak_mib())
-
-
-def figures(seconds: float, cpu: float, peak: float) -> dict[str, Any]:
-    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "peak_mib": round(peak)}
+    clocks, every = ("seconds", "cpu_seconds"), len(vectors) / len(wanted)
+    whole = {name: round(building[name] + asking[name] * every, 2) for name in clocks}
+    if queries:
+        took = {"building": building, "queries": asking}
+        whole = {
+            "queries": len(wanted),
+            "measured": {part: {name: of[name] for name in clocks} for part, of in took.items()},
+            "computed for all": whole,
+        }
+    yield {**whole, "peak_mib": asking["peak_mib"]}
 
 
 def strangers(n: int = 20_000) -> dict[str, Any]:
@@ -276,4 +272,4 @@ def strangers(n: int = 20_000) -> dict[str, Any]:
 METHODS = {"imgcurate": by_imgcurate, "faiss": by_faiss, "sklearn": by_sklearn, "usearch": by_usearch}
 
 if __name__ == "__main__":
-    main()
+    main_or_serve(main, METHODS)

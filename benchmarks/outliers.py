@@ -17,19 +17,16 @@ average precision where there are scores for all, and which share of its first i
 from __future__ import annotations
 
 import argparse
-import datetime
 import glob
-import importlib.metadata
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import dask
 import numpy as np
-from end_to_end import machine
 from flags import files_of
 from PIL import Image, ImageEnhance, ImageOps
+from turns import save, settings
 
 K, PLANTED, DRAWS, EPS = 10, 5, 20, 0.2
 RESULTS = Path(__file__).parent / "results" / "outliers.json"
@@ -53,13 +50,8 @@ def main() -> None:
         ordinary = {Path(given).name: vectors_of(images_at(given)) for given in options.ordinary}
     rng = np.random.default_rng(0)
     drawn = [rng.permutation(len(strangers))[:PLANTED] for _ in range(DRAWS)]
-    report: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "note": options.note,
-        "versions": {name: importlib.metadata.version(name) for name in ("faiss-cpu", "scikit-learn", "semhash")},
-        "strangers": {"to draw from": len(strangers), "drawn": PLANTED, "draws": DRAWS},
-    }
+    report = settings(options.note, ("faiss-cpu", "scikit-learn", "semhash"))
+    report["strangers"] = {"to draw from": len(strangers), "drawn": PLANTED, "draws": DRAWS}
     with dask.config.set(scheduler="synchronous"):
         for name, rows in ordinary.items():
             planted = {
@@ -71,7 +63,7 @@ def main() -> None:
                 found = [compare(rows, some) for some in draws]
                 report[name][how] = {method: mean(found, method) for method in found[0]}
                 print(name, how, json.dumps(report[name][how], indent=2), flush=True)
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    save(report, RESULTS)
 
 
 def images_at(pattern: str) -> list[Path]:

@@ -19,23 +19,16 @@ Seconds are on the clock; CPU seconds are of all cores. Memory is the peak of th
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from end_to_end import machine, peak_mib
-from neighbours import figures, frame_of
-from turns import use_threads
+from neighbours import frame_of
+from turns import Contestant, Rounds, main_or_serve, measured, read, save, settings
 
 TAKEN, WARM_UP, CONCEPTS, LEVELS = 1000, 3000, 100, (500, 100)
 RESULTS = Path(__file__).parent / "results" / "representatives.json"
@@ -60,21 +53,10 @@ def main() -> None:
         "--only", nargs="+", default=list(CONTESTANTS), help="contestants; others keep the figures that they have"
     )
     arguments.add_argument("--note", default="", help="said beside the results, such as what else the machine did")
-    arguments.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = arguments.parse_args()
-    if options.child:
-        method, path, how = options.child
-        print(json.dumps(METHODS[method](path, json.loads(how))))
-        return
-    report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"found": {}}
-    report |= {
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "note": options.note,
-        "taken": TAKEN,
-        "rows": {"cover": COVER, "balance": BALANCE},
-        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "scikit-learn")},
-    }
+    report = read(RESULTS) | settings(options.note, ("numpy", "scikit-learn"))
+    report |= {"taken": TAKEN, "rows": {"cover": COVER, "balance": BALANCE}}
+    found = report.setdefault("found", {})
     with tempfile.TemporaryDirectory(prefix="imgcurate-bench-") as scratch:
         for task, made in (("cover", like_clip), ("balance", long_tailed)):
             rows, concept = made()
@@ -82,14 +64,14 @@ def main() -> None:
             np.save(path, rows)
             for name in (name for name in CONTESTANTS if name in options.only and name.startswith(task)):
                 method, how = CONTESTANTS[name]
-                command = [sys.executable, __file__, "--child", method, path, json.dumps(how)]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                given = {"path": path, "how": how, "cores": os.cpu_count()}
+                with Contestant(Path(__file__), method, given) as contestant:
+                    found[name] = contestant.round()
                 chosen = np.load(f"{path}.taken.npy")
                 assert len(np.unique(chosen)) == TAKEN
-                said = coverage(rows, chosen) if concept is None else balance(concept[chosen])
-                report["found"][name] = json.loads(done.stdout.splitlines()[-1]) | said
-                print(f"{name:<38}{json.dumps(report['found'][name])}", flush=True)
-                RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+                found[name] |= coverage(rows, chosen) if concept is None else balance(concept[chosen])
+                print(f"{name:<38}{json.dumps(found[name])}", flush=True)
+                save(report, RESULTS)
 
 
 def like_clip() -> tuple[np.ndarray, None]:
@@ -125,27 +107,22 @@ def balance(concept: np.ndarray) -> dict[str, float]:
     return {"concepts": round(float(np.exp(entropy)), 1), "share of the largest": round(float(shares.max()), 4)}
 
 
-def by_imgcurate(path: str, how: dict[str, Any]) -> dict[str, Any]:
+def by_imgcurate(options: dict[str, Any]) -> Rounds:
     import imgcurate as ic
 
+    path, how = options["path"], options["how"]
     n = len(np.load(path, mmap_mode="r"))
     with ic.connect(devices=[]) as client:
         ic.representatives(frame_of(path, WARM_UP, 2), 100, **how).frame.compute()
         frame = frame_of(path, n, n // 10_000).persist()
         assert len(frame) == n
-
-        def seconds_of_cpu() -> float:
-            return sum(client.run(lambda: sum(os.times()[:2])).values()) + sum(os.times()[:2])
-
-        before, started = seconds_of_cpu(), time.perf_counter()
-        made = ic.representatives(frame, TAKEN, **how).frame.compute()
-        seconds, cpu = time.perf_counter() - started, seconds_of_cpu() - before
-        peak = max(client.run(peak_mib).values())
-    np.save(f"{path}.taken.npy", made["image_id"].to_numpy().astype(np.int64))
-    return figures(seconds, cpu, peak)
+        yield {}
+        made, figures = measured(lambda: ic.representatives(frame, TAKEN, **how).frame.compute(), client)
+        np.save(f"{path}.taken.npy", made["image_id"].to_numpy().astype(np.int64))
+        yield figures
 
 
-def by_numpy(path: str, how: dict[str, Any]) -> dict[str, Any]:
+def by_numpy(options: dict[str, Any]) -> Rounds:
     def take(rows: np.ndarray) -> np.ndarray:
         near, chosen = np.full(len(rows), -np.inf, dtype=np.float32), [0]
         while len(chosen) < min(TAKEN, len(rows)):
@@ -153,10 +130,10 @@ def by_numpy(path: str, how: dict[str, Any]) -> dict[str, Any]:
             chosen.append(int(near.argmin()))
         return np.array(chosen)
 
-    return timed(take, path)
+    return alone(take, options["path"])
 
 
-def by_sklearn(path: str, how: dict[str, Any]) -> dict[str, Any]:
+def by_sklearn(options: dict[str, Any]) -> Rounds:
     from sklearn.cluster import KMeans
 
     rng = np.random.default_rng(0)
@@ -205,28 +182,27 @@ def by_sklearn(path: str, how: dict[str, Any]) -> dict[str, Any]:
         own = np.flatnonzero(np.isin(labels[level], clusters))
         return len(own) if not level else size_of(labels, level - 1, own)
 
-    return timed(take, path)
+    return alone(take, options["path"])
 
 
-def at_random(path: str, how: dict[str, Any]) -> dict[str, Any]:
+def at_random(options: dict[str, Any]) -> Rounds:
     def take(rows: np.ndarray) -> np.ndarray:
         return np.random.default_rng(0).choice(len(rows), TAKEN, replace=False)
 
-    return timed(take, path)
+    return alone(take, options["path"])
 
 
-def timed(take: Callable[[np.ndarray], np.ndarray], path: str) -> dict[str, Any]:
+def alone(take: Callable[[np.ndarray], np.ndarray], path: str) -> Rounds:
+    """Take rows in this process."""
     rows = np.load(path)
-    use_threads(os.cpu_count() or 1)
     take(rows[:WARM_UP])
-    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    chosen = take(rows)
-    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+    yield {}
+    chosen, figures = measured(lambda: take(rows))
     np.save(f"{path}.taken.npy", chosen)
-    return figures(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, peak_mib())
+    yield figures
 
 
 METHODS = {"imgcurate": by_imgcurate, "numpy": by_numpy, "sklearn": by_sklearn, "random": at_random}
 
 if __name__ == "__main__":
-    main()
+    main_or_serve(main, METHODS)

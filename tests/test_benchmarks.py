@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import xml.etree.ElementTree
 from pathlib import Path
 
@@ -131,3 +132,31 @@ def test_disk_usage_is_that_of_all_files_below(tmp_path):
     size, files = disk_usage(tmp_path)
     assert files == 2 and size >= 2 * 16384
     assert disk_usage(tmp_path / "nothing") == (0, 0)
+
+
+def test_what_all_queries_would_take_is_computed_from_those_that_were_asked(tmp_path):
+    from neighbours import indexed
+
+    rows, asked = np.random.default_rng(0).standard_normal((40, 4), dtype=np.float32), []
+    np.save(tmp_path / "rows.npy", rows)
+    np.save(tmp_path / "queries.npy", [7, 3, 5, 0])
+
+    def ask(index, wanted):
+        asked.append(wanted)
+        end = time.perf_counter() + 0.02
+        while time.perf_counter() < end:
+            pass
+        return np.argsort(-wanted @ index.T, axis=1)
+
+    given = {"path": str(tmp_path / "rows.npy"), "queries": str(tmp_path / "queries.npy")}
+    rounds = indexed(np.array, ask, given)
+    assert next(rounds) == {}
+    figures = next(rounds)
+    np.testing.assert_array_equal(asked[-1], rows[[7, 3, 5, 0]])
+    of_some, of_all = figures["measured"]["queries"], figures["computed for all"]
+    building = figures["measured"]["building"]
+    assert figures["queries"] == 4 and "seconds" not in figures
+    for clock in ("seconds", "cpu_seconds"):
+        assert of_all[clock] == pytest.approx(building[clock] + 10 * of_some[clock])
+    assert of_all["seconds"] >= 0.2
+    np.testing.assert_array_equal(np.load(f"{given['path']}.found.npy"), ask(rows, rows[[7, 3, 5, 0]]))
