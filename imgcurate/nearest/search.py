@@ -27,7 +27,7 @@ from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import id_dtype
 from imgcurate.dedup.result.shown import with_places
 from imgcurate.dedup.semantic import frame as frames
-from imgcurate.dedup.semantic.clusters import assign, exchange, files, sample
+from imgcurate.dedup.semantic.clusters import assign, exchange, files, kmeans, sample
 from imgcurate.dedup.semantic.clusters.exchange import Members
 from imgcurate.dedup.semantic.store import StoredRows, VectorStore
 from imgcurate.dedup.work.mapped import map_table, work_folder, write_table
@@ -122,7 +122,7 @@ def neighbours(
     rows = frames.prepare(frame, id_field, embedding_field, [], seed, work)
     identity.one(rows.encoders, "the frame")
     n = rows.n_compared
-    clusters = min(n_clusters or _choose_n_clusters(n), n)
+    clusters = min(n_clusters or _choose_n_clusters(n, rows.dimension), n)
     if exact or clusters <= probes:
         clusters = min(n, 1)
     gpu = vectors.on_gpu(frame._meta)
@@ -156,15 +156,16 @@ def _check(k: Any, n_clusters: Any, probes: Any, exact: Any, seed: Any) -> None:
         raise ValueError(f"seed={seed!r} must be a whole number")
 
 
-def _choose_n_clusters(n: int) -> int:
-    """Return the number of clusters for `n` images where the user names none.
+def _choose_n_clusters(n: int, dimension: int) -> int:
+    """Return the number of clusters for `n` images where the user names none, of which a sample that one task holds has rows enough.
 
     Examples
     --------
-    >>> [_choose_n_clusters(n) for n in (50_000, 100_000, 1_000_000, 10_000_000)]
-    [1, 224, 707, 5000]
+    >>> [_choose_n_clusters(n, 768) for n in (50_000, 100_000, 1_000_000, 10_000_000, 100_000_000)]
+    [1, 224, 707, 5000, 10922]
     """
-    return 1 if n <= _ALL else max(round((n / 2) ** 0.5), n // _ROWS_PER_CLUSTER)
+    most = kmeans.most_clusters(dimension)
+    return 1 if n <= _ALL else min(max(round((n / 2) ** 0.5), n // _ROWS_PER_CLUSTER), most)
 
 
 def _in_memory(
