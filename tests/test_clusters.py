@@ -300,7 +300,7 @@ def test_products_of_any_numbers_of_rows_have_few_shapes() -> None:
 def test_blocks_of_any_number_of_rows_do_not_make_a_process_larger() -> None:
     program = (
         "import numpy as np, psutil, torch\n"
-        "from imgcurate.dedup.semantic import assign\n"
+        "from imgcurate.dedup.semantic.clusters import assign\n"
         "from imgcurate.vectors import unit_rows\n"
         "torch.set_num_threads(1)\n"
         "rows = unit_rows(np.random.default_rng(0).standard_normal((1024, 64)).astype(np.float32))[0]\n"

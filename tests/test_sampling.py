@@ -26,6 +26,7 @@ from test_work import SMALL, setting
 import imgcurate as ic
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.clusters import kmeans, sample
+from imgcurate.dedup.work import memory
 from imgcurate.sampling import quotas, steps, tree
 from imgcurate.sampling.farthest import farthest_first
 from imgcurate.vectors import unit_rows
@@ -241,7 +242,7 @@ def test_files_give_what_memory_gives_and_what_is_there_is_not_made_again(in_pro
 
 def test_a_tree_is_fitted_to_a_sample_in_files_without_holding_it(in_process: None, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((40_000, 64)).astype(np.float32)
-    with setting({(frames, "_SHARE_IN_MEMORY"): 0, (frames, "_GROUP_BYTES"): 1 << 20}):
+    with setting({(memory, "_SHARE_IN_MEMORY"): 0, (frames, "_GROUP_BYTES"): 1 << 20}):
         frame = frames.prepare(frame_of(rows, names(len(rows)), 8), "image_id", "embedding", [], 0, str(tmp_path))
         tracemalloc.start()
         made = sample.of_sample(frame, 36_000, tree.grow, [20, 4], 0).compute()
