@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -38,3 +38,15 @@ def check_whole_number(name: str, value: Any, least: int = 1, *, instead: str = 
 def is_whole_number(value: Any, least: int = 1) -> bool:
     """Tell whether a value is a whole number of at least `least`."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def check_seed(seed: Any, name: str = "seed") -> None:
+    """Raise a ValueError where `seed` is no whole number, of any sign."""
+    if not isinstance(seed, Integral):
+        raise ValueError(f"{name}={seed!r} must be a whole number")
+
+
+def check_cosine(name: str, cosine: Any) -> None:
+    """Raise a ValueError where `cosine` is none."""
+    if not isinstance(cosine, Real) or isinstance(cosine, bool) or not -1 <= float(cosine) <= 1:
+        raise ValueError(f"{name}={cosine!r} must be a cosine, -1 to 1")

@@ -16,6 +16,7 @@ from imgcurate import schema, storage
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes.outputs import lazily
 from imgcurate.dedup.graph import across
+from imgcurate.dedup.result.shown import OfImages
 from imgcurate.printable import plural
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ KINDS = ("exact", "perceptual", "semantic")
 _COLUMNS = ["id", "split", "duplicate_of", "other_split", "kind", "similarity"]
 
 
-class Leaks:
+class Leaks(OfImages):
     """Images of one split that are in another one, too.
 
     Attributes
@@ -153,10 +154,6 @@ class Leaks:
         some = dask.compute([dask.delayed(across.least_similar)(table, n) for table in self._found])[0]
         found = across.least_similar(pa.concat_tables(some, promote_options="permissive"), n)
         return schema.to_pandas(_named(found).rename_columns([self.id_field, *_COLUMNS[1:]]))
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What the frame is made of, or holds, is not this result's.
-        return self.__dict__ | {"_images": None}
 
 
 def _named(table: pa.Table) -> pa.Table:

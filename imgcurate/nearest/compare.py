@@ -180,7 +180,8 @@ def passing(rows: Short, others: Short, k: int, floor: np.ndarray) -> tuple[np.n
         row, hot = _where(tops >= lowest[:, None])
         at, offset = _where(cells[row, hot] >= lowest[row][:, None])
         row, column = row[at], hot[at] * cell + offset
-        row, column = row[column < len(beside)], column[column < len(beside)]
+        real = column < len(beside)
+        row, column = row[real], column[real]
         found.append((row, column + start, cells.view(n, -1)[row, column]))
     row, column, value = (torch.cat(columns) for columns in zip(*found, strict=True))
     chosen = value >= lowest[row]

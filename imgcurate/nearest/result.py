@@ -17,6 +17,7 @@ from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes.ids import arrow_type
 from imgcurate.dedup.dataframes.outputs import Result
 from imgcurate.dedup.result import recall
+from imgcurate.dedup.result.shown import OfImages
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic import ground_truth
 from imgcurate.dedup.semantic.normalise import Rows
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from imgcurate.report.page import Page
 
 
-class Neighbours(Result):
+class Neighbours(OfImages, Result):
     """The nearest images of each image, which stay on the cluster.
 
     Attributes
@@ -147,10 +148,6 @@ class Neighbours(Result):
         least = -np.sort(-np.concatenate(tops, axis=1), axis=1)[:, wanted - 1]
         found = np.sum(dask.compute(*[count(drawn, table, least) for table in self._found]), axis=0)
         return recall.estimate(true, found)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What the frame is made of, or holds, is not this result's.
-        return self.__dict__ | {"_images": None}
 
 
 def numbered(rows: Any, first: int) -> Rows:

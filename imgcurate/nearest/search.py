@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import dask
@@ -21,7 +20,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from imgcurate import fingerprint, identity, vectors
-from imgcurate.arguments import check_whole_number
+from imgcurate.arguments import check_seed, check_whole_number
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import id_dtype
@@ -152,8 +151,7 @@ def _check(k: Any, n_clusters: Any, probes: Any, exact: Any, seed: Any) -> None:
     check_whole_number("probes", probes, instead="; exact=True compares everything")
     if not isinstance(exact, bool):
         raise ValueError(f"exact={exact!r} must be True or False")
-    if not isinstance(seed, Integral):
-        raise ValueError(f"seed={seed!r} must be a whole number")
+    check_seed(seed)
 
 
 def _choose_n_clusters(n: int, dimension: int) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from imgcurate.recipes.steps import Step, check_cosine, column
+from imgcurate.arguments import check_cosine
+from imgcurate.recipes.steps import Step, column
 
 
 def laion(min_clip_score: float = 0.28) -> list[Step]:

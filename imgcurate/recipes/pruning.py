@@ -8,12 +8,13 @@ import dask
 import numpy as np
 
 from imgcurate import vectors
+from imgcurate.arguments import check_cosine
 from imgcurate.dedup import remove, semantic_duplicates
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.result.thresholds import check_eps
 from imgcurate.dedup.semantic import frame as frames
 from imgcurate.dedup.semantic.clusters import assign, sample
-from imgcurate.recipes.steps import Step, check_cosine, check_n_clusters, check_share, column
+from imgcurate.recipes.steps import Step, check_n_clusters, check_share, column
 from imgcurate.rowwise import map_rows
 from imgcurate.scores.fraction import top_fraction
 

@@ -154,12 +154,6 @@ def check_share(name: str, share: float) -> None:
         raise ValueError(f"{name}={share!r} must be above 0 and below 1: which share stays")
 
 
-def check_cosine(name: str, cosine: float) -> None:
-    """Raise a ValueError where `cosine` is none."""
-    if not isinstance(cosine, Real) or isinstance(cosine, bool) or not -1 <= float(cosine) <= 1:
-        raise ValueError(f"{name}={cosine!r} must be a cosine, -1 to 1")
-
-
 def check_n_clusters(n_clusters: int | None) -> None:
     """Raise a ValueError where `n_clusters` is neither a number of clusters nor None."""
     if n_clusters is not None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from imgcurate import storage, vectors
+from imgcurate.arguments import check_seed
 from imgcurate.cluster import interruptible
 from imgcurate.printable import plural
 from imgcurate.report import rows
@@ -102,8 +103,7 @@ def show(
     >>> show(frame[frame.error.notnull()]).save("broken.html")  # doctest: +SKIP
     """
     check_options("show", size, n=n)
-    if not isinstance(seed, Integral):
-        raise ValueError(f"show: seed={seed!r} must be a whole number")
+    check_seed(seed, "show: seed")
     asked = rows.names_of(columns, "show")
     column, largest = _order(sort)
     rows.require(frame, [id_field, *asked, *([column] if column else [])], "show")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from imgcurate.arguments import check_seed
 from imgcurate.printable import plural, printable
 from imgcurate.report import rows
 from imgcurate.report.gallery import check_options
@@ -23,8 +24,7 @@ _LISTS = ["neighbours", "similarities"]
 def nearest(found: Neighbours, n: int, ids: Any, most: int, seed: int, options: Options) -> Page:
     """Return images, those named or some drawn at random, each with the `most` nearest to it."""
     check_options("show", options.size, n=n, most=most)
-    if not isinstance(seed, Integral):
-        raise ValueError(f"show: seed={seed!r} must be a whole number")
+    check_seed(seed, "show: seed")
     options = with_frame(found, "show", options)
     chosen = rows.sample(found.frame, n, seed, _LISTS, id_field=found.id_field) if ids is None else _named(found, ids)
     near = [list(zip(*(list(part)[:most] for part in lists), strict=True)) for lists in chosen[_LISTS].to_numpy()]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from imgcurate import identity, vectors
-from imgcurate.arguments import check_whole_number, is_whole_number
+from imgcurate.arguments import check_seed, check_whole_number, is_whole_number
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import id_dtype
@@ -147,8 +147,7 @@ def _check(n: Any, fraction: Any, method: Any, weight: Any, seed: Any) -> None:
         raise ValueError(f"method={method!r} is unknown: give {' or '.join(map(repr, METHODS))}")
     if weight is not None and not isinstance(weight, str):
         raise TypeError(f"weight={weight!r} must be the name of a column of numbers")
-    if not isinstance(seed, Integral):
-        raise ValueError(f"seed={seed!r} must be a whole number")
+    check_seed(seed)
 
 
 def _levels(n_clusters: Any, method: str) -> list[int]:

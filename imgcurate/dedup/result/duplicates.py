@@ -276,10 +276,6 @@ class Duplicates(Swept, Shown):
             known["keep"] = [(name, order) for name, order in known["keep"]]
         return cls(found, like=pd.DataFrame(), id_dtype=arrow_id_dtype(id_type), **known)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # What the frame is made of, or holds, is not this result's.
-        return self.__dict__ | {"_images": None}
-
     def _frame(self, tables: list[Delayed], columns: list[str]) -> Any:
         return self._as_frame(tables, columns, self._empty(columns), "duplicates")
 

@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from imgcurate.report.page import Page
 
 
-class Shown:
+class OfImages:
+    """A result that knows where the images that it is about lie: in a frame, which stays behind where the result is sent or written."""
+
+    _images: Any
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What the frame is made of, or holds, is not this result's.
+        return self.__dict__ | {"_images": None}
+
+
+class Shown(OfImages):
     """The pages of `Duplicates`, each made when it is asked for."""
 
     def _repr_html_(self) -> str:

@@ -6,15 +6,15 @@ This file plans and runs the steps on Dask; what happens inside a task stands in
 from __future__ import annotations
 
 import os
-from numbers import Integral, Real
 from typing import Any
 
 import dask
 import numpy as np
 import pyarrow as pa
+from dask.delayed import Delayed
 
 from imgcurate import identity, schema, vectors
-from imgcurate.arguments import check_whole_number
+from imgcurate.arguments import check_cosine, check_seed, check_whole_number
 from imgcurate.cluster import interruptible
 from imgcurate.dedup.dataframes import inputs
 from imgcurate.dedup.dataframes.ids import check_id_type, id_dtype
@@ -125,8 +125,7 @@ def semantic_duplicates(
     0        c            a
     """
     _check_options(eps, n_clusters, rule, probes, exact, min_similarity)
-    if not isinstance(seed, Integral):
-        raise ValueError(f"seed={seed!r} must be a whole number")
+    check_seed(seed)
     inputs.refuse_name(id_field, "semantic_duplicates", ("duplicate_of", "similarity", "cluster"))
     keep, why_keep = rank.in_force(keep, getattr(frame, "columns", ()), "hard")
     key_fields, given_frame = rank.keep_columns(keep), frame
@@ -157,7 +156,8 @@ def semantic_duplicates(
     least = min_similarity
     if least is None:
         least = _affordable(rows, eps) if n else max(1 - 2 * eps, -1)
-    pairs, crossed, fixed = steps.Pairs([], []), [], None
+    pairs, fixed = steps.Pairs([], []), None
+    crossed: list[Delayed] = []
     if n:
         # Pairs are stored a little further down, so that 1 - eps may be rounded either way.
         search = steps.Search(k, probes, max(least - 1e-7, -1), exact, seed, given, min_similarity is None)
@@ -215,8 +215,7 @@ def _check_options(
     if not isinstance(exact, bool):
         raise ValueError(f"exact={exact!r} must be True or False")
     if min_similarity is not None:
-        if not isinstance(min_similarity, Real) or not -1 <= float(min_similarity) <= 1:
-            raise ValueError(f"min_similarity={min_similarity!r} must be a cosine, -1 to 1")
+        check_cosine("min_similarity", min_similarity)
         if eps is not None:
             _check_similarity(min_similarity, eps)
     if rule not in rules.RULES:
