@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml
 	@test -x $(BIN)/python || { echo "Making the environment in $(VENV) (a few minutes, once) ..."; $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -c 'import torch' 2>/dev/null || { echo "Installing torch ..."; $(PIP) --no-deps --retries 1 'torch==2.13.0' \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)); }
-	@echo "Installing imgcurate and what it needs ..."
+	@echo "Installing imgcurate and what it needs (a minute or two, in which pip says nothing) ..."
 	@$(PIP) --editable '.[$(EXTRAS)]'
 	@touch $@
 
